@@ -1,0 +1,149 @@
+//! An open-loop HTTP/1.1 load generator: requests are due at fixed times, whatever became of the earlier ones, and
+//! latency counts from the time a request was due, so a stalled server cannot hide (coordinated omission).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use clap::Parser;
+use http::{Request, Uri};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use linkspan_tests::load::{Failure, Report};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// The longest that one request may take; a longer one counts as failed.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Parser)]
+struct Args {
+    /// What to get: http://HOST:PORT/PATH, resolved anew for each connection.
+    #[arg(long)]
+    url: Uri,
+    /// Requests a second over all connections.
+    #[arg(long)]
+    rate: u32,
+    /// How long.
+    #[arg(long)]
+    seconds: u32,
+    /// Keep-alive connections that share the rate; one that is busy when a request is due sends it late, and that counts.
+    #[arg(long, default_value_t = 16)]
+    connections: u32,
+}
+
+struct Answer {
+    at: Duration,
+    latency: Duration,
+    result: Result<String, String>,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let start = Instant::now();
+    let total = args.rate * args.seconds;
+    let mut tasks = Vec::new();
+    for lane in 0..args.connections {
+        let url = args.url.clone();
+        let due: Vec<Duration> = (lane..total)
+            .step_by(args.connections as usize)
+            .map(|n| Duration::from_secs_f64(f64::from(n) / f64::from(args.rate)))
+            .collect();
+        tasks.push(tokio::spawn(lane_of_requests(url, start, due)));
+    }
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.extend(task.await?);
+    }
+    serde_json::to_writer(std::io::stdout(), &report(answers))?;
+    Ok(())
+}
+
+async fn lane_of_requests(url: Uri, start: Instant, due: Vec<Duration>) -> Vec<Answer> {
+    let mut sender: Option<SendRequest<Empty<Bytes>>> = None;
+    let mut answers = Vec::with_capacity(due.len());
+    for at in due {
+        sleep_until(start + at).await;
+        let result = match timeout(REQUEST_TIMEOUT, request(&url, &mut sender)).await {
+            Ok(Ok(cluster)) => Ok(cluster),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(_) => Err("no answer in 10 s".to_owned()),
+        };
+        if result.is_err() {
+            sender = None;
+        }
+        answers.push(Answer {
+            at,
+            latency: Instant::now() - (start + at),
+            result,
+        });
+    }
+    answers
+}
+
+async fn request(url: &Uri, sender: &mut Option<SendRequest<Empty<Bytes>>>) -> Result<String> {
+    let authority = url.authority().context("the url has no host")?;
+    if sender.as_ref().is_none_or(SendRequest::is_closed) {
+        let stream = TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80)))
+            .await
+            .context("connect")?;
+        stream.set_nodelay(true)?;
+        let (fresh, connection) = handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        *sender = Some(fresh);
+    }
+    let sender = sender.as_mut().context("just connected")?;
+    sender.ready().await.context("connection closed")?;
+    let request = Request::get(url.path_and_query().map_or("/", |p| p.as_str()))
+        .header("host", authority.as_str())
+        .body(Empty::new())?;
+    let response = sender.send_request(request).await.context("no response")?;
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.context("truncated response")?.to_bytes();
+    if head.status.is_server_error() {
+        bail!(
+            "status {}: {}",
+            head.status.as_u16(),
+            String::from_utf8_lossy(&body).trim()
+        );
+    }
+    Ok(head.headers.get("x-cluster").map_or_else(
+        || "?".to_owned(),
+        |v| String::from_utf8_lossy(v.as_bytes()).into_owned(),
+    ))
+}
+
+fn report(mut answers: Vec<Answer>) -> Report {
+    answers.sort_by_key(|a| a.at);
+    let mut latencies: Vec<f64> = answers.iter().map(|a| a.latency.as_secs_f64() * 1e3).collect();
+    latencies.sort_by(f64::total_cmp);
+    let percentile = |p: usize| {
+        latencies
+            .get((latencies.len() * p / 100).min(latencies.len().saturating_sub(1)))
+            .copied()
+    };
+    let mut report = Report {
+        requests: answers.len(),
+        percentiles: [50, 95, 99].map(|p| percentile(p).unwrap_or_default()),
+        by_cluster: BTreeMap::new(),
+        ..Report::default()
+    };
+    for answer in answers {
+        let at_millis = u64::try_from(answer.at.as_millis()).unwrap_or(u64::MAX);
+        match answer.result {
+            Ok(cluster) => {
+                report.good += 1;
+                *report.by_cluster.entry(cluster.clone()).or_default() += 1;
+                report.answers.push((at_millis, cluster));
+            }
+            Err(what) => {
+                report.answers.push((at_millis, String::new()));
+                report.failures.push(Failure { at_millis, what });
+            }
+        }
+    }
+    report
+}

@@ -1,0 +1,22 @@
+//! The test kit: sites in network namespaces, real servers and clients beside them, and a load generator.
+//!
+//! ```text
+//! World  -- one bridge namespace, one namespace per host, addresses 10.77.0.N
+//!   Host -- runs programs: host.command("curl"), host.start(...), with a resolv.conf of its own
+//!     Site -- `linkspan site run` on that host, its manifests, its CLI
+//! ```
+//!
+//! Everything is real: the binaries that users run, nginx, PostgreSQL, Redis, curl, dig, gRPC and WebSocket programs.
+//! A host is a network namespace, so tests neither share ports nor touch the machine's own network; namespaces need root.
+
+pub mod process;
+
+pub mod world;
+
+pub mod site;
+
+pub mod manifests;
+
+pub mod servers;
+
+pub mod load;

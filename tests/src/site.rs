@@ -1,0 +1,239 @@
+//! A standalone site on a host: its folder, its process, its CLI.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::process::{Process, eventually, program, run, succeed};
+use crate::world::Host;
+
+/// How long a site may take until it is ready, and a change until it is visible everywhere.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A site and its processes.
+pub struct Site {
+    /// The host it runs on.
+    pub host: Host,
+    name: String,
+    dir: PathBuf,
+    processes: Vec<Process>,
+}
+
+/// What differs from the defaults of [`Site::init`].
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The site does not say where it can be dialled (it sits behind NAT).
+    pub hidden: bool,
+}
+
+impl Site {
+    /// Makes the site's folder with `linkspan site init` and fits `site.yaml` to the host: the link on 4143, DNS on
+    /// port 53 so that programs of the host resolve by it, two ranges of client addresses with workloads of their own.
+    ///
+    /// # Panics
+    /// When the command fails.
+    pub fn init(host: Host, options: &Options) -> Self {
+        let name = host.name().to_owned();
+        let dir = host.dir().join("site");
+        let site = Self {
+            host,
+            name,
+            dir,
+            processes: Vec::new(),
+        };
+        let dir_text = site.dir.display().to_string();
+        succeed(site.cli().args(["site", "init", &site.name, "--dir", &dir_text]));
+        let advertise = if options.hidden {
+            "[]".to_owned()
+        } else {
+            format!("[\"{}:4143\"]", site.host.address())
+        };
+        let name = &site.name;
+        let yaml = format!(
+            "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway:\n    \
+             listen: 0.0.0.0:4143\n    advertise: {advertise}\n    mtlsListen: 127.0.0.1:4193\n  \
+             dns: {{listen: \"127.0.0.1:53\"}}\n  admin: {{listen: \"127.0.0.1:4191\", controllerListen: \"127.0.0.1:4194\"}}\n  \
+             workloads:\n    - {{cidr: 127.0.1.0/24, namespace: shop, serviceAccount: frontend}}\n    \
+             - {{cidr: 127.0.2.0/24, namespace: ops, serviceAccount: robot}}\n"
+        );
+        fs::write(site.dir.join("site.yaml"), yaml).expect("site.yaml is written");
+        site
+    }
+
+    /// The site's (and cluster's) name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The site's folder.
+    pub fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+
+    fn cli(&self) -> Command {
+        self.host.command(program("linkspan"))
+    }
+
+    /// Runs `linkspan ARGS --dir D` on the host; it must succeed. Returns its standard output.
+    pub fn linkspan(&self, args: &[&str]) -> String {
+        succeed(self.cli().args(args).arg("--dir").arg(&self.dir))
+    }
+
+    /// Runs `linkspan ARGS --dir D`; returns exit code and both outputs.
+    pub fn try_linkspan(&self, args: &[&str]) -> (i32, String) {
+        let output = run(self.cli().args(args).arg("--dir").arg(&self.dir));
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        (output.status.code().unwrap_or(-1), text)
+    }
+
+    /// The JSON that `linkspan ARGS -o json` prints, whatever its exit code.
+    ///
+    /// # Panics
+    /// When it is not JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let output = run(self.cli().args(args).arg("--dir").arg(&self.dir).args(["-o", "json"]));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!(
+                "linkspan {args:?}: {error}\n{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })
+    }
+
+    /// Starts `linkspan site run` and waits until it is ready.
+    pub fn start(&mut self) {
+        let dir = self.dir.display().to_string();
+        self.processes.push(
+            self.host
+                .start("site", program("linkspan"), &["site", "run", "--dir", &dir]),
+        );
+        self.wait_ready();
+    }
+
+    /// Starts gateway and controller as processes of their own; index 0 is the controller, 1 the gateway.
+    pub fn start_split(&mut self) {
+        let dir = self.dir.display().to_string();
+        self.processes.push(
+            self.host
+                .start("controller", program("linkspan-mirror-controller"), &["--dir", &dir]),
+        );
+        self.processes.push(
+            self.host
+                .start("gateway", program("linkspan-gateway"), &["--dir", &dir]),
+        );
+        self.wait_ready();
+    }
+
+    /// Starts the gateway process again after [`Self::process`] was killed.
+    pub fn restart_split(&mut self, index: usize) {
+        let dir = self.dir.display().to_string();
+        let (name, binary) = [
+            ("controller", "linkspan-mirror-controller"),
+            ("gateway", "linkspan-gateway"),
+        ][index];
+        self.processes[index] = self.host.start(name, program(binary), &["--dir", &dir]);
+    }
+
+    /// Waits until the site's admin port says ready.
+    pub fn wait_ready(&self) {
+        eventually(&format!("site {} is ready", self.name), PATIENCE, || {
+            self.host.try_sh("curl -fsS -m 2 http://127.0.0.1:4191/ready").0
+        });
+    }
+
+    /// One of the site's processes.
+    pub fn process(&mut self, index: usize) -> &mut Process {
+        &mut self.processes[index]
+    }
+
+    /// Stops all processes of the site with SIGTERM and waits for their end.
+    pub fn stop(&mut self) {
+        for process in &mut self.processes {
+            process.signal("TERM");
+            process.wait(PATIENCE);
+        }
+        self.processes.clear();
+    }
+
+    /// Kills all processes of the site at once.
+    pub fn kill(&mut self) {
+        self.processes.clear();
+    }
+
+    /// Writes `manifests/FILE`, whole, as an editor would: a new file in its place.
+    ///
+    /// # Panics
+    /// When the folder is not writable.
+    pub fn apply(&self, file: &str, yaml: &str) {
+        let target = self.dir.join("manifests").join(file);
+        let temporary = self.dir.join(format!(".{file}.new"));
+        fs::write(&temporary, yaml).expect("manifest is written");
+        fs::rename(&temporary, &target).expect("manifest is placed");
+    }
+
+    /// Removes `manifests/FILE`.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn remove(&self, file: &str) {
+        fs::remove_file(self.dir.join("manifests").join(file)).expect("manifest is removed");
+    }
+
+    /// Tells `self` about `peer` by the two commands a user types.
+    pub fn import(&self, peer: &Self) {
+        let link = peer.linkspan(&["link", "export"]);
+        let file = self.host.dir().join(format!("{}.link.yaml", peer.name));
+        fs::write(&file, link).expect("link manifest is written");
+        self.linkspan(&["link", "import", &file.display().to_string()]);
+    }
+
+    /// Waits until this site's link to `peer` is alive.
+    pub fn wait_alive(&self, peer: &str) {
+        eventually(&format!("{} sees {peer} alive", self.name), PATIENCE, || {
+            self.alive(peer) == Some(true)
+        });
+    }
+
+    /// What `linkspan gateways` says of `peer`.
+    pub fn alive(&self, peer: &str) -> Option<bool> {
+        let rows = self.json(&["gateways"]);
+        let rows = rows
+            .as_array()
+            .or_else(|| rows.get("gateways").and_then(Value::as_array))?;
+        rows.iter().find(|row| row["cluster"] == peer)?["alive"].as_bool()
+    }
+
+    /// Waits until `name` resolves on the host, and returns the address.
+    pub fn wait_resolves(&self, name: &str) -> String {
+        let mut address = String::new();
+        eventually(&format!("{name} resolves on {}", self.name), PATIENCE, || {
+            let (ok, text) = self.host.try_sh(&format!("dig +short +time=1 +tries=1 {name} A"));
+            address = text.trim().to_owned();
+            ok && !address.is_empty() && address.parse::<std::net::IpAddr>().is_ok()
+        });
+        address
+    }
+}
+
+/// Links every site with every other, and waits until all links are alive.
+pub fn link_all(sites: &[&Site]) {
+    for site in sites {
+        for peer in sites {
+            if site.name != peer.name {
+                site.import(peer);
+            }
+        }
+    }
+    for site in sites {
+        for peer in sites {
+            if site.name != peer.name {
+                site.wait_alive(&peer.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Hosts on one machine: network namespaces on a bridge, with addresses and a resolver of their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::process::{Process, succeed};
+
+/// Distinguishes the worlds of one test process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A network of hosts. Dropping it removes every namespace.
+pub struct World {
+    id: String,
+    dir: tempfile::TempDir,
+    hosts: Vec<Host>,
+}
+
+/// One host: a network namespace.
+#[derive(Clone)]
+pub struct Host {
+    name: String,
+    netns: String,
+    address: String,
+    dir: PathBuf,
+}
+
+/// Whether this process may make network namespaces. `LINKSPAN_REQUIRE_ROOT=1` (CI) makes a missing right a failure.
+///
+/// # Panics
+/// When namespaces are required and cannot be made.
+pub fn available() -> bool {
+    static ROOT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let root = *ROOT.get_or_init(|| {
+        Command::new("ip")
+            .args(["netns", "list"])
+            .output()
+            .is_ok_and(|o| o.status.success())
+            && Command::new("id")
+                .arg("-u")
+                .output()
+                .is_ok_and(|o| o.stdout.starts_with(b"0\n"))
+    });
+    let required = std::env::var_os("LINKSPAN_REQUIRE_ROOT").is_some_and(|v| v == "1");
+    assert!(root || !required, "this test needs root for network namespaces");
+    if !root {
+        eprintln!("SKIPPED: needs root for network namespaces (iproute2)");
+    }
+    root
+}
+
+impl World {
+    /// A bridge with one host per name, at 10.77.0.1, 10.77.0.2, ... in the order given.
+    ///
+    /// # Panics
+    /// When namespaces cannot be made.
+    pub fn new(names: &[&str]) -> Self {
+        let id = format!("ls{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // Unix socket paths hold 107 bytes: keep the folder short.
+        let dir = tempfile::Builder::new()
+            .prefix("ls")
+            .tempdir()
+            .expect("temporary folder");
+        let mut world = Self {
+            id,
+            dir,
+            hosts: Vec::new(),
+        };
+        let wan = world.wan();
+        ip(&["netns", "add", &wan]);
+        ip(&["-n", &wan, "link", "add", "br0", "type", "bridge"]);
+        ip(&["-n", &wan, "link", "set", "br0", "up"]);
+        for name in names {
+            world.add(name);
+        }
+        world
+    }
+
+    fn add(&mut self, name: &str) {
+        let index = self.hosts.len() + 1;
+        let netns = format!("{}-{name}", self.id);
+        let address = format!("10.77.0.{index}");
+        let wan = self.wan();
+        ip(&["netns", "add", &netns]);
+        ip(&["-n", &netns, "link", "set", "lo", "up"]);
+        let port = format!("v{index}");
+        ip(&[
+            "-n", &wan, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &netns,
+        ]);
+        ip(&["-n", &wan, "link", "set", &port, "master", "br0", "up"]);
+        ip(&["-n", &netns, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&["-n", &netns, "link", "set", "eth0", "up"]);
+        let etc = PathBuf::from("/etc/netns").join(&netns);
+        fs::create_dir_all(&etc).expect("/etc/netns is writable");
+        fs::write(
+            etc.join("resolv.conf"),
+            "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
+        )
+        .expect("resolv.conf of the host");
+        let dir = self.dir.path().join(name);
+        fs::create_dir_all(&dir).expect("folder of the host");
+        self.hosts.push(Host {
+            name: (*name).to_owned(),
+            netns,
+            address,
+            dir,
+        });
+    }
+
+    fn wan(&self) -> String {
+        format!("{}-wan", self.id)
+    }
+
+    /// The host called `name`.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn host(&self, name: &str) -> Host {
+        self.hosts
+            .iter()
+            .find(|h| h.name == name)
+            .cloned()
+            .unwrap_or_else(|| panic!("no host {name}"))
+    }
+
+    /// A folder of the world's own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for host in &self.hosts {
+            // Whatever still runs on the host goes with it.
+            if let Ok(pids) = Command::new("ip").args(["netns", "pids", &host.netns]).output() {
+                for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+                    let _: std::io::Result<_> = Command::new("kill").args(["-KILL", pid]).status();
+                }
+            }
+            let _: std::io::Result<_> = Command::new("ip").args(["netns", "del", &host.netns]).status();
+            let _: std::io::Result<()> = fs::remove_dir_all(PathBuf::from("/etc/netns").join(&host.netns));
+        }
+        let _: std::io::Result<_> = Command::new("ip").args(["netns", "del", &self.wan()]).status();
+        if std::thread::panicking() {
+            // The folder with all logs and states stays for whoever looks into the failure.
+            let kept = std::mem::replace(
+                &mut self.dir,
+                tempfile::Builder::new()
+                    .prefix("ls")
+                    .tempdir()
+                    .expect("temporary folder"),
+            );
+            eprintln!("kept for a look: {}", kept.keep().display());
+        }
+    }
+}
+
+impl Host {
+    /// The host's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address on the bridge.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A folder of its own.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A command that will run on this host.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns]).arg(program);
+        command
+    }
+
+    /// Runs a shell line on this host that must succeed; returns its standard output.
+    pub fn sh(&self, line: &str) -> String {
+        let mut command = self.command("bash");
+        command.args(["-euo", "pipefail", "-c", line]).current_dir(&self.dir);
+        succeed(&mut command)
+    }
+
+    /// Runs a shell line on this host; returns success and both outputs.
+    pub fn try_sh(&self, line: &str) -> (bool, String) {
+        let mut command = self.command("bash");
+        command.args(["-uo", "pipefail", "-c", line]).current_dir(&self.dir);
+        let output = crate::process::run(&mut command);
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
+    }
+
+    /// Starts a program on this host. `ip netns exec` execs it, so the process is the program itself.
+    pub fn start(&self, name: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Process {
+        let mut command = self.command(program);
+        command.args(args).current_dir(&self.dir);
+        Process::start(
+            &format!("{}/{name}", self.name),
+            command,
+            &self.dir.join(format!("{name}.log")),
+        )
+    }
+
+    /// Loads nft rules on this host, in a table of their own called `test`.
+    pub fn nft(&self, rules: &str) {
+        self.sh(&format!(
+            "nft -f - <<'RULES'\ntable inet test {{}}\ndelete table inet test\ntable inet test {{\n{rules}\n}}\nRULES"
+        ));
+    }
+
+    /// Removes what [`Self::nft`] loaded.
+    pub fn nft_clear(&self) {
+        self.sh("nft delete table inet test");
+    }
+}
+
+fn ip(args: &[&str]) {
+    succeed(Command::new("ip").args(args));
+}
