@@ -1,0 +1,439 @@
+//! The clap tree: what may be typed, with the help that `--help` prints. No command does its work here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Joins clusters and sites into one mesh: services of one cluster under names of the other.
+#[derive(Debug, Parser)]
+#[command(
+    name = "linkspan",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    after_help = "Start here:\n  linkspan demo                         two linked sites on this machine, step by step\n  linkspan site init east --dir east    a site of your own\n\nExit codes: 0 done, 1 failed or a check did not pass, 2 wrong arguments."
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start two linked sites on this machine and walk through the story
+    Demo(DemoArgs),
+    /// Make and run a standalone site
+    #[command(subcommand)]
+    Site(SiteCommand),
+    /// Link this site with another one
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// Certificates for workloads of this site
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Show the links: peer, alive, round trip, loss, version
+    Gateways(GatewaysArgs),
+    /// Show what is mirrored here, from where, at which name and address, and whether it is healthy
+    Services(ServicesArgs),
+    /// Show what this site exports, to whom, and whether it can be reached
+    Exports(ExportsArgs),
+    /// Run named checks over the whole path and say how to mend what fails
+    Check(CheckArgs),
+    /// Show success rate, requests per second and latency per service and cluster
+    Stat(StatArgs),
+    /// Print the version
+    Version(VersionArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Where the site is.
+#[derive(Debug, Args)]
+pub(crate) struct SiteDir {
+    /// The site's folder: the one that holds site.yaml
+    #[arg(long, short = 'd', value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputArgs {
+    /// How to print: a table for people, or one JSON document for programs
+    #[arg(long, short = 'o', value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Format,
+}
+
+/// Output forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns; colour only on a terminal
+    Table,
+    /// One JSON document
+    Json,
+}
+
+/// `linkspan demo`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Starts two sites, east and west, on this machine, with a small HTTP service in each, links them, and walks \
+through the story with live figures: a mirrored name resolves, a call crosses, the backend sees who called, traffic is \
+shifted by weights, the remote gateway is killed and traffic moves, it returns and traffic comes back.\n\n\
+Needs no root and no fixed port: it picks loopback addresses inside 127.80.0.0/12 and ports that are free. Everything it \
+makes lies in one temporary folder and goes away at the end. It stays up for your own curl and dig until Ctrl-C.",
+    after_help = "Examples:\n  linkspan demo                    the story, then stays up\n  linkspan demo --check            the story as a test: PASS or FAIL per step, in under 60 s\n  linkspan demo -o json            no story: prints one JSON object with every address, stays up\n\nExit codes: 0 all steps passed (or ended by Ctrl-C), 1 a step failed, 2 wrong arguments."
+)]
+pub(crate) struct DemoArgs {
+    /// Verify every step, print PASS or FAIL for each, end with exit code 0 or 1
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// text: the story. json: one JSON object with all addresses, pids and commands once ready (with --check: the results)
+    #[arg(long, short = 'o', value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: DemoFormat,
+    /// Keep the temporary folder with both sites at the end, and say where it is
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// The service process of the demo; started by the demo itself
+    #[arg(long, hide = true, value_name = "CLUSTER")]
+    pub(crate) serve: Option<String>,
+}
+
+/// Output forms of the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoFormat {
+    /// The story, for people
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// `linkspan site ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum SiteCommand {
+    /// Make a site: site.yaml with every field explained, a state folder with its own CA, an empty manifests folder
+    Init(SiteInitArgs),
+    /// Run the gateway and the controller of a site in one process
+    Run(SiteRunArgs),
+}
+
+/// `linkspan site init`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Makes a site: a site.yaml in which every field stands with its default, unit and consequence, a state \
+folder (mode 0700) with a certificate authority of the site's own, and an empty manifests folder. Nothing that is there \
+already is overwritten.",
+    after_help = "Examples:\n  linkspan site init east --dir /srv/east --advertise east.example.com:4143\n  linkspan site init laptop --dir laptop      nobody dials it: it dials the others (NAT)\n\nExit codes: 0 made, 1 failed (for instance: a site is there already), 2 wrong arguments."
+)]
+pub(crate) struct SiteInitArgs {
+    /// The cluster's name: lower-case letters, digits and '-', 63 at most. Peers see it; mirrored names end in it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The folder to make
+    #[arg(long, short = 'd', value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// The trust domain of the site's identities [default: NAME.linkspan.internal]
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) trust_domain: Option<String>,
+    /// UDP address of the link; port 0 lets the kernel choose
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:4143")]
+    pub(crate) listen: String,
+    /// An address at which peers can dial this site (several: repeat it). None: this site dials, nobody dials it. Port 0
+    /// means the port that the link has bound
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Vec<String>,
+    /// TCP address of the port for local clients that show their own certificate
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4193")]
+    pub(crate) mtls_listen: String,
+    /// UDP and TCP address of the DNS server for mirrored names
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5353")]
+    pub(crate) dns_listen: String,
+    /// TCP address of the admin listener: /metrics /ready /live /config (read-only)
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4191")]
+    pub(crate) admin_listen: String,
+    /// The address range from which every mirrored service gets an address of its own
+    #[arg(long, value_name = "CIDR", default_value = "127.80.0.0/12")]
+    pub(crate) mirror_addresses: String,
+    /// Threads of the data path [default: one per core, 4 at most]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<u16>,
+}
+
+/// `linkspan site run`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Runs the gateway and the controller of a site in one process. They speak with each other only through the \
+sockets in the state folder, as the two separate programs linkspan-gateway and linkspan-mirror-controller do.\n\n\
+Prints the bound addresses when everything listens. Ends on SIGTERM or Ctrl-C after a drain (gateway.drainSeconds in \
+site.yaml); a second signal ends it at once.",
+    after_help = "Examples:\n  linkspan site run --dir /srv/east\n  linkspan site run --dir /srv/east --log-format json --log info,linkspan_gateway=debug\n\nExit codes: 0 ended by a signal, 1 could not start or a vital part failed, 2 wrong arguments."
+)]
+pub(crate) struct SiteRunArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// How log lines look (they go to standard error)
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    /// Which log lines are written: error, warn, info, debug, trace, or per module as in info,linkspan_gateway=debug
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub(crate) log: String,
+    /// Run one half only; for the demo
+    #[arg(long, hide = true, value_name = "HALF")]
+    pub(crate) only: Option<Half>,
+    /// End when standard input ends; the demo's children end with it this way, however it ends
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_ends: bool,
+}
+
+/// Forms of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// The halves of a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Half {
+    /// The data plane
+    Gateway,
+    /// The control plane
+    Controller,
+}
+
+/// `linkspan link ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// Print the Link manifest that the peer applies
+    Export(LinkExportArgs),
+    /// Check a peer's Link manifest and place it in manifests/
+    Import(LinkImportArgs),
+    /// Show the links that this site's manifests declare
+    List(LinkListArgs),
+    /// Remove a link: its mirrors go, its peer can no longer connect
+    Remove(LinkRemoveArgs),
+}
+
+/// `linkspan link export`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Prints the Link manifest that the peer applies: this site's name, trust domain, root certificate and \
+addresses. It holds no secret, but whoever applies it trusts this root for this trust domain: carry it over a channel in \
+which nobody can change it, or compare the fingerprint that `link import` shows.\n\n\
+Addresses come from gateway.advertise in site.yaml, or from --address. Port 0 stands for the port that the running \
+gateway has bound. Without any address the peer waits to be dialled by this site.",
+    after_help = "Examples:\n  linkspan link export --dir east > east-link.yaml\n  linkspan link export --dir east --address east.example.com:4143 | ssh west linkspan link import - --dir /srv/west\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+)]
+pub(crate) struct LinkExportArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// An address at which the peer dials this site, in place of gateway.advertise (several: repeat it)
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "no_address")]
+    pub(crate) address: Vec<String>,
+    /// Print no address, whatever site.yaml says: the peer waits to be dialled
+    #[arg(long)]
+    pub(crate) no_address: bool,
+}
+
+/// `linkspan link import`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Checks the Link manifest of a peer and places it as manifests/link-NAME.yaml. Checked: the names, the \
+trust domain, that the bundle holds CA certificates and nothing else, that it is not this site's own, that no other \
+link has the same trust domain. Shows the root's SHA-256 fingerprint to compare with the peer's people.\n\n\
+A running site takes it up in under a second.",
+    after_help = "Examples:\n  linkspan link import east-link.yaml --dir west\n  linkspan link export --dir east | linkspan link import - --dir west\n\nExit codes: 0 placed (or there already, unchanged), 1 refused, 2 wrong arguments."
+)]
+pub(crate) struct LinkImportArgs {
+    /// The manifest that the peer's `link export` printed; - reads standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// Replace an existing link of the same name (for a new root or new addresses)
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+/// `linkspan link list`
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 shown, 1 failed, 2 wrong arguments.")]
+pub(crate) struct LinkListArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan link remove`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Removes the Link manifest that `link import` placed. A running site then closes the link and removes \
+everything it mirrored from that peer; new connections of the peer are refused.",
+    after_help = "Exit codes: 0 removed, 1 failed (for instance: no such link), 2 wrong arguments."
+)]
+pub(crate) struct LinkRemoveArgs {
+    /// The peer's cluster name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+}
+
+/// `linkspan identity ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum IdentityCommand {
+    /// Issue a certificate (X.509-SVID) to a workload of this site, for the gateway's mTLS port
+    Issue(IdentityIssueArgs),
+}
+
+/// `linkspan identity issue`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Makes a key and a certificate for a workload of this site: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT, \
+signed by the site's CA. A client that shows it at the gateway's mTLS port (gateway.mtlsListen), with the mirrored name \
+as server name, is known to backends in linked clusters under this identity with assurance mtls.\n\n\
+Writes tls.crt (the chain), tls.key (mode 0600) and ca.crt (the site's root, to verify the gateway).",
+    after_help = "Examples:\n  linkspan identity issue --dir east --namespace shop --service-account web --out web-identity\n  curl --cert web-identity/tls.crt --key web-identity/tls.key --cacert web-identity/ca.crt \\\n    --connect-to ::127.0.0.1:4193 https://api-west.shop.svc.cluster.local:8080/\n\nExit codes: 0 issued, 1 failed, 2 wrong arguments."
+)]
+pub(crate) struct IdentityIssueArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// The workload's namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(crate) namespace: String,
+    /// The workload's service account
+    #[arg(long, short = 's', value_name = "ACCOUNT")]
+    pub(crate) service_account: String,
+    /// The folder for the files; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Replace files of an earlier issue
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+/// `linkspan gateways`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  linkspan gateways --dir east\n  linkspan gateways --dir east -o json\n\nExit codes: 0 shown, 1 failed (for instance: the site does not run), 2 wrong arguments."
+)]
+pub(crate) struct GatewaysArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan services`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  linkspan services --dir east\n  linkspan services --dir east --namespace shop --cluster west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
+)]
+pub(crate) struct ServicesArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// Only this namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Only what this peer exports
+    #[arg(long, short = 'c', value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan exports`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  linkspan exports --dir west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
+)]
+pub(crate) struct ExportsArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// Only this namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan check`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Runs named checks over the whole path: the site runs, addresses resolve, UDP reaches the peer, certificates \
+and trust fit, the catalogues agree, DNS answers, one probe per mirrored service. Each failure comes with a remedy.",
+    after_help = "Examples:\n  linkspan check --dir east\n  linkspan check --dir east --wait 30    wait up to 30 s until everything passes\n\nExit codes: 0 every check passed, 1 a check failed, 2 wrong arguments."
+)]
+pub(crate) struct CheckArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// Only the link with this peer
+    #[arg(long, short = 'c', value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Repeat for up to this many seconds until every check passes
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) wait: u64,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan stat`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  linkspan stat --dir east\n  linkspan stat --dir east --window 30 --namespace shop -o json\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
+)]
+pub(crate) struct StatArgs {
+    /// Where the site is.
+    #[command(flatten)]
+    pub(crate) site: SiteDir,
+    /// The last so many seconds
+    #[arg(long, short = 'w', value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub(crate) window: u64,
+    /// Only this namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Only this peer
+    #[arg(long, short = 'c', value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan version`
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 printed, 2 wrong arguments.")]
+pub(crate) struct VersionArgs {
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `linkspan completions`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  linkspan completions bash > /etc/bash_completion.d/linkspan\n\nExit codes: 0 printed, 2 wrong arguments."
+)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}

@@ -1,0 +1,1 @@
+//! Asks a running site: its folder, its admin listener, its DNS server.

@@ -1,0 +1,5 @@
+//! being written
+use crate::commands::Exit;
+pub(crate) fn run(_args: crate::args::IdentityCommand) -> anyhow::Result<Exit> {
+    anyhow::bail!("being written")
+}

@@ -1,0 +1,106 @@
+use serde_json::json;
+
+use super::json::render;
+use super::table::{Cell, Table};
+use super::{FIELD_BYTES, safe, safe_lines};
+
+/// What a hostile peer would put into a name.
+const HOSTILE: &[&str] = &[
+    "\x1b[2J\x1b]0;owned\x07",
+    "a\r\nb\tc\0d",
+    "\u{202e}gnp.exe",
+    "\u{2066}x\u{2069}",
+    "\u{009b}31m",
+    "\u{7f}\u{85}\u{2028}\u{2029}",
+    "\u{feff}zero\u{200b}width",
+];
+
+fn assert_harmless(text: &str) {
+    for character in text.chars() {
+        assert!(
+            character == '\n' || !character.is_control(),
+            "control character {character:?} in {text:?}"
+        );
+        assert!(
+            !matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{200b}' | '\u{feff}')
+        );
+    }
+}
+
+#[test]
+fn a_hostile_name_is_shown_not_obeyed() {
+    for hostile in HOSTILE {
+        let shown = safe(hostile);
+        assert_harmless(&shown);
+        assert!(!shown.contains('\n'));
+        let mut table = Table::new(["NAME", "STATE"]);
+        table.row([Cell::text(hostile), Cell::text("up").good()]);
+        let rendered = table.render(false);
+        assert_harmless(&rendered);
+        assert_eq!(
+            rendered.lines().count(),
+            2,
+            "a name must not add a line: {rendered:?}"
+        );
+        let document = render(&json!({ *hostile: [hostile] })).unwrap();
+        assert_harmless(&document);
+        let back: serde_json::Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(
+            back[*hostile][0], **hostile,
+            "JSON escapes keep the content"
+        );
+    }
+}
+
+#[test]
+fn a_huge_field_is_cut() {
+    for unit in ["x", "é", "\x1b", "\u{202e}"] {
+        let huge = unit.repeat(1 << 20);
+        assert!(safe(&huge).len() <= FIELD_BYTES);
+        let back: serde_json::Value =
+            serde_json::from_str(&render(&json!([huge])).unwrap()).unwrap();
+        assert!(back[0].as_str().unwrap().len() <= FIELD_BYTES);
+    }
+    assert_eq!(safe("plain"), "plain");
+    assert_eq!(safe_lines("one\ntwo\x1b\n"), "one\ntwo\\u{1b}\n");
+}
+
+#[test]
+fn columns_are_aligned_and_lines_end_clean() {
+    let mut table = Table::new(["CLUSTER", "ALIVE", "NUM_SVC", "LATENCY"]);
+    assert!(table.is_empty());
+    table.row([
+        Cell::text("east"),
+        Cell::text("True").good(),
+        Cell::number("12"),
+        Cell::number("3ms"),
+    ]);
+    table.row([
+        Cell::text("a-longer-name"),
+        Cell::text("False").bad(),
+        Cell::number("1"),
+    ]);
+    assert_eq!(
+        table.render(false),
+        "CLUSTER        ALIVE  NUM_SVC  LATENCY\n\
+         east           True        12      3ms\n\
+         a-longer-name  False        1  -\n"
+    );
+}
+
+#[test]
+fn colour_only_when_asked_and_without_effect_on_widths() {
+    let mut table = Table::new(["A", "B"]);
+    table.row([Cell::text("up").good(), Cell::text("x")]);
+    table.row([Cell::text("down").bad(), Cell::text("y").warning()]);
+    assert!(!table.render(false).contains('\x1b'));
+    let coloured = table.render(true);
+    assert!(coloured.contains("\x1b[32mup\x1b[0m    x\n"));
+    assert!(coloured.contains("\x1b[31mdown\x1b[0m  \x1b[33my\x1b[0m\n"));
+}
+
+#[test]
+fn the_argument_tree_is_sound() {
+    use clap::CommandFactory;
+    crate::args::Cli::command().debug_assert();
+}
