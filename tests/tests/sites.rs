@@ -1,0 +1,27 @@
+//! Standalone sites end to end: real programs on hosts of their own, linked by the commands that users type.
+//!
+//! One program with many modules, so that it links once. Each module is named by what it proves.
+
+mod sites {
+    mod kit;
+
+    mod http;
+
+    mod tcp;
+
+    mod identity;
+
+    mod weights;
+
+    mod faults;
+
+    mod nat;
+
+    mod reach;
+
+    mod lifecycle;
+
+    mod cli;
+
+    mod demo;
+}

@@ -1,0 +1,239 @@
+//! Mirrors come, stay and go for the right reasons only.
+
+use std::time::{Duration, Instant};
+
+use linkspan_tests::manifests::Service;
+use linkspan_tests::process::eventually;
+use linkspan_tests::servers::Nginx;
+use linkspan_tests::site::{PATIENCE, Site};
+use serde_json::Value;
+
+use super::kit::{linked, needs_namespaces};
+
+fn service(name: &str, port: u16) -> String {
+    Service::new("shop", name).port("http", port, Some("http")).yaml()
+}
+
+fn gone(site: &Site, name: &str) {
+    eventually(&format!("{name} is gone on {}", site.name()), PATIENCE, || {
+        site.host.try_sh(&format!("dig +time=1 +tries=1 {name} A")).1.contains("NXDOMAIN")
+    });
+}
+
+#[test]
+fn a_deletion_on_the_exporting_side_removes_the_mirror() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    west.apply("web.yaml", &service("web", 8080));
+    west.apply("api.yaml", &service("api", 8081));
+    let address = east.wait_resolves("web-west.shop.svc.cluster.local");
+    east.wait_resolves("api-west.shop.svc.cluster.local");
+    let mirror = east.dir().join("state/mirrors/shop.web-west.yaml");
+    eventually("the mirror's file is there", PATIENCE, || mirror.exists());
+    west.remove("web.yaml");
+    gone(east, "web-west.shop.svc.cluster.local");
+    eventually("the mirror's file is gone", PATIENCE, || !mirror.exists());
+    assert!(!east.host.try_sh(&format!("curl -sS -m 2 http://{address}:8080/")).0, "nobody listens for it any more");
+    east.wait_resolves("api-west.shop.svc.cluster.local");
+    // Withdrawing the export alone does the same.
+    west.apply("api.yaml", &Service::new("shop", "api").port("http", 8081, Some("http")).hidden().yaml());
+    gone(east, "api-west.shop.svc.cluster.local");
+}
+
+#[test]
+fn a_peer_that_disappears_removes_nothing() {
+    needs_namespaces!();
+    let (_world, mut sites) = linked(&["east", "west"]);
+    sites[1].apply("web.yaml", &service("web", 8080));
+    let name = "web-west.shop.svc.cluster.local";
+    let address = sites[0].wait_resolves(name);
+    sites[1].kill();
+    eventually("east sees west down", PATIENCE, || sites[0].alive("west") == Some(false));
+    assert_eq!(sites[0].wait_resolves(name), address);
+    // East itself restarts while west is away: the mirror is still there, at the same address.
+    sites[0].stop();
+    sites[0].start();
+    assert_eq!(sites[0].wait_resolves(name), address);
+    let rows = sites[0].json(&["services"]);
+    assert!(rows.to_string().contains("web-west"), "{rows}");
+}
+
+#[test]
+fn a_broken_manifest_changes_nothing_else_and_is_named() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    let _nginx = Nginx::start(&west.host, 8080);
+    west.apply("web.yaml", &service("web", 8080));
+    let name = "web-west.shop.svc.cluster.local";
+    let address = east.wait_resolves(name);
+    west.apply("web.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  ports: [{port: eighty}]\n");
+    eventually("the file, line and field are named", PATIENCE, || {
+        let log = std::fs::read_to_string(west.host.dir().join("site.log")).unwrap_or_default();
+        log.contains("web.yaml") && log.contains("port") && (log.contains("line 5") || log.contains(":5"))
+    });
+    assert_eq!(east.host.sh(&format!("curl -fsS http://{name}:8080/")), "west\n", "the last good state serves");
+    // Other files still take effect.
+    west.apply("api.yaml", &service("api", 8081));
+    east.wait_resolves("api-west.shop.svc.cluster.local");
+    assert_eq!(east.wait_resolves(name), address);
+    west.apply("web.yaml", &service("web", 8080));
+    assert_eq!(east.host.sh(&format!("curl -fsS http://{name}:8080/")), "west\n");
+}
+
+#[test]
+fn a_change_of_manifests_takes_effect_in_under_a_second() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    west.apply("first.yaml", &service("first", 8080));
+    east.wait_resolves("first-west.shop.svc.cluster.local");
+    let start = Instant::now();
+    west.apply("second.yaml", &service("second", 8081));
+    east.wait_resolves("second-west.shop.svc.cluster.local");
+    assert!(start.elapsed() < Duration::from_secs(1), "took {:?} across two sites", start.elapsed());
+}
+
+#[test]
+fn a_restart_keeps_every_mirrored_address_and_port() {
+    needs_namespaces!();
+    let (_world, mut sites) = linked(&["east", "west"]);
+    let names: Vec<String> = (0..20).map(|n| format!("svc{n}")).collect();
+    for (index, name) in names.iter().enumerate() {
+        sites[1].apply(&format!("{name}.yaml"), &service(name, 8000 + u16::try_from(index).expect("small")));
+    }
+    let all = |east: &Site| -> Vec<String> {
+        names.iter().map(|name| east.wait_resolves(&format!("{name}-west.shop.svc.cluster.local"))).collect()
+    };
+    let before = all(&sites[0]);
+    let mut distinct = before.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!(distinct.len(), names.len(), "each mirrored service has an address of its own");
+    sites[0].stop();
+    sites[0].start();
+    assert_eq!(all(&sites[0]), before);
+}
+
+#[test]
+fn three_sites_that_all_export_the_same_name_make_no_loop() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west", "north"]);
+    let _servers: Vec<Nginx> = sites.iter().map(|site| Nginx::start(&site.host, 8080)).collect();
+    for site in &sites {
+        site.apply("web.yaml", &service("web", 8080));
+    }
+    for site in &sites {
+        let mut addresses = Vec::new();
+        for peer in sites.iter().filter(|peer| peer.name() != site.name()) {
+            let name = format!("web-{}.shop.svc.cluster.local", peer.name());
+            addresses.push(site.wait_resolves(&name));
+            assert_eq!(site.host.sh(&format!("curl -fsS http://{name}:8080/")), format!("{}\n", peer.name()));
+        }
+        addresses.push(site.wait_resolves("web.shop.svc.clusterset.local"));
+        let count = addresses.len();
+        addresses.sort();
+        addresses.dedup();
+        assert_eq!(addresses.len(), count, "names have addresses of their own");
+        // Mirrors are never exported again: nobody offers web-west-north or the like.
+        let rows = site.json(&["services"]);
+        let text = rows.to_string();
+        assert!(!text.contains("web-west-north") && !text.contains("web-north-west") && !text.contains("web-east-west"), "{text}");
+    }
+}
+
+#[test]
+fn a_service_whose_endpoint_is_a_mirror_is_stopped_as_a_loop() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    // West's "web" is backed by west's mirror of east's "web", and the other way round: a request would circle for ever.
+    east.apply("web.yaml", &service("web", 8080));
+    let mirror_on_west = west.wait_resolves("web-east.shop.svc.cluster.local");
+    west.apply(
+        "web.yaml",
+        &Service::new("shop", "web").port("http", 8080, Some("http")).endpoints(&[(mirror_on_west.as_str(), true)]).yaml(),
+    );
+    let mirror_on_east = east.wait_resolves("web-west.shop.svc.cluster.local");
+    east.apply(
+        "web.yaml",
+        &Service::new("shop", "web").port("http", 8080, Some("http")).endpoints(&[(mirror_on_east.as_str(), true)]).yaml(),
+    );
+    let url = "http://web-west.shop.svc.cluster.local:8080/";
+    let mut answer = String::new();
+    eventually("the loop is refused", PATIENCE, || {
+        answer = east.host.try_sh(&format!("curl -sS -m 5 -i {url}")).1;
+        answer.contains("508")
+    });
+    assert!(answer.to_lowercase().contains("linkspan-error: loop"), "{answer}");
+}
+
+#[test]
+fn a_headless_service_has_a_name_for_each_endpoint() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    for (index, address) in ["127.0.5.1", "127.0.5.2"].iter().enumerate() {
+        let code = format!(
+            "import http.server\nclass H(http.server.BaseHTTPRequestHandler):\n def do_GET(s):\n  \
+             b=b'pod-{index}'; s.send_response(200); s.send_header('Content-Length',str(len(b))); s.end_headers(); s.wfile.write(b)\n\
+             http.server.HTTPServer(('{address}',8080),H).serve_forever()"
+        );
+        std::mem::forget(west.host.start(&format!("pod{index}"), "python3", &["-c", &code]));
+    }
+    west.apply(
+        "db.yaml",
+        &Service::new("shop", "db")
+            .port("http", 8080, Some("http"))
+            .headless()
+            .endpoints(&[("127.0.5.1", true), ("127.0.5.2", true)])
+            .yaml(),
+    );
+    for index in 0..2 {
+        let name = format!("db-{index}.db-west.shop.svc.cluster.local");
+        east.wait_resolves(&name);
+        for _ in 0..5 {
+            assert_eq!(east.host.sh(&format!("curl -fsS --retry 5 --retry-all-errors http://{name}:8080/")), format!("pod-{index}"));
+        }
+    }
+    let both = east.host.sh("dig +short db-west.shop.svc.cluster.local A");
+    assert_eq!(both.lines().count(), 2, "{both}");
+}
+
+#[test]
+fn dns_answers_by_the_rules_of_the_mcs_api() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    west.apply("web.yaml", &service("web", 8080));
+    let name = "web.shop.svc.clusterset.local";
+    let address = east.wait_resolves(name);
+    let dig = |args: &str| east.host.sh(&format!("dig +time=2 +tries=1 {args}"));
+    assert!(dig(&format!("{name} A")).contains(" 5 IN A") || dig(&format!("{name} A")).contains("\t5\tIN\tA"));
+    assert_eq!(dig(&format!("+tcp +short {name} A")).trim(), address);
+    assert!(dig("+short dns-version.clusterset.local TXT").contains("1.0.0"));
+    let srv = dig(&format!("+short _http._tcp.{name} SRV"));
+    assert!(srv.contains("8080") && srv.contains(name), "{srv}");
+    let aaaa = dig(&format!("{name} AAAA"));
+    assert!(aaaa.contains("NOERROR") && aaaa.contains("ANSWER: 0"), "{aaaa}");
+    assert!(dig("example.org A").contains("REFUSED"));
+    assert!(dig("none.shop.svc.clusterset.local A").contains("NXDOMAIN"));
+    assert!(dig("west.web.shop.svc.clusterset.local A").contains("NXDOMAIN"));
+}
+
+#[test]
+fn unlinking_removes_all_mirrors_of_that_peer_and_no_other() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west", "north"]);
+    for site in &sites[1..] {
+        site.apply("web.yaml", &service("web", 8080));
+    }
+    sites[0].wait_resolves("web-west.shop.svc.cluster.local");
+    let kept = sites[0].wait_resolves("web-north.shop.svc.cluster.local");
+    sites[0].linkspan(&["link", "remove", "west"]);
+    gone(&sites[0], "web-west.shop.svc.cluster.local");
+    assert_eq!(sites[0].wait_resolves("web-north.shop.svc.cluster.local"), kept);
+    let rows: Value = sites[0].json(&["gateways"]);
+    assert!(!rows.to_string().contains("\"west\""), "{rows}");
+}
