@@ -1,0 +1,110 @@
+//! Stage 4: streams between this gateway and the gateways of peer clusters.
+//!
+//! ```text
+//! egress  --Links::open--> +-----------+ ==> connection of this worker ==QUIC/mTLS==> peer gateway
+//!                          |   Links   |
+//! ingress <---Ingress----- +-----------+ <== any connection of the peer
+//! ```
+//!
+//! - In: the peers that the controller names ([`Links::configure`]), connections from the listening sockets.
+//! - Out: [`Links::open`] gives a fresh stream to a peer; every stream that a peer opens goes to the [`Ingress`] with its
+//!   header read; [`Links::reports`] says how each link stands.
+//! - Refuses when: the peer is unknown or not connected (at once), its stream credit stays used up (after
+//!   [`OPEN_TIMEOUT`]); from peers: bad or slow headers, unknown kinds, too many streams.
+//! - Never does: trust one peer's certificate authority for another, wait for a link to come up, end a truncated stream
+//!   with a clean FIN.
+//! - Numbers: [`OPEN_TIMEOUT`] 1 s, [`HEADER_TIMEOUT`] 5 s, [`STREAMS_PER_PEER`] 4,096.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use linkspan_proto::configuration::DefaultPolicy;
+use linkspan_proto::identity::{SpiffeId, TrustDomain};
+use linkspan_proto::names::ClusterName;
+use linkspan_proto::refusal::Refusal;
+use linkspan_proto::stream_header::StreamHeader;
+
+mod connection;
+mod pool;
+mod stream;
+
+pub use pool::Links;
+pub use stream::{RecvHalf, SendHalf, StreamError};
+
+/// How long [`Links::open`] waits for stream credit of a connected peer. Long enough for a burst to drain over a
+/// transatlantic round trip, short enough that a client is told before it gives up.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a peer may take from opening a stream to the last byte of its header (S-27).
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Streams of one peer that are served at the same time, over all its connections. Above it: `Overloaded`. Four times
+/// what one connection permits, so that a peer of four workers is never the first to feel it.
+pub const STREAMS_PER_PEER: usize = 4096;
+
+/// Who is at the other end of a connection. Everything in it was checked before the first stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The peer's cluster name, from our own Link object: never from the wire.
+    pub cluster: ClusterName,
+    /// The only trust domain it may speak for.
+    pub trust_domain: TrustDomain,
+    /// The identity in its certificate.
+    pub gateway: SpiffeId,
+    /// Where the connection comes from.
+    pub remote: SocketAddr,
+    /// What an export without a policy of its own allows to it.
+    pub default_policy: DefaultPolicy,
+}
+
+/// A stream that a peer opened, its header read and well formed.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Who opened it.
+    pub peer: Arc<PeerInfo>,
+    /// What it asks for. Its claims (source identity, path) are the peer's: check them against `peer`.
+    pub header: StreamHeader,
+    /// Towards the peer.
+    pub send: SendHalf,
+    /// From the peer; starts with the first byte after the header.
+    pub recv: RecvHalf,
+    /// The worker on whose runtime the connection lives and [`Ingress::stream`] is polled.
+    pub worker: usize,
+}
+
+/// Takes the streams that peers open. Implemented by `path`.
+pub trait Ingress: Send + Sync + 'static {
+    /// Serves one stream to its end. Only kinds `Tcp` and `Http` come here; probes and the catalogue exchange are the
+    /// link's own. Polled in a task of its own: a panic costs this stream alone.
+    fn stream(&self, incoming: Incoming) -> BoxFuture<'static, ()>;
+}
+
+/// Why no stream could be opened. Nothing was sent: trying another cluster is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// No Link names this cluster.
+    #[error("no link to this cluster")]
+    UnknownPeer,
+    /// The link has no connection at the moment.
+    #[error("the link is not connected")]
+    NotConnected,
+    /// All streams that the peer permits are in use.
+    #[error("the peer permits no further streams")]
+    Overloaded,
+    /// The connection was lost while opening.
+    #[error("the link was lost")]
+    LinkLost,
+}
+
+impl OpenError {
+    /// What the client is told.
+    #[must_use]
+    pub const fn refusal(self) -> Refusal {
+        match self {
+            Self::Overloaded => Refusal::Overloaded,
+            Self::UnknownPeer | Self::NotConnected | Self::LinkLost => Refusal::NoBackend,
+        }
+    }
+}

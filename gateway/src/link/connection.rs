@@ -1,0 +1,137 @@
+//! One QUIC connection to a peer, and what is counted on it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use futures::FutureExt;
+use linkspan_runtime::task;
+use tokio::sync::Notify;
+
+use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf};
+
+/// Names a connection in the state machine and in logs; unique within the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ConnectionId(pub(super) u64);
+
+/// A connection whose peer is authenticated.
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    pub(super) quinn: quinn::Connection,
+    /// The worker on whose runtime it lives. Streams may be opened from any thread, at the price of a hop.
+    pub(super) worker: usize,
+    /// Replaced when the Link object changes without touching trust.
+    pub(super) info: ArcSwap<PeerInfo>,
+    pub(super) streams: Arc<Streams>,
+}
+
+impl Connection {
+    pub(super) fn new(id: ConnectionId, quinn: quinn::Connection, worker: usize, info: Arc<PeerInfo>) -> Self {
+        Self { id, quinn, worker, info: ArcSwap::new(info), streams: Arc::new(Streams::default()) }
+    }
+
+    /// A stream, if the peer's credit allows one now.
+    pub(super) fn try_open(&self) -> Option<Result<(SendHalf, RecvHalf), OpenError>> {
+        let opened = self.quinn.open_bi().now_or_never()?;
+        Some(self.opened(opened))
+    }
+
+    /// A stream, waiting for credit for [`OPEN_TIMEOUT`].
+    pub(super) async fn open(&self) -> Result<(SendHalf, RecvHalf), OpenError> {
+        match tokio::time::timeout(OPEN_TIMEOUT, self.quinn.open_bi()).await {
+            Ok(opened) => self.opened(opened),
+            Err(_) => Err(OpenError::Overloaded),
+        }
+    }
+
+    fn opened(
+        &self,
+        opened: Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>,
+    ) -> Result<(SendHalf, RecvHalf), OpenError> {
+        let (send, recv) = opened.map_err(|_| OpenError::LinkLost)?;
+        Ok((SendHalf::new(send, self.streams.count()), RecvHalf::new(recv, self.streams.count())))
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.id.0).field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// The open halves of one connection's streams. A draining connection is closed when there are none left.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    halves: AtomicUsize,
+    draining: AtomicBool,
+    idle: Notify,
+}
+
+impl Streams {
+    /// Counts one more half.
+    pub(super) fn count(self: &Arc<Self>) -> StreamCount {
+        self.halves.fetch_add(1, Ordering::Relaxed);
+        StreamCount { streams: Arc::clone(self) }
+    }
+
+    /// From now on finished streams are waited for until the peer has acknowledged them.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Resolves when no half is left.
+    pub(super) async fn idle(&self) {
+        loop {
+            // Registered before the count is read, or the last half's wake could fall between the two.
+            let woken = self.idle.notified();
+            if self.halves.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            woken.await;
+        }
+    }
+
+    /// Streams in use, rounded up.
+    pub(super) fn open(&self) -> usize {
+        self.halves.load(Ordering::Relaxed).div_ceil(2)
+    }
+}
+
+/// One counted half.
+#[derive(Debug)]
+pub(super) struct StreamCount {
+    streams: Arc<Streams>,
+}
+
+impl StreamCount {
+    /// Whether the connection waits for its streams to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.streams.draining.load(Ordering::Acquire)
+    }
+
+    /// Keeps counting until `acknowledged` resolves.
+    pub(super) fn linger<F>(&self, acknowledged: F)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        // Outside a runtime (a process that is ending) nobody waits for the count.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            let count = self.streams.count();
+            // Detached: ends with the acknowledgement or with the connection.
+            drop(task::spawn("link_linger", async move {
+                acknowledged.await;
+                drop(count);
+            }));
+        }
+    }
+}
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        if self.streams.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.streams.idle.notify_waiters();
+        }
+    }
+}

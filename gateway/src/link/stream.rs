@@ -1,0 +1,232 @@
+//! The two halves of a stream on the link: one thin seam over quinn, so that another carrier can take its place.
+//!
+//! A half that is dropped unfinished tells the peer so, with [`Refusal::Cancelled`]: quinn would end an unfinished send
+//! stream with a clean FIN, and a truncated message would look whole (I1).
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use linkspan_proto::refusal::Refusal;
+use quinn::{ReadError, VarInt, WriteError};
+
+use super::connection::StreamCount;
+
+/// Why a stream ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The peer gave up sending.
+    #[error("the peer reset the stream: {}", .0.reason())]
+    Reset(Refusal),
+    /// The peer reads no more.
+    #[error("the peer stopped the stream: {}", .0.reason())]
+    Stopped(Refusal),
+    /// The connection under the stream is gone.
+    #[error("the link was lost")]
+    LinkLost,
+    /// This side has finished, reset or stopped the half before.
+    #[error("the stream is closed on this side")]
+    Closed,
+}
+
+impl StreamError {
+    /// The peer's reason, where it gave one.
+    #[must_use]
+    pub const fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::Reset(refusal) | Self::Stopped(refusal) => Some(refusal),
+            Self::LinkLost | Self::Closed => None,
+        }
+    }
+}
+
+/// The sending half.
+pub struct SendHalf {
+    stream: quinn::SendStream,
+    /// A FIN or a reset was given: nothing is left to say when this is dropped.
+    ended: bool,
+    finished: bool,
+    count: StreamCount,
+}
+
+impl SendHalf {
+    pub(super) fn new(stream: quinn::SendStream, count: StreamCount) -> Self {
+        Self { stream, ended: false, finished: false, count }
+    }
+
+    /// Sends one chunk, uncopied. Waits for the peer's and the connection's windows: not reading here is the
+    /// back-pressure. Not cancel-safe: a part may have been sent.
+    ///
+    /// # Errors
+    /// When the peer stopped the stream or the link is lost.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
+        self.stream.write_chunk(chunk).await.map_err(write_error)
+    }
+
+    /// Sends all chunks in order, uncopied, and in as few packets as they fit: a header and the first payload share one.
+    /// Not cancel-safe; chunks that were sent are left empty.
+    ///
+    /// # Errors
+    /// When the peer stopped the stream or the link is lost.
+    pub async fn write_all(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        self.stream.write_all_chunks(chunks).await.map_err(write_error)
+    }
+
+    /// Ends this direction cleanly. Synchronous, so that the last data and the FIN share a packet when no await lies
+    /// between.
+    ///
+    /// # Errors
+    /// When the half was finished or reset before.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        if self.ended {
+            return Err(StreamError::Closed);
+        }
+        self.ended = true;
+        self.finished = true;
+        self.stream.finish().map_err(|_| StreamError::Closed)
+    }
+
+    /// Ends this direction with a reason; unsent data is dropped. Also after [`Self::finish`], to take back what the
+    /// peer has not read yet.
+    pub fn reset(&mut self, why: Refusal) {
+        self.ended = true;
+        self.finished = false;
+        // An error says that the stream is over already: then there is nothing to tell.
+        drop(self.stream.reset(code(why)));
+    }
+
+    /// Resolves with the peer's reason when it stops reading, or with `None` when all data and the FIN are acknowledged
+    /// or the link is lost. Cancel-safe.
+    pub async fn stopped(&mut self) -> Option<Refusal> {
+        match self.stream.stopped().await {
+            Ok(Some(why)) => Some(Refusal::from_code(why.into_inner())),
+            Ok(None) | Err(_) => None,
+        }
+    }
+
+    /// Sends this stream's data before that of streams with a lower priority; 0 is usual.
+    pub(super) fn prioritise(&self, priority: i32) {
+        // An error says that the stream is over already.
+        drop(self.stream.set_priority(priority));
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            drop(self.stream.reset(code(Refusal::Cancelled)));
+        } else if self.finished && self.count.is_draining() {
+            // Its data may still be on the way; the connection must not be closed under it.
+            self.count.linger(self.stream.stopped());
+        }
+    }
+}
+
+impl fmt::Debug for SendHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendHalf").field("id", &self.stream.id()).field("ended", &self.ended).finish()
+    }
+}
+
+/// The receiving half.
+pub struct RecvHalf {
+    stream: quinn::RecvStream,
+    /// Bytes read too far, given back: read first.
+    unread: Option<Bytes>,
+    /// FIN, reset or stop: nothing is left to say when this is dropped.
+    ended: bool,
+    _count: StreamCount,
+}
+
+impl RecvHalf {
+    pub(super) fn new(stream: quinn::RecvStream, count: StreamCount) -> Self {
+        Self { stream, unread: None, ended: false, _count: count }
+    }
+
+    /// The next bytes, at most `max`, uncopied; `None` at the peer's FIN. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the peer reset the stream or the link is lost: what came before is a torso.
+    pub async fn read(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
+        std::future::poll_fn(|cx| self.poll_read(cx, max)).await
+    }
+
+    /// As [`Self::read`], for those that implement `Body` or `AsyncRead`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
+        if let Some(mut unread) = self.unread.take() {
+            if unread.len() > max {
+                self.unread = Some(unread.split_off(max));
+            }
+            return Poll::Ready(Ok(Some(unread)));
+        }
+        let read = std::pin::pin!(self.stream.read_chunk(max, true));
+        let chunk = ready!(Future::poll(read, cx));
+        Poll::Ready(match chunk {
+            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(None) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Err(error) => Err(read_error(error)),
+        })
+    }
+
+    /// Gives back bytes that were read too far; the next read yields them first.
+    pub fn unread(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.unread = Some(match self.unread.take() {
+            None => bytes,
+            Some(later) => [bytes, later].concat().into(),
+        });
+    }
+
+    /// Reads no more, and tells the peer why.
+    pub fn stop(&mut self, why: Refusal) {
+        self.ended = true;
+        self.unread = None;
+        // An error says that the stream is over already: then there is nothing to tell.
+        drop(self.stream.stop(code(why)));
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            drop(self.stream.stop(code(Refusal::Cancelled)));
+        }
+    }
+}
+
+impl fmt::Debug for RecvHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecvHalf").field("id", &self.stream.id()).field("ended", &self.ended).finish()
+    }
+}
+
+fn code(why: Refusal) -> VarInt {
+    VarInt::from_u64(why.code()).expect("refusal codes are below 2^62")
+}
+
+fn write_error(error: WriteError) -> StreamError {
+    match error {
+        WriteError::Stopped(why) => StreamError::Stopped(Refusal::from_code(why.into_inner())),
+        WriteError::ClosedStream => StreamError::Closed,
+        WriteError::ConnectionLost(_) | WriteError::ZeroRttRejected => StreamError::LinkLost,
+    }
+}
+
+fn read_error(error: ReadError) -> StreamError {
+    match error {
+        ReadError::Reset(why) => StreamError::Reset(Refusal::from_code(why.into_inner())),
+        ReadError::ClosedStream => StreamError::Closed,
+        ReadError::ConnectionLost(_) | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
+            StreamError::LinkLost
+        }
+    }
+}
