@@ -11,6 +11,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
@@ -102,9 +103,19 @@ pub fn init(format: Format, filter: &str) -> Result<Guard, InitError> {
     let filter = EnvFilter::try_new(filter)?;
     let colours = format == Format::Text && io::stderr().is_terminal();
     let (sender, receiver) = mpsc::sync_channel(QUEUE_LINES);
-    thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&receiver, io::stderr(), format))?;
-    let writer = Writer { sender: sender.clone(), format, colours };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(writer);
+    let lost = Arc::default();
+    let writer = Writer {
+        sender: sender.clone(),
+        lost: Arc::clone(&lost),
+        format,
+        colours,
+    };
+    let write = move || write_lines(&receiver, &lost, io::stderr(), format);
+    thread::Builder::new().name("log".to_owned()).spawn(write)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(writer);
     match format {
         Format::Text => builder.finish().try_init()?,
         Format::Json => builder.json().flatten_event(true).finish().try_init()?,
@@ -133,7 +144,8 @@ impl Drop for Guard {
             thread::sleep(RETRY_PAUSE);
         }
         // A writer that died has nothing left to flush.
-        wait.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+        wait.recv_timeout(until.saturating_duration_since(Instant::now()))
+            .ok();
     }
 }
 
@@ -158,6 +170,8 @@ fn log_panic(info: &PanicHookInfo<'_>) {
 #[derive(Clone, Debug)]
 struct Writer {
     sender: SyncSender<Message>,
+    /// Lines lost that the log has not been told about yet.
+    lost: Arc<AtomicU64>,
     format: Format,
     colours: bool,
 }
@@ -175,6 +189,7 @@ impl Write for &Writer {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = one_line(event, self.format, self.colours);
         if self.sender.try_send(Message::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Ok(event.len())
@@ -210,7 +225,12 @@ fn one_line(event: &[u8], format: Format, colours: bool) -> Vec<u8> {
 }
 
 /// A cut JSON object would be no JSON: the cut text becomes a string of a whole one.
-fn cut_line(line: &mut impl std::fmt::Write, kept: &str, length: usize, format: Format) -> std::fmt::Result {
+fn cut_line(
+    line: &mut impl std::fmt::Write,
+    kept: &str,
+    length: usize,
+    format: Format,
+) -> std::fmt::Result {
     match format {
         Format::Text => {
             text::escape_into(line, kept)?;
@@ -231,7 +251,9 @@ fn escape_but_colours(line: &mut String, kept: &str) -> std::fmt::Result {
             text::escape_into(line, piece)?;
             continue;
         }
-        let end = piece.find(|c: char| !(c.is_ascii_digit() || c == '[' || c == ';')).unwrap_or(piece.len());
+        let end = piece
+            .find(|c: char| !(c.is_ascii_digit() || c == '[' || c == ';'))
+            .unwrap_or(piece.len());
         let (colour, rest) = piece.split_at(end);
         if colour.starts_with('[') && rest.starts_with('m') {
             line.push('\u{1b}');
@@ -245,8 +267,12 @@ fn escape_but_colours(line: &mut String, kept: &str) -> std::fmt::Result {
     Ok(())
 }
 
-fn write_lines(receiver: &Receiver<Message>, mut out: impl Write, format: Format) {
-    let mut told = 0;
+fn write_lines(
+    receiver: &Receiver<Message>,
+    lost: &AtomicU64,
+    mut out: impl Write,
+    format: Format,
+) {
     let mut batch = Vec::with_capacity(BATCH_BYTES);
     while let Ok(first) = receiver.recv() {
         let mut flushed = Vec::new();
@@ -260,10 +286,9 @@ fn write_lines(receiver: &Receiver<Message>, mut out: impl Write, format: Format
                 next = receiver.try_recv().ok();
             }
         }
-        let lost = dropped_lines();
-        if lost > told {
-            batch.extend_from_slice(&loss_line(lost - told, format));
-            told = lost;
+        let lost = lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            batch.extend_from_slice(&loss_line(lost, format));
         }
         write_all_patiently(&mut out, &batch);
         batch.clear();
@@ -278,9 +303,10 @@ fn loss_line(lost: u64, format: Format) -> Vec<u8> {
     let message = "log lines were dropped: stderr is not read fast enough";
     match format {
         Format::Text => format!("WARN log: {message} lines={lost}\n").into_bytes(),
-        Format::Json => {
-            format!("{{\"level\":\"WARN\",\"target\":\"log\",\"message\":\"{message}\",\"lines\":{lost}}}\n").into_bytes()
-        }
+        Format::Json => format!(
+            "{{\"level\":\"WARN\",\"target\":\"log\",\"message\":\"{message}\",\"lines\":{lost}}}\n"
+        )
+        .into_bytes(),
     }
 }
 
