@@ -46,19 +46,8 @@ impl Load {
     /// When the program cannot be started.
     pub fn start(host: &Host, url: &str, rate: u32, seconds: u32) -> Self {
         let mut command: Command = host.command(program("linkspan-load"));
-        command.args([
-            "--url",
-            url,
-            "--rate",
-            &rate.to_string(),
-            "--seconds",
-            &seconds.to_string(),
-        ]);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("linkspan-load starts");
+        command.args(["--url", url, "--rate", &rate.to_string(), "--seconds", &seconds.to_string()]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("linkspan-load starts");
         Self { child }
     }
 

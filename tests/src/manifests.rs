@@ -31,8 +31,7 @@ impl Service {
     /// Adds a port whose number is the same at service and backend.
     #[must_use]
     pub fn port(mut self, name: &str, port: u16, app_protocol: Option<&str>) -> Self {
-        self.ports
-            .push((name.to_owned(), port, app_protocol.map(str::to_owned)));
+        self.ports.push((name.to_owned(), port, app_protocol.map(str::to_owned)));
         self
     }
 
@@ -74,10 +73,7 @@ impl Service {
         }
         text.push_str("  ports:\n");
         for (port_name, port, app_protocol) in &self.ports {
-            let protocol = app_protocol
-                .as_ref()
-                .map(|p| format!(", appProtocol: {p}"))
-                .unwrap_or_default();
+            let protocol = app_protocol.as_ref().map(|p| format!(", appProtocol: {p}")).unwrap_or_default();
             _ = writeln!(text, "    - {{name: {port_name}, port: {port}{protocol}}}");
         }
         _ = write!(
@@ -86,26 +82,15 @@ impl Service {
              namespace: {namespace}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\nendpoints:\n"
         );
         for (index, (address, ready)) in self.endpoints.iter().enumerate() {
-            let hostname = if self.headless {
-                format!(", hostname: {name}-{index}")
-            } else {
-                String::new()
-            };
-            _ = writeln!(
-                text,
-                "  - {{addresses: [\"{address}\"], conditions: {{ready: {ready}}}{hostname}}}"
-            );
+            let hostname = if self.headless { format!(", hostname: {name}-{index}") } else { String::new() };
+            _ = writeln!(text, "  - {{addresses: [\"{address}\"], conditions: {{ready: {ready}}}{hostname}}}");
         }
         text.push_str("ports:\n");
         for (port_name, port, _) in &self.ports {
             _ = writeln!(text, "  - {{name: {port_name}, port: {port}}}");
         }
         if self.exported {
-            let annotations = if self.proxy_protocol {
-                ", annotations: {linkspan.io/proxy-protocol: v2}"
-            } else {
-                ""
-            };
+            let annotations = if self.proxy_protocol { ", annotations: {linkspan.io/proxy-protocol: v2}" } else { "" };
             _ = write!(
                 text,
                 "---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\n\
@@ -124,11 +109,7 @@ pub fn traffic_policy(namespace: &str, service: &str, tiers: &[(&[(&str, u32)], 
     );
     for (clusters, minimum) in tiers {
         let weights: Vec<String> = clusters.iter().map(|(c, w)| format!("{c}: {w}")).collect();
-        _ = writeln!(
-            text,
-            "    - {{clusters: {{{}}}, minHealthyPercent: {minimum}}}",
-            weights.join(", ")
-        );
+        _ = writeln!(text, "    - {{clusters: {{{}}}, minHealthyPercent: {minimum}}}", weights.join(", "));
     }
     text
 }

@@ -22,11 +22,7 @@ impl Process {
     /// # Panics
     /// When the program cannot be started.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("log file opens");
+        let out = File::options().create(true).append(true).open(log).expect("log file opens");
         let err = out.try_clone().expect("log file handle clones");
         let child = command
             .stdin(Stdio::null())
@@ -34,11 +30,7 @@ impl Process {
             .stderr(err)
             .spawn()
             .unwrap_or_else(|error| panic!("{name} does not start: {error} ({command:?})"));
-        Self {
-            child,
-            name: name.to_owned(),
-            log: log.to_owned(),
-        }
+        Self { child, name: name.to_owned(), log: log.to_owned() }
     }
 
     /// The process id.
@@ -51,14 +43,8 @@ impl Process {
     /// # Panics
     /// When the process is gone already.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args([&format!("-{name}"), &self.id().to_string()])
-            .status();
-        assert!(
-            status.is_ok_and(|s| s.success()),
-            "{} takes no signal {name}",
-            self.name
-        );
+        let status = Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
+        assert!(status.is_ok_and(|s| s.success()), "{} takes no signal {name}", self.name);
     }
 
     /// Kills at once and reaps.
@@ -126,9 +112,7 @@ pub fn eventually(what: &str, timeout: Duration, mut condition: impl FnMut() -> 
 /// # Panics
 /// When it cannot be started.
 pub fn run(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+    command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
 }
 
 /// Runs a command that must succeed and returns its standard output.
@@ -153,15 +137,7 @@ pub fn succeed(command: &mut Command) -> String {
 /// When `name` was not built.
 pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("the test program has a path");
-    let path = exe
-        .parent()
-        .and_then(Path::parent)
-        .expect("target/<profile>/deps")
-        .join(name);
-    assert!(
-        path.exists(),
-        "{} is not built: run `tests/run`, or `cargo build --workspace` first",
-        path.display()
-    );
+    let path = exe.parent().and_then(Path::parent).expect("target/<profile>/deps").join(name);
+    assert!(path.exists(), "{} is not built: run `tests/run`, or `cargo build --workspace` first", path.display());
     path
 }

@@ -50,11 +50,8 @@ impl Nginx {
             tls = port + 2,
         );
         fs::write(dir.join("nginx.conf"), config).expect("configuration is written");
-        let process = host.start(
-            &format!("nginx-{port}"),
-            "nginx",
-            &["-c", &dir.join("nginx.conf").display().to_string()],
-        );
+        let process =
+            host.start(&format!("nginx-{port}"), "nginx", &["-c", &dir.join("nginx.conf").display().to_string()]);
         wait_listening(host, port);
         Self { process, dir }
     }

@@ -38,24 +38,23 @@ impl Site {
     pub fn init(host: Host, options: &Options) -> Self {
         let name = host.name().to_owned();
         let dir = host.dir().join("site");
-        let site = Self {
-            host,
-            name,
-            dir,
-            processes: Vec::new(),
-        };
+        let site = Self { host, name, dir, processes: Vec::new() };
         let dir_text = site.dir.display().to_string();
         succeed(site.cli().args(["site", "init", &site.name, "--dir", &dir_text]));
-        let advertise = if options.hidden {
-            "[]".to_owned()
-        } else {
-            format!("[\"{}:4143\"]", site.host.address())
-        };
+        let advertise = if options.hidden { "[]".to_owned() } else { format!("[\"{}:4143\"]", site.host.address()) };
         let name = &site.name;
+        let (link, mtls, dns, admin, controller, mirrors) = if site.host.is_local() {
+            // Ports come from the kernel; the range of mirrored addresses is the test's own by its process id.
+            let range = format!("127.{}.{}.0/24", 96 + (std::process::id() >> 8) % 16, std::process::id() % 256);
+            ("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", range)
+        } else {
+            let range = "127.80.0.0/12".to_owned();
+            ("0.0.0.0:4143", "127.0.0.1:4193", "127.0.0.1:53", "127.0.0.1:4191", "127.0.0.1:4194", range)
+        };
         let yaml = format!(
             "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway:\n    \
-             listen: 0.0.0.0:4143\n    advertise: {advertise}\n    mtlsListen: 127.0.0.1:4193\n  \
-             dns: {{listen: \"127.0.0.1:53\"}}\n  admin: {{listen: \"127.0.0.1:4191\", controllerListen: \"127.0.0.1:4194\"}}\n  \
+             listen: {link}\n    advertise: {advertise}\n    mtlsListen: {mtls}\n  \
+             dns: {{listen: \"{dns}\"}}\n  admin: {{listen: \"{admin}\", controllerListen: \"{controller}\"}}\n  mirrorAddresses: {mirrors}\n  \
              workloads:\n    - {{cidr: 127.0.1.0/24, namespace: shop, serviceAccount: frontend}}\n    \
              - {{cidr: 127.0.2.0/24, namespace: ops, serviceAccount: robot}}\n"
         );
@@ -108,42 +107,37 @@ impl Site {
     /// Starts `linkspan site run` and waits until it is ready.
     pub fn start(&mut self) {
         let dir = self.dir.display().to_string();
-        self.processes.push(
-            self.host
-                .start("site", program("linkspan"), &["site", "run", "--dir", &dir]),
-        );
+        self.processes.push(self.host.start("site", program("linkspan"), &["site", "run", "--dir", &dir]));
         self.wait_ready();
     }
 
     /// Starts gateway and controller as processes of their own; index 0 is the controller, 1 the gateway.
     pub fn start_split(&mut self) {
         let dir = self.dir.display().to_string();
-        self.processes.push(
-            self.host
-                .start("controller", program("linkspan-mirror-controller"), &["--dir", &dir]),
-        );
-        self.processes.push(
-            self.host
-                .start("gateway", program("linkspan-gateway"), &["--dir", &dir]),
-        );
+        self.processes.push(self.host.start("controller", program("linkspan-mirror-controller"), &["--dir", &dir]));
+        self.processes.push(self.host.start("gateway", program("linkspan-gateway"), &["--dir", &dir]));
         self.wait_ready();
     }
 
     /// Starts the gateway process again after [`Self::process`] was killed.
     pub fn restart_split(&mut self, index: usize) {
         let dir = self.dir.display().to_string();
-        let (name, binary) = [
-            ("controller", "linkspan-mirror-controller"),
-            ("gateway", "linkspan-gateway"),
-        ][index];
+        let (name, binary) = [("controller", "linkspan-mirror-controller"), ("gateway", "linkspan-gateway")][index];
         self.processes[index] = self.host.start(name, program(binary), &["--dir", &dir]);
     }
 
     /// Waits until the site's admin port says ready.
     pub fn wait_ready(&self) {
         eventually(&format!("site {} is ready", self.name), PATIENCE, || {
-            self.host.try_sh("curl -fsS -m 2 http://127.0.0.1:4191/ready").0
+            self.bound("gateway", "admin")
+                .is_some_and(|a| self.host.try_sh(&format!("curl -fsS -m 2 http://{a}/ready")).0)
         });
+    }
+
+    /// An address that a half of the site has bound, from its run file: `bound("gateway", "link")`.
+    pub fn bound(&self, half: &str, what: &str) -> Option<String> {
+        let text = fs::read_to_string(self.dir.join(format!("state/run/{half}.json"))).ok()?;
+        serde_json::from_str::<Value>(&text).ok()?[what].as_str().map(str::to_owned)
     }
 
     /// One of the site's processes.
@@ -194,17 +188,13 @@ impl Site {
 
     /// Waits until this site's link to `peer` is alive.
     pub fn wait_alive(&self, peer: &str) {
-        eventually(&format!("{} sees {peer} alive", self.name), PATIENCE, || {
-            self.alive(peer) == Some(true)
-        });
+        eventually(&format!("{} sees {peer} alive", self.name), PATIENCE, || self.alive(peer) == Some(true));
     }
 
     /// What `linkspan gateways` says of `peer`.
     pub fn alive(&self, peer: &str) -> Option<bool> {
         let rows = self.json(&["gateways"]);
-        let rows = rows
-            .as_array()
-            .or_else(|| rows.get("gateways").and_then(Value::as_array))?;
+        let rows = rows.as_array().or_else(|| rows.get("gateways").and_then(Value::as_array))?;
         rows.iter().find(|row| row["cluster"] == peer)?["alive"].as_bool()
     }
 

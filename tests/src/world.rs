@@ -21,7 +21,8 @@ pub struct World {
 #[derive(Clone)]
 pub struct Host {
     name: String,
-    netns: String,
+    /// `None`: the machine itself.
+    netns: Option<String>,
     address: String,
     dir: PathBuf,
 }
@@ -33,14 +34,8 @@ pub struct Host {
 pub fn available() -> bool {
     static ROOT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     let root = *ROOT.get_or_init(|| {
-        Command::new("ip")
-            .args(["netns", "list"])
-            .output()
-            .is_ok_and(|o| o.status.success())
-            && Command::new("id")
-                .arg("-u")
-                .output()
-                .is_ok_and(|o| o.stdout.starts_with(b"0\n"))
+        Command::new("ip").args(["netns", "list"]).output().is_ok_and(|o| o.status.success())
+            && Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0\n"))
     });
     let required = std::env::var_os("LINKSPAN_REQUIRE_ROOT").is_some_and(|v| v == "1");
     assert!(root || !required, "this test needs root for network namespaces");
@@ -58,15 +53,8 @@ impl World {
     pub fn new(names: &[&str]) -> Self {
         let id = format!("ls{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // Unix socket paths hold 107 bytes: keep the folder short.
-        let dir = tempfile::Builder::new()
-            .prefix("ls")
-            .tempdir()
-            .expect("temporary folder");
-        let mut world = Self {
-            id,
-            dir,
-            hosts: Vec::new(),
-        };
+        let dir = tempfile::Builder::new().prefix("ls").tempdir().expect("temporary folder");
+        let mut world = Self { id, dir, hosts: Vec::new() };
         let wan = world.wan();
         ip(&["netns", "add", &wan]);
         ip(&["-n", &wan, "link", "add", "br0", "type", "bridge"]);
@@ -85,27 +73,17 @@ impl World {
         ip(&["netns", "add", &netns]);
         ip(&["-n", &netns, "link", "set", "lo", "up"]);
         let port = format!("v{index}");
-        ip(&[
-            "-n", &wan, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &netns,
-        ]);
+        ip(&["-n", &wan, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &netns]);
         ip(&["-n", &wan, "link", "set", &port, "master", "br0", "up"]);
         ip(&["-n", &netns, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
         ip(&["-n", &netns, "link", "set", "eth0", "up"]);
         let etc = PathBuf::from("/etc/netns").join(&netns);
         fs::create_dir_all(&etc).expect("/etc/netns is writable");
-        fs::write(
-            etc.join("resolv.conf"),
-            "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
-        )
-        .expect("resolv.conf of the host");
+        fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n")
+            .expect("resolv.conf of the host");
         let dir = self.dir.path().join(name);
         fs::create_dir_all(&dir).expect("folder of the host");
-        self.hosts.push(Host {
-            name: (*name).to_owned(),
-            netns,
-            address,
-            dir,
-        });
+        self.hosts.push(Host { name: (*name).to_owned(), netns: Some(netns), address, dir });
     }
 
     fn wan(&self) -> String {
@@ -117,11 +95,7 @@ impl World {
     /// # Panics
     /// When there is none.
     pub fn host(&self, name: &str) -> Host {
-        self.hosts
-            .iter()
-            .find(|h| h.name == name)
-            .cloned()
-            .unwrap_or_else(|| panic!("no host {name}"))
+        self.hosts.iter().find(|h| h.name == name).cloned().unwrap_or_else(|| panic!("no host {name}"))
     }
 
     /// A folder of the world's own.
@@ -132,25 +106,22 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for host in &self.hosts {
+        for netns in self.hosts.iter().filter_map(|host| host.netns.as_ref()) {
             // Whatever still runs on the host goes with it.
-            if let Ok(pids) = Command::new("ip").args(["netns", "pids", &host.netns]).output() {
+            if let Ok(pids) = Command::new("ip").args(["netns", "pids", netns]).output() {
                 for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
                     let _: std::io::Result<_> = Command::new("kill").args(["-KILL", pid]).status();
                 }
             }
-            let _: std::io::Result<_> = Command::new("ip").args(["netns", "del", &host.netns]).status();
-            let _: std::io::Result<()> = fs::remove_dir_all(PathBuf::from("/etc/netns").join(&host.netns));
+            let _: std::io::Result<_> = Command::new("ip").args(["netns", "del", netns]).status();
+            let _: std::io::Result<()> = fs::remove_dir_all(PathBuf::from("/etc/netns").join(netns));
         }
         let _: std::io::Result<_> = Command::new("ip").args(["netns", "del", &self.wan()]).status();
         if std::thread::panicking() {
             // The folder with all logs and states stays for whoever looks into the failure.
             let kept = std::mem::replace(
                 &mut self.dir,
-                tempfile::Builder::new()
-                    .prefix("ls")
-                    .tempdir()
-                    .expect("temporary folder"),
+                tempfile::Builder::new().prefix("ls").tempdir().expect("temporary folder"),
             );
             eprintln!("kept for a look: {}", kept.keep().display());
         }
@@ -173,10 +144,23 @@ impl Host {
         &self.dir
     }
 
+    /// The machine itself, for tests that need no root: loopback, and ports from the kernel.
+    pub fn local(name: &str, dir: &Path) -> Self {
+        Self { name: name.to_owned(), netns: None, address: "127.0.0.1".to_owned(), dir: dir.to_owned() }
+    }
+
+    /// Whether this is the machine itself and not a namespace.
+    pub fn is_local(&self) -> bool {
+        self.netns.is_none()
+    }
+
     /// A command that will run on this host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let Some(netns) = &self.netns else {
+            return Command::new(program);
+        };
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns]).arg(program);
+        command.args(["netns", "exec", netns]).arg(program);
         command
     }
 
@@ -201,11 +185,7 @@ impl Host {
     pub fn start(&self, name: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Process {
         let mut command = self.command(program);
         command.args(args).current_dir(&self.dir);
-        Process::start(
-            &format!("{}/{name}", self.name),
-            command,
-            &self.dir.join(format!("{name}.log")),
-        )
+        Process::start(&format!("{}/{name}", self.name), command, &self.dir.join(format!("{name}.log")))
     }
 
     /// Loads nft rules on this host, in a table of their own called `test`.

@@ -75,11 +75,7 @@ async fn lane_of_requests(url: Uri, start: Instant, due: Vec<Duration>) -> Vec<A
         if result.is_err() {
             sender = None;
         }
-        answers.push(Answer {
-            at,
-            latency: Instant::now() - (start + at),
-            result,
-        });
+        answers.push(Answer { at, latency: Instant::now() - (start + at), result });
     }
     answers
 }
@@ -87,9 +83,8 @@ async fn lane_of_requests(url: Uri, start: Instant, due: Vec<Duration>) -> Vec<A
 async fn request(url: &Uri, sender: &mut Option<SendRequest<Empty<Bytes>>>) -> Result<String> {
     let authority = url.authority().context("the url has no host")?;
     if sender.as_ref().is_none_or(SendRequest::is_closed) {
-        let stream = TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80)))
-            .await
-            .context("connect")?;
+        let stream =
+            TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await.context("connect")?;
         stream.set_nodelay(true)?;
         let (fresh, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -104,27 +99,20 @@ async fn request(url: &Uri, sender: &mut Option<SendRequest<Empty<Bytes>>>) -> R
     let (head, body) = response.into_parts();
     let body = body.collect().await.context("truncated response")?.to_bytes();
     if head.status.is_server_error() {
-        bail!(
-            "status {}: {}",
-            head.status.as_u16(),
-            String::from_utf8_lossy(&body).trim()
-        );
+        bail!("status {}: {}", head.status.as_u16(), String::from_utf8_lossy(&body).trim());
     }
-    Ok(head.headers.get("x-cluster").map_or_else(
-        || "?".to_owned(),
-        |v| String::from_utf8_lossy(v.as_bytes()).into_owned(),
-    ))
+    Ok(head
+        .headers
+        .get("x-cluster")
+        .map_or_else(|| "?".to_owned(), |v| String::from_utf8_lossy(v.as_bytes()).into_owned()))
 }
 
 fn report(mut answers: Vec<Answer>) -> Report {
     answers.sort_by_key(|a| a.at);
     let mut latencies: Vec<f64> = answers.iter().map(|a| a.latency.as_secs_f64() * 1e3).collect();
     latencies.sort_by(f64::total_cmp);
-    let percentile = |p: usize| {
-        latencies
-            .get((latencies.len() * p / 100).min(latencies.len().saturating_sub(1)))
-            .copied()
-    };
+    let percentile =
+        |p: usize| latencies.get((latencies.len() * p / 100).min(latencies.len().saturating_sub(1))).copied();
     let mut report = Report {
         requests: answers.len(),
         percentiles: [50, 95, 99].map(|p| percentile(p).unwrap_or_default()),

@@ -88,7 +88,8 @@ fn gateways_services_and_exports_show_what_is_there() {
         assert!(table.contains(column), "{table}");
     }
     let rows = east.json(&["gateways"]);
-    let row = rows.as_array().or_else(|| rows["gateways"].as_array()).and_then(|r| r.first()).expect("one gateway").clone();
+    let row =
+        rows.as_array().or_else(|| rows["gateways"].as_array()).and_then(|r| r.first()).expect("one gateway").clone();
     assert_eq!(row["cluster"], "west", "{row}");
     let services = east.linkspan(&["services"]);
     assert!(services.contains(WEB) && services.contains("8080"), "{services}");
@@ -134,14 +135,17 @@ fn golden_metrics_are_on_the_admin_port() {
         }
         let line = text
             .lines()
-            .find(|l| l.starts_with("response_total") && l.contains(direction) && l.contains("web") && l.contains("success"))
+            .find(|l| {
+                l.starts_with("response_total") && l.contains(direction) && l.contains("web") && l.contains("success")
+            })
             .unwrap_or_else(|| panic!("no successes counted on {}:\n{text}", site.name()));
         let count: f64 = line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a number");
         assert!(count >= 10.0, "{line}");
         for path in ["live", "ready", "config"] {
             site.host.sh(&format!("curl -fsS http://127.0.0.1:4191/{path}"));
         }
-        let config: Value = serde_json::from_str(&site.host.sh("curl -fsS http://127.0.0.1:4191/config")).expect("JSON");
+        let config: Value =
+            serde_json::from_str(&site.host.sh("curl -fsS http://127.0.0.1:4191/config")).expect("JSON");
         assert!(!config.to_string().contains("PRIVATE KEY"));
     }
 }

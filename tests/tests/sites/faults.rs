@@ -33,7 +33,9 @@ fn split() -> (World, Vec<Site>, Vec<Nginx>) {
 
 fn wait_both(east: &Site) {
     eventually("east and west both answer", PATIENCE, || {
-        let (_, text) = east.host.try_sh(&format!("curl -sS -m 5 http://{WEB}:8080/ http://{WEB}:8080/ http://{WEB}:8080/ http://{WEB}:8080/"));
+        let (_, text) = east.host.try_sh(&format!(
+            "curl -sS -m 5 http://{WEB}:8080/ http://{WEB}:8080/ http://{WEB}:8080/ http://{WEB}:8080/"
+        ));
         text.contains("east") && text.contains("west")
     });
 }
@@ -67,12 +69,8 @@ fn f02_a_killed_gateway_is_withdrawn_in_four_seconds_and_back_in_five() {
     let (_world, mut sites, _servers) = split();
     let (east, west) = sites.split_at_mut(1);
     let (east, west) = (&east[0], std::cell::RefCell::new(&mut west[0]));
-    let (report, broken, healed) = under_load(
-        east,
-        20,
-        || west.borrow_mut().process(1).kill(),
-        || west.borrow_mut().restart_split(1),
-    );
+    let (report, broken, healed) =
+        under_load(east, 20, || west.borrow_mut().process(1).kill(), || west.borrow_mut().restart_split(1));
     assert_withdrawn(&report, broken, healed);
 }
 
@@ -84,7 +82,9 @@ fn f04_a_black_hole_is_withdrawn_in_four_seconds_and_back_in_five() {
     let (report, broken, healed) = under_load(
         &sites[0],
         20,
-        || west.nft("chain i { type filter hook input priority 0; udp dport 4143 drop; udp sport 4143 drop; }\n chain o { type filter hook output priority 0; udp sport 4143 drop; udp dport 4143 drop; }"),
+        || {
+            west.nft("chain i { type filter hook input priority 0; udp dport 4143 drop; udp sport 4143 drop; }\n chain o { type filter hook output priority 0; udp sport 4143 drop; udp dport 4143 drop; }")
+        },
         || west.nft_clear(),
     );
     assert_withdrawn(&report, broken, healed);
@@ -96,12 +96,8 @@ fn f16_a_restarted_controller_withdraws_nothing_on_the_peer() {
     let (_world, mut sites, _servers) = split();
     let (east, west) = sites.split_at_mut(1);
     let (east, west) = (&east[0], std::cell::RefCell::new(&mut west[0]));
-    let (report, ..) = under_load(
-        east,
-        18,
-        || west.borrow_mut().process(0).kill(),
-        || west.borrow_mut().restart_split(0),
-    );
+    let (report, ..) =
+        under_load(east, 18, || west.borrow_mut().process(0).kill(), || west.borrow_mut().restart_split(0));
     assert_eq!(report.failures.len(), 0, "{:?}", report.failures.first());
     // West kept its share all the time, without its controller too.
     for second in 0..17 {

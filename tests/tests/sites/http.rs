@@ -39,23 +39,27 @@ fn nginx_and_curl_exchange_everything_http_has() {
     assert!(head.starts_with("HTTP/1.1 200") && head.to_lowercase().contains("content-length: 5"), "{head}");
     let empty = host.sh(&format!("curl -fsS -i http://{WEB}:8080/empty"));
     assert!(empty.starts_with("HTTP/1.1 204"), "{empty}");
-    assert!(host.sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' http://{WEB}:8080/files/none")).contains("404"));
+    assert!(
+        host.sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' http://{WEB}:8080/files/none")).contains("404")
+    );
 
     // 100 MB up and down, over both versions, compared byte by byte.
     host.sh("head -c 100000000 /dev/urandom > big");
     for (flag, port) in [("--http1.1", 8080), ("--http2-prior-knowledge", 8081)] {
         host.sh(&format!("curl -fsS {flag} -T big http://{WEB}:{port}/files/big-{port}"));
-        succeed(std::process::Command::new("cmp").args([
-            host.dir().join("big"),
-            nginx.dir().join(format!("files/big-{port}")),
-        ]));
+        succeed(
+            std::process::Command::new("cmp")
+                .args([host.dir().join("big"), nginx.dir().join(format!("files/big-{port}"))]),
+        );
         host.sh(&format!("curl -fsS {flag} -o back http://{WEB}:{port}/files/big-{port} && cmp big back"));
     }
 
     // Chunked in both directions, a range, an upload that asks first (Expect: 100-continue).
     host.sh(&format!("curl -fsS -H 'Transfer-Encoding: chunked' -T big http://{WEB}:8080/files/chunked"));
     succeed(std::process::Command::new("cmp").args([host.dir().join("big"), nginx.dir().join("files/chunked")]));
-    host.sh(&format!("curl -fsS -r 1000-1999 -o part http://{WEB}:8080/files/chunked && cmp part <(tail -c +1001 big | head -c 1000)"));
+    host.sh(&format!(
+        "curl -fsS -r 1000-1999 -o part http://{WEB}:8080/files/chunked && cmp part <(tail -c +1001 big | head -c 1000)"
+    ));
     let verbose = host.try_sh(&format!(
         "curl -v -fsS --expect100-timeout 20 -H 'Expect: 100-continue' -T big http://{WEB}:8080/files/asked"
     ));
@@ -64,7 +68,8 @@ fn nginx_and_curl_exchange_everything_http_has() {
     // Trailers, an early refusal while the body still flows, a body that is cut short.
     let trailers = host.sh(&format!("curl -fsS -v --raw -H 'TE: trailers' http://{WEB}:8090/trailers 2>&1"));
     assert!(trailers.to_lowercase().contains("x-checksum: 42"), "{trailers}");
-    let early = host.try_sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' -H Expect: -T big http://{WEB}:8090/early"));
+    let early =
+        host.try_sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' -H Expect: -T big http://{WEB}:8090/early"));
     assert!(early.1.contains("413"), "{}", early.1);
     let cut = host.try_sh(&format!("curl -sS -o /dev/null http://{WEB}:8090/cut"));
     assert!(!cut.0, "a truncated body must not end well: {}", cut.1);
@@ -86,7 +91,10 @@ fn h2load_loses_no_request() {
     let (_world, sites) = linked(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);
     let _nginx = Nginx::start(&west.host, 8080);
-    west.apply("web.yaml", &Service::new("shop", "web").port("http", 8080, Some("http")).port("h2c", 8081, None).yaml());
+    west.apply(
+        "web.yaml",
+        &Service::new("shop", "web").port("http", 8080, Some("http")).port("h2c", 8081, None).yaml(),
+    );
     east.wait_resolves(WEB);
     for (flags, port) in [("--h1", 8080), ("", 8081)] {
         let text = east.host.sh(&format!("h2load {flags} -n 20000 -c 20 -m 10 http://{WEB}:{port}/"));
@@ -101,7 +109,10 @@ fn grpc_in_all_four_kinds_with_deadlines_and_errors_in_trailers() {
     let (_world, sites) = linked(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);
     let _server = servers::python(&west.host, "grpc_server.py", 50051);
-    west.apply("echo.yaml", &Service::new("shop", "echo").port("grpc", 50051, Some("grpc")).port("other", 50052, None).yaml());
+    west.apply(
+        "echo.yaml",
+        &Service::new("shop", "echo").port("grpc", 50051, Some("grpc")).port("other", 50052, None).yaml(),
+    );
     let name = "echo-west.shop.svc.cluster.local";
     east.wait_resolves(name);
     let who = east.host.sh(&format!("{} {} {name}:50051", interpreter(), script_path("grpc_client.py")));

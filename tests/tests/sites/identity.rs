@@ -77,11 +77,17 @@ fn an_mtls_client_is_known_by_its_own_certificate() {
     assert!(source[0].contains("spiffe://east.linkspan.internal/ns/bank/sa/teller"), "{source:?}");
     assert!(source[0].contains("assurance=mtls"), "{source:?}");
     // Without a certificate, and with one of another trust domain, nobody gets in.
-    assert!(!east.host.try_sh(&format!("curl -sS --max-time 5 -k --connect-to {WEB}:443:127.0.0.1:4193 https://{WEB}:443/")).0);
+    assert!(
+        !east
+            .host
+            .try_sh(&format!("curl -sS --max-time 5 -k --connect-to {WEB}:443:127.0.0.1:4193 https://{WEB}:443/"))
+            .0
+    );
     west.linkspan(&["identity", "issue", "--namespace", "bank", "--service-account", "teller", "--out", "foreign"]);
     let foreign = west.host.dir().join("foreign");
     let foreign = curl.replace(&format!("{svid}/cert"), &format!("{}/cert", foreign.display()));
-    let foreign = foreign.replace(&format!("{svid}/key"), &format!("{}/key", west.host.dir().join("foreign").display()));
+    let foreign =
+        foreign.replace(&format!("{svid}/key"), &format!("{}/key", west.host.dir().join("foreign").display()));
     assert!(!east.host.try_sh(&foreign).0);
 }
 
@@ -171,7 +177,9 @@ fn an_export_policy_is_enforced_by_identity_and_assurance() {
          minimumAssurance: network\n",
     );
     let status = |client: &str| {
-        east.host.try_sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' --interface {client} http://{WEB}:8090/")).1
+        east.host
+            .try_sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' --interface {client} http://{WEB}:8090/"))
+            .1
     };
     eventually("the policy denies the robot", PATIENCE, || status("127.0.2.7") == "403");
     assert_eq!(status("127.0.1.5"), "200");

@@ -68,7 +68,10 @@ fn a_broken_manifest_changes_nothing_else_and_is_named() {
     west.apply("web.yaml", &service("web", 8080));
     let name = "web-west.shop.svc.cluster.local";
     let address = east.wait_resolves(name);
-    west.apply("web.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  ports: [{port: eighty}]\n");
+    west.apply(
+        "web.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  ports: [{port: eighty}]\n",
+    );
     eventually("the file, line and field are named", PATIENCE, || {
         let log = std::fs::read_to_string(west.host.dir().join("site.log")).unwrap_or_default();
         log.contains("web.yaml") && log.contains("port") && (log.contains("line 5") || log.contains(":5"))
@@ -139,7 +142,10 @@ fn three_sites_that_all_export_the_same_name_make_no_loop() {
         // Mirrors are never exported again: nobody offers web-west-north or the like.
         let rows = site.json(&["services"]);
         let text = rows.to_string();
-        assert!(!text.contains("web-west-north") && !text.contains("web-north-west") && !text.contains("web-east-west"), "{text}");
+        assert!(
+            !text.contains("web-west-north") && !text.contains("web-north-west") && !text.contains("web-east-west"),
+            "{text}"
+        );
     }
 }
 
@@ -153,12 +159,18 @@ fn a_service_whose_endpoint_is_a_mirror_is_stopped_as_a_loop() {
     let mirror_on_west = west.wait_resolves("web-east.shop.svc.cluster.local");
     west.apply(
         "web.yaml",
-        &Service::new("shop", "web").port("http", 8080, Some("http")).endpoints(&[(mirror_on_west.as_str(), true)]).yaml(),
+        &Service::new("shop", "web")
+            .port("http", 8080, Some("http"))
+            .endpoints(&[(mirror_on_west.as_str(), true)])
+            .yaml(),
     );
     let mirror_on_east = east.wait_resolves("web-west.shop.svc.cluster.local");
     east.apply(
         "web.yaml",
-        &Service::new("shop", "web").port("http", 8080, Some("http")).endpoints(&[(mirror_on_east.as_str(), true)]).yaml(),
+        &Service::new("shop", "web")
+            .port("http", 8080, Some("http"))
+            .endpoints(&[(mirror_on_east.as_str(), true)])
+            .yaml(),
     );
     let url = "http://web-west.shop.svc.cluster.local:8080/";
     let mut answer = String::new();
@@ -194,7 +206,10 @@ fn a_headless_service_has_a_name_for_each_endpoint() {
         let name = format!("db-{index}.db-west.shop.svc.cluster.local");
         east.wait_resolves(&name);
         for _ in 0..5 {
-            assert_eq!(east.host.sh(&format!("curl -fsS --retry 5 --retry-all-errors http://{name}:8080/")), format!("pod-{index}"));
+            assert_eq!(
+                east.host.sh(&format!("curl -fsS --retry 5 --retry-all-errors http://{name}:8080/")),
+                format!("pod-{index}")
+            );
         }
     }
     let both = east.host.sh("dig +short db-west.shop.svc.cluster.local A");

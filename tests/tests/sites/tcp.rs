@@ -87,7 +87,10 @@ fn half_close_and_refusal_reach_the_client() {
                   while d:=c.recv(65536): n+=len(d)\n c.sendall(str(n).encode()); c.close()";
     let _sum = west.host.start("sum", "python3", &["-c", server]);
     servers::wait_listening(&west.host, 7000);
-    west.apply("sum.yaml", &Service::new("shop", "sum").port("sum", 7000, Some("tcp")).port("closed", 7001, Some("tcp")).yaml());
+    west.apply(
+        "sum.yaml",
+        &Service::new("shop", "sum").port("sum", 7000, Some("tcp")).port("closed", 7001, Some("tcp")).yaml(),
+    );
     let name = "sum-west.shop.svc.cluster.local";
     east.wait_resolves(name);
     let client = format!(

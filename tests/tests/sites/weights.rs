@@ -27,9 +27,8 @@ fn set(site: &Site, weights: &[(&str, u32)]) {
     site.apply("policy.yaml", &traffic_policy("shop", "web", &[(weights, 1)]));
     let wanted: Vec<&str> = weights.iter().filter(|(_, w)| *w > 0).map(|(c, _)| *c).collect();
     eventually("all clusters of the policy answer, and no other", PATIENCE, || {
-        let (_, text) = site.host.try_sh(&format!(
-            "for i in $(seq 150); do echo http://{WEB}:8080/; done | xargs curl -sS -m 5"
-        ));
+        let (_, text) =
+            site.host.try_sh(&format!("for i in $(seq 150); do echo http://{WEB}:8080/; done | xargs curl -sS -m 5"));
         let mut seen: Vec<&str> = text.lines().collect();
         seen.sort_unstable();
         seen.dedup();
@@ -105,7 +104,9 @@ fn tcp_connections_are_shared_by_weight_too() {
     }
     set(&sites[0], &[("east", 50), ("west", 50)]);
     let before: Vec<usize> = servers.iter().map(Nginx::requests).collect();
-    sites[0].host.sh(&format!("for i in $(seq 400); do echo http://{WEB}:8080/; done | xargs -n 1 -P 8 curl -fsS -o /dev/null"));
+    sites[0]
+        .host
+        .sh(&format!("for i in $(seq 400); do echo http://{WEB}:8080/; done | xargs -n 1 -P 8 curl -fsS -o /dev/null"));
     for (index, name) in ["east", "west"].iter().enumerate() {
         assert_share(servers[index].requests() - before[index], 400, 50, 100, name);
     }
