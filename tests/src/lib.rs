@@ -20,3 +20,5 @@ pub mod manifests;
 pub mod servers;
 
 pub mod load;
+
+pub mod peer;
