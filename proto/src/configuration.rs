@@ -1,0 +1,351 @@
+//! What the controller tells the gateway, and what the gateway reports back.
+//!
+//! The gateway keeps the last good configuration and serves without the controller (DESIGN.md section 9). The
+//! configuration is a set of small resources, each with a key of its own, so that a change of one endpoint costs one
+//! small message and not a copy of everything:
+//!
+//! ```text
+//! controller                                       gateway
+//!     | <----------- Subscribe(stream Report) ------- |   dials the controller's socket
+//!     | -- Update{reset, upserts...} ---------------> |
+//!     | -- Update{upserts..., last} ----------------> |   applies all since `reset` as one atomic replace
+//!     | <----------- Report{acknowledged: 7} -------- |
+//!     | -- Update{upserts, removals, last} ---------> |   a delta, applied as one
+//! ```
+//!
+//! Bodies are JSON: both ends are ours, of one cluster, and `/config` on the admin port shows the same text.
+
+mod wire;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{Assurance, SpiffeId, TrustDomain};
+use crate::names::{ClusterName, EndpointName, Namespace, PortName, ServiceAccountName, ServiceKey};
+
+pub use wire::{ConfigurationError, Update, decode_report, decode_update, encode_report, encode_updates};
+
+/// One resource of the gateway's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Resource {
+    /// A peer cluster that may be linked. Key: cluster name.
+    Peer(Peer),
+    /// A local name that the egress side listens for. Key: [`Mirror::name`].
+    Mirror(Mirror),
+    /// A service of this cluster that peers may reach. Key: `namespace/name`.
+    Export(Export),
+    /// Ready capacity of one service in one peer cluster. Key: `cluster/namespace/name`.
+    Capacity(Capacity),
+    /// Which client addresses belong to which workload. Key: always `workloads`.
+    Workloads(Workloads),
+}
+
+/// The key of a [`Resource`]: its kind and its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ResourceKey {
+    /// Which variant of [`Resource`].
+    pub kind: ResourceKind,
+    /// The name inside that kind.
+    pub name: String,
+}
+
+/// The kinds of [`Resource`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ResourceKind {
+    /// See [`Peer`].
+    Peer,
+    /// See [`Mirror`].
+    Mirror,
+    /// See [`Export`].
+    Export,
+    /// See [`Capacity`].
+    Capacity,
+    /// See [`Workloads`].
+    Workloads,
+}
+
+impl Resource {
+    /// The key under which the gateway keeps this resource.
+    #[must_use]
+    pub fn key(&self) -> ResourceKey {
+        let (kind, name) = match self {
+            Self::Peer(peer) => (ResourceKind::Peer, peer.cluster.to_string()),
+            Self::Mirror(mirror) => (ResourceKind::Mirror, mirror.name.clone()),
+            Self::Export(export) => (ResourceKind::Export, export.service.to_string()),
+            Self::Capacity(capacity) => (ResourceKind::Capacity, format!("{}/{}", capacity.cluster, capacity.service)),
+            Self::Workloads(_) => (ResourceKind::Workloads, "workloads".to_owned()),
+        };
+        ResourceKey { kind, name }
+    }
+}
+
+/// A peer cluster, from its Link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// The peer's cluster name.
+    pub cluster: ClusterName,
+    /// The only trust domain that this peer may speak for.
+    pub trust_domain: TrustDomain,
+    /// Root certificates of that trust domain, PEM.
+    pub trust_bundle: String,
+    /// `host:port` of the peer's gateways. Empty: the peer dials us (it sits behind NAT).
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// What an export without a policy of its own allows to this peer.
+    #[serde(default)]
+    pub default_policy: DefaultPolicy,
+}
+
+/// What holds for an export that no `ExportPolicy` selects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum DefaultPolicy {
+    /// Every workload of the peer may call it.
+    #[default]
+    Allow,
+    /// Nobody of that peer may call it.
+    Deny,
+}
+
+/// A local name whose traffic leaves for one or several clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// The full DNS name that clients use, without a trailing dot: `web-west.shop.svc.cluster.local`,
+    /// `web.shop.svc.clusterset.local`. Also the SNI that names it on the mTLS port.
+    pub name: String,
+    /// The service in the clusters that export it.
+    pub service: ServiceKey,
+    /// One endpoint of a headless service; `None` for the whole service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointName>,
+    /// Where clients connect to.
+    pub ports: Vec<MirrorPort>,
+    /// Which clusters serve it, in order of preference. Never empty.
+    pub tiers: Vec<Tier>,
+}
+
+/// One port of a [`Mirror`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorPort {
+    /// The local address that the gateway listens on. On a site its port equals `port`; on Kubernetes it is allocated.
+    pub listen: SocketAddr,
+    /// The service's own port number, which names the port on the link.
+    pub port: u16,
+    /// The port's name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<PortName>,
+    /// The declared protocol, as Kubernetes' `appProtocol` (`http`, `kubernetes.io/h2c`, `grpc`, `tcp`, ...).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<String>,
+}
+
+/// Clusters of equal preference. A tier serves while the healthy part of its weight is at least `min_healthy_percent`;
+/// otherwise the next tier is asked, and when none is healthy enough, the first that has any healthy cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tier {
+    /// Weight by cluster; the local cluster goes by its own name. Zero is exactly zero.
+    pub clusters: BTreeMap<ClusterName, u32>,
+    /// 1 to 100, percent of the tier's weight.
+    pub min_healthy_percent: u8,
+}
+
+/// A service of this cluster that peers may reach, and nothing else may be reached from a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Export {
+    /// Namespace and name.
+    pub service: ServiceKey,
+    /// The exported ports.
+    pub ports: Vec<ExportPort>,
+    /// Rules of the policies that select this export: any one that matches allows. `None`: no policy selects it, the
+    /// peer's [`DefaultPolicy`] holds. `Some` of an empty list denies all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Vec<ExportRule>>,
+    /// Write a PROXY protocol v2 header with identity TLVs to TCP backends.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+}
+
+/// One port of an [`Export`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportPort {
+    /// The service's port number.
+    pub port: u16,
+    /// The port's name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<PortName>,
+    /// The declared protocol, as Kubernetes' `appProtocol`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<String>,
+    /// Where the service answers on this port.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A backend of an export.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address and port to dial.
+    pub address: SocketAddr,
+    /// Host name of the endpoint inside a headless service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<EndpointName>,
+    /// Whether it takes new traffic.
+    pub ready: bool,
+}
+
+/// One way in: all conditions that are present must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportRule {
+    /// Peers that may call. Empty: every linked peer.
+    #[serde(default)]
+    pub peers: Vec<ClusterName>,
+    /// Exact identities that may call. Empty together with `identity_prefixes`: every identity.
+    #[serde(default)]
+    pub identities: Vec<SpiffeId>,
+    /// Whole-segment prefixes: `spiffe://east.example/ns/shop` matches `.../ns/shop/sa/web`, never `.../ns/shopping/...`.
+    #[serde(default)]
+    pub identity_prefixes: Vec<SpiffeId>,
+    /// Ports that may be called. Empty: all exported ports.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// The weakest assurance that suffices.
+    #[serde(default)]
+    pub minimum_assurance: Assurance,
+}
+
+/// How much of a service is ready in a peer cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Capacity {
+    /// The exporting cluster.
+    pub cluster: ClusterName,
+    /// The exported service.
+    pub service: ServiceKey,
+    /// Ready endpoints by port number. A port that is missing is not exported by that cluster.
+    pub ready: BTreeMap<u16, u32>,
+    /// Names of the ready endpoints of a headless service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ready_endpoints: Vec<EndpointName>,
+}
+
+/// Client addresses and the workloads behind them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workloads {
+    /// The longest prefix that holds the client's address decides; no match means only the gateway is known.
+    pub ranges: Vec<WorkloadRange>,
+}
+
+/// An address range that belongs to one workload: assurance `network`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRange {
+    /// Addresses of the workload.
+    pub cidr: ipnet::IpNet,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its service account.
+    pub service_account: ServiceAccountName,
+}
+
+/// What the gateway tells the controller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "camelCase")]
+pub enum Report {
+    /// The first message.
+    Hello {
+        /// Unique for each start of a gateway process.
+        boot_id: String,
+        /// The gateway's version.
+        version: String,
+    },
+    /// All updates up to this generation are in force.
+    Acknowledged {
+        /// The generation of the newest applied update.
+        generation: u64,
+    },
+    /// These resources could not be used; everything else is in force. An empty list withdraws earlier complaints.
+    Rejected {
+        /// By resource: why, in words for the operator.
+        reasons: Vec<Rejection>,
+    },
+    /// The present state of all links; sent on each change and every 5 s.
+    Links {
+        /// By peer.
+        links: Vec<LinkReport>,
+    },
+}
+
+/// Why one resource is not in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// Which one.
+    pub resource: ResourceKey,
+    /// A closed set, CamelCase, for conditions: `AddressInUse`, `PermissionDenied`, `InvalidTrustBundle`, ...
+    pub reason: String,
+    /// One sentence with the remedy.
+    pub message: String,
+}
+
+/// The state of the link to one peer, as conditions, the CLI and `/links` on the admin port show it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkReport {
+    /// The peer.
+    pub cluster: ClusterName,
+    /// Whether the data path works, by probes over it.
+    pub alive: bool,
+    /// Where the link is in its life.
+    pub state: LinkPhase,
+    /// What the operator should know: the last error while not connected, else empty.
+    #[serde(default)]
+    pub message: String,
+    /// A closed set, CamelCase, for conditions: `Connected`, `Unreachable`, `CertificateRejected`, ...
+    pub reason: String,
+    /// Connections in use.
+    pub connections: u32,
+    /// The peer's gateway version from its hello.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Smoothed round-trip time of the transport, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_micros: Option<u64>,
+    /// Round trip of the last successful probe, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_micros: Option<u64>,
+    /// Share of packets sent that were lost over the last minute, 0 to 1.
+    #[serde(default)]
+    pub loss: f64,
+    /// When `alive` last changed, seconds since the Unix epoch.
+    pub since_unix: u64,
+    /// The remote address in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<SocketAddr>,
+}
+
+/// Where a link is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LinkPhase {
+    /// The peer has no address: it must dial us.
+    Waiting,
+    /// Dialling or between two tries.
+    Connecting,
+    /// At least one connection stands.
+    Connected,
+    /// The peer said goodbye and its streams are finishing.
+    Draining,
+}
+
+#[cfg(test)]
+mod tests;
