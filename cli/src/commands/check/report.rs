@@ -1,0 +1,233 @@
+//! What the checks found, and how it is printed.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::output::safe;
+
+/// The groups, in the order in which they are run and shown. A later group builds on the earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Group {
+    /// site.yaml, manifests, processes.
+    Site,
+    /// Certificates, trust, clock.
+    Trust,
+    /// UDP and the state of each link.
+    Links,
+    /// What the peers export against what is mirrored here.
+    Catalogue,
+    /// Names.
+    Dns,
+    /// One probe through each mirrored service.
+    Services,
+    /// What this site exports.
+    Exports,
+}
+
+impl Group {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::Trust => "certificates and trust",
+            Self::Links => "links",
+            Self::Catalogue => "catalogue",
+            Self::Dns => "DNS",
+            Self::Services => "mirrored services",
+            Self::Exports => "exports",
+        }
+    }
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, and somebody should look at it. Does not change the exit code.
+    Warning,
+    /// Does not work. Exit code 1.
+    Failure,
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Check {
+    /// Its group.
+    pub(crate) group: Group,
+    /// What is checked, as a sentence that is true when it is well: `west: the link is connected`.
+    pub(crate) name: String,
+    /// How it ended.
+    pub(crate) verdict: Verdict,
+    /// What was found.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) reason: String,
+    /// What to do; on every warning and failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remedy: Option<String>,
+}
+
+/// All checks of one run.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    /// Whether nothing failed.
+    ok: bool,
+    /// How many ended how.
+    passed: usize,
+    warnings: usize,
+    failures: usize,
+    checks: Vec<Check>,
+}
+
+impl Report {
+    /// A report without checks.
+    pub(crate) fn new() -> Self {
+        Self { ok: true, ..Self::default() }
+    }
+
+    /// As it should be; `found` says what that is, and may be empty.
+    pub(crate) fn ok(&mut self, group: Group, name: impl Into<String>, found: impl Into<String>) {
+        self.add(group, name.into(), Verdict::Ok, found.into(), None);
+    }
+
+    /// Works, but look at it.
+    pub(crate) fn warn(
+        &mut self,
+        group: Group,
+        name: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(group, name.into(), Verdict::Warning, reason.into(), Some(remedy.into()));
+    }
+
+    /// Does not work.
+    pub(crate) fn fail(
+        &mut self,
+        group: Group,
+        name: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(group, name.into(), Verdict::Failure, reason.into(), Some(remedy.into()));
+    }
+
+    fn add(&mut self, group: Group, name: String, verdict: Verdict, reason: String, remedy: Option<String>) {
+        match verdict {
+            Verdict::Ok => self.passed += 1,
+            Verdict::Warning => self.warnings += 1,
+            Verdict::Failure => {
+                self.failures += 1;
+                self.ok = false;
+            }
+        }
+        self.checks.push(Check { group, name, verdict, reason, remedy });
+    }
+
+    /// Whether nothing failed.
+    pub(crate) fn passed(&self) -> bool {
+        self.ok
+    }
+
+    /// The checks, in the order in which they ran.
+    #[cfg(test)]
+    pub(crate) fn checks(&self) -> &[Check] {
+        &self.checks
+    }
+
+    /// For people: grouped, the reason below what is not well, the remedy below the reason.
+    pub(crate) fn render(&self, colour: bool) -> String {
+        let mut page = String::new();
+        let mut group = None;
+        for check in &self.checks {
+            if group != Some(check.group) {
+                let gap = if group.is_some() { "\n" } else { "" };
+                let _infallible = writeln!(page, "{gap}{}", check.group.title());
+                group = Some(check.group);
+            }
+            check.render(&mut page, colour);
+        }
+        let verdict = if self.ok { "all checks passed" } else { "not all checks passed" };
+        let _infallible = writeln!(
+            page,
+            "\n{verdict}: {} ok, {} with a warning, {} failed",
+            self.passed, self.warnings, self.failures
+        );
+        page
+    }
+}
+
+impl Check {
+    fn render(&self, page: &mut String, colour: bool) {
+        let (word, escape) = match self.verdict {
+            Verdict::Ok => ("ok     ", "\x1b[32m"),
+            Verdict::Warning => ("warning", "\x1b[33m"),
+            Verdict::Failure => ("FAILED ", "\x1b[31m"),
+        };
+        let word = if colour { format!("{escape}{word}\x1b[0m") } else { word.to_owned() };
+        let (name, reason) = (safe(&self.name), safe(&self.reason));
+        let _infallible = match self.verdict {
+            Verdict::Ok if reason.is_empty() => writeln!(page, "  {word}  {name}"),
+            Verdict::Ok => writeln!(page, "  {word}  {name} ({reason})"),
+            Verdict::Warning | Verdict::Failure => writeln!(page, "  {word}  {name}\n           {reason}"),
+        };
+        if let Some(remedy) = &self.remedy {
+            // A remedy may show a manifest: its lines stay lines.
+            let mut lines = remedy.lines();
+            let first = lines.next().unwrap_or_default();
+            let _infallible = writeln!(page, "           remedy: {}", safe(first));
+            for line in lines {
+                let _infallible = writeln!(page, "             {}", safe(line));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let mut report = Report::new();
+        report.ok(Group::Site, "site.yaml is valid", "east");
+        report.ok(Group::Site, "the gateway runs", "");
+        report.warn(Group::Trust, "certificates are valid", "the root ends in 3 days", "renew it");
+        report.fail(Group::Links, "west: connected", "no answer", "start it:\nkind: Link\n  x: \x1b[2J");
+        report
+    }
+
+    #[test]
+    fn people_read_groups_reasons_and_remedies() {
+        assert_eq!(
+            report().render(false),
+            "site\n  ok       site.yaml is valid (east)\n  ok       the gateway runs\n\ncertificates and trust\n  \
+             warning  certificates are valid\n           the root ends in 3 days\n           remedy: renew it\n\nlinks\n  \
+             FAILED   west: connected\n           no answer\n           remedy: start it:\n             kind: Link\n               \
+             x: \\u001b[2J\n\nnot all checks passed: 2 ok, 1 with a warning, 1 failed\n"
+        );
+        assert!(report().render(true).contains("\x1b[31mFAILED \x1b[0m"));
+    }
+
+    #[test]
+    fn programs_read_json() {
+        let json = serde_json::to_value(report()).expect("serialises");
+        assert_eq!(json["ok"], false);
+        assert_eq!(json["failures"], 1);
+        assert_eq!(json["checks"][3]["verdict"], "failure");
+        assert_eq!(json["checks"][0]["group"], "site");
+        assert!(json["checks"][1].get("remedy").is_none());
+    }
+
+    #[test]
+    fn a_warning_is_no_failure() {
+        let mut report = Report::new();
+        assert!(report.passed());
+        report.warn(Group::Site, "x", "y", "z");
+        assert!(report.passed());
+        report.fail(Group::Site, "x", "y", "z");
+        assert!(!report.passed());
+    }
+}
