@@ -27,8 +27,11 @@ use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::StreamHeader;
 
 mod connection;
+mod health;
 mod pool;
+mod state;
 mod stream;
+pub mod tls;
 
 pub use pool::Links;
 pub use stream::{RecvHalf, SendHalf, StreamError};

@@ -4,7 +4,6 @@
 //! stream with a clean FIN, and a truncated message would look whole (I1).
 
 use std::fmt;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;

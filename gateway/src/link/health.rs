@@ -1,0 +1,171 @@
+//! Whether a connection carries traffic, without I/O and without a clock: results of probes and an [`Instant`] go in,
+//! probes to send and a verdict come out.
+//!
+//! ```text
+//! silent death:   probe every 1 s ... | first one unanswered | probes every 200 ms ... | down
+//!                 t = 0 .. 1 s          + 1 s (timeout)        until 2.5 s after it was sent
+//! ```
+//!
+//! - In: answers and failures of probes, which travel as streams of kind `Probe` over the data path itself.
+//! - Out: [`Verdict::Down`] between 2.5 and 3.5 s after the path died: a blackout of 2 s is survived (F-05), a dead peer is
+//!   withdrawn within 4 s (F-02, F-04). [`Verdict::Up`] again after two answers in a row.
+//! - Never does: change its verdict for want of news: a connection without an answer yet keeps the verdict it was given.
+//! - Numbers: [`PROBE_EVERY`], [`PROBE_TIMEOUT`], [`PROBE_FAST`], [`DOWN_MISSES`], [`DOWN_AFTER`], [`UP_ANSWERS`].
+
+use std::time::{Duration, Instant};
+
+/// Between probes while all is well.
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a probe may take. Far above any sane round trip, so a miss means trouble.
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Between probes while in doubt: after a miss, and while down. Short, so that the end of a blackout is seen before the
+/// verdict falls.
+pub(super) const PROBE_FAST: Duration = Duration::from_millis(200);
+
+/// Unanswered probes in a row before the verdict falls.
+pub(super) const DOWN_MISSES: u32 = 3;
+
+/// And how long ago the first of them must have been sent. Above 2 s plus a round trip, below 4 s minus [`PROBE_EVERY`].
+pub(super) const DOWN_AFTER: Duration = Duration::from_millis(2500);
+
+/// Answers in a row before the verdict rises.
+pub(super) const UP_ANSWERS: u32 = 2;
+
+/// What the probes say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// New streams go here.
+    Up,
+    /// They do not.
+    Down,
+}
+
+/// Names a probe: when it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    pub(super) sent: Instant,
+}
+
+/// The health of one connection.
+#[derive(Debug)]
+pub(super) struct Health {
+    verdict: Verdict,
+    next: Instant,
+    /// Unanswered in a row, and when the first of them was sent.
+    misses: u32,
+    missing_since: Option<Instant>,
+    /// When the newest answered probe was sent: older ones that fail now say nothing.
+    answered: Option<Instant>,
+    answers: u32,
+}
+
+impl Health {
+    /// A new connection: it inherits the link's verdict until it proves its own, and is probed at once.
+    pub(super) fn new(verdict: Verdict, now: Instant) -> Self {
+        Self { verdict, next: now, misses: 0, missing_since: None, answered: None, answers: 0 }
+    }
+
+    /// A probe to send, if one is due.
+    pub(super) fn poll(&mut self, now: Instant) -> Option<Probe> {
+        if now < self.next {
+            return None;
+        }
+        self.next = now + self.pace();
+        Some(Probe { sent: now })
+    }
+
+    /// When [`Self::poll`] has something to give.
+    pub(super) fn deadline(&self) -> Instant {
+        self.next
+    }
+
+    /// The probe was answered.
+    pub(super) fn answer(&mut self, probe: Probe, now: Instant) {
+        self.misses = 0;
+        self.missing_since = None;
+        self.answered = self.answered.max(Some(probe.sent));
+        self.answers += 1;
+        if self.answers >= UP_ANSWERS {
+            self.verdict = Verdict::Up;
+        }
+        // In doubt the next answer is wanted soon; otherwise no faster than usual.
+        self.next = self.next.max(now).min(now + self.pace());
+    }
+
+    /// The probe was not answered within [`PROBE_TIMEOUT`], or the peer refused it.
+    pub(super) fn miss(&mut self, probe: Probe, now: Instant) {
+        if self.answered.is_some_and(|answered| answered >= probe.sent) {
+            return;
+        }
+        self.answers = 0;
+        self.misses += 1;
+        let since = *self.missing_since.get_or_insert(probe.sent);
+        if self.misses >= DOWN_MISSES && now.duration_since(since) >= DOWN_AFTER {
+            self.verdict = Verdict::Down;
+        }
+        self.next = self.next.min(now + PROBE_FAST);
+    }
+
+    /// What the probes say so far.
+    pub(super) fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Whether a probe went unanswered and none was answered since: the path may be stalled.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.misses > 0
+    }
+
+    fn pace(&self) -> Duration {
+        if self.misses > 0 || self.verdict == Verdict::Down { PROBE_FAST } else { PROBE_EVERY }
+    }
+}
+
+/// The health of a link: up while any connection is; down when none has been for [`DOWN_AFTER`]. So a peer that restarts
+/// within that time was never down.
+#[derive(Debug)]
+pub(super) struct LinkHealth {
+    verdict: Verdict,
+    lacking_since: Option<Instant>,
+}
+
+impl LinkHealth {
+    /// A link that was never up.
+    pub(super) fn new() -> Self {
+        Self { verdict: Verdict::Down, lacking_since: None }
+    }
+
+    /// Takes in whether any connection is up and whether one was judged down. Says whether the verdict changed.
+    pub(super) fn update(&mut self, any_up: bool, all_down: bool, now: Instant) -> bool {
+        let before = self.verdict;
+        if any_up {
+            self.lacking_since = None;
+            self.verdict = Verdict::Up;
+        } else {
+            let since = *self.lacking_since.get_or_insert(now);
+            // Connections that were judged have had their time of doubt already.
+            if all_down || now.duration_since(since) >= DOWN_AFTER {
+                self.verdict = Verdict::Down;
+            }
+        }
+        before != self.verdict
+    }
+
+    /// When the verdict falls if nothing happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.verdict {
+            Verdict::Up => self.lacking_since.map(|since| since + DOWN_AFTER),
+            Verdict::Down => None,
+        }
+    }
+
+    /// The verdict.
+    pub(super) fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+#[cfg(test)]
+mod tests;
