@@ -104,7 +104,14 @@ async fn s14_nothing_that_is_not_exported_can_be_reached() {
         assert_eq!(got, refused(Refusal::UnknownExport), "{service}:{port}");
     }
     // Names that are no names at all do not even make a header: addresses, loopback, link-local, traversal.
-    for service in ["127.0.0.1/4191", "shop/169.254.169.254", "shop/localhost:22", "../../etc/passwd", "shop/[::1]", "shop/web.evil"] {
+    for service in [
+        "127.0.0.1/4191",
+        "shop/169.254.169.254",
+        "shop/localhost:22",
+        "../../etc/passwd",
+        "shop/[::1]",
+        "shop/web.evil",
+    ] {
         assert!(service.parse::<linkspan_proto::names::ServiceKey>().is_err() || service.contains("127"), "{service}");
     }
     for raw in [
@@ -116,10 +123,7 @@ async fn s14_nothing_that_is_not_exported_can_be_reached() {
     ] {
         let (_send, mut recv) = open(&connection, raw, b"").await.expect("stream");
         let got = verdict(&mut recv).await;
-        assert!(
-            [Refusal::BadHeader, Refusal::UnsupportedKind].map(refused).contains(&got),
-            "{raw:?} got {got:?}"
-        );
+        assert!([Refusal::BadHeader, Refusal::UnsupportedKind].map(refused).contains(&got), "{raw:?} got {got:?}");
     }
     // Nobody was dialled.
     let nobody = tokio::time::timeout(Duration::from_millis(200), bed.hidden.accept()).await;
