@@ -76,6 +76,8 @@ pub struct FrameReader {
     /// What `content-length` says, and how much of the body has come.
     expected: Option<u64>,
     received: u64,
+    /// A DATA frame has begun, be it an empty one.
+    body_begun: bool,
     failed: Option<FrameError>,
 }
 
@@ -92,6 +94,7 @@ impl FrameReader {
             infos: 0,
             expected: None,
             received: 0,
+            body_begun: false,
             failed: None,
         }
     }
@@ -120,6 +123,13 @@ impl FrameReader {
             self.held = 0;
         }
         event
+    }
+
+    /// Whether a DATA frame has begun. A sender that follows a head at once by FIN or by a DATA frame, be it an empty
+    /// one, so says whether there is a body before the body's first byte is there.
+    #[must_use]
+    pub const fn body_begun(&self) -> bool {
+        self.body_begun
     }
 
     /// To be called when the stream has ended and [`Self::next`] gives nothing more.
@@ -199,6 +209,7 @@ impl FrameReader {
     /// What to do with a frame of this type and length.
     fn frame(&mut self, kind: u8, length: u64) -> Result<Step, FrameError> {
         if kind == frame::DATA {
+            self.body_begun = true;
             self.received = self.received.saturating_add(length);
             return match self.expected {
                 Some(expected) if self.received > expected => Err(FrameError::LengthMismatch),
