@@ -1,0 +1,251 @@
+//! The counters of one label combination: atomics, shared by all workers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use linkspan_proto::refusal::Refusal;
+use linkspan_runtime::histogram::{Distribution, LatencyHistogram};
+
+use super::Key;
+use crate::outcome::Outcome;
+
+/// Ends that are no refusal of the link, each with a slot of its own; the refusals follow. `Idle` here also stands for
+/// the refusal of that name: one label value, one slot.
+const PLAIN: [Outcome; 10] = [
+    Outcome::Ok,
+    Outcome::ClientGone,
+    Outcome::ClientInvalid,
+    Outcome::ClientUntrusted,
+    Outcome::NoRoute,
+    Outcome::NoTarget,
+    Outcome::LinkLost,
+    Outcome::Idle,
+    Outcome::Drained,
+    Outcome::Abandoned,
+];
+
+/// Slots of outcomes.
+pub(super) const OUTCOMES: usize = PLAIN.len() + Refusal::ALL.len();
+
+/// Slots of HTTP status classes: none, then 1xx to 5xx.
+pub(super) const CLASSES: [&str; 6] = ["", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// gRPC statuses that count as failures, as Linkerd has it: unknown, deadline exceeded, internal, unavailable, data loss.
+/// The others are answers of a working service.
+const GRPC_FAILURES: [u32; 5] = [2, 4, 13, 14, 15];
+
+/// One counter of responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ResponseSlot {
+    pub(super) success: bool,
+    pub(super) outcome: Outcome,
+    pub(super) class: &'static str,
+}
+
+/// The counters of one label combination. All methods are lock-free.
+#[derive(Debug)]
+pub struct Series {
+    key: Key,
+    /// By outcome and status class, successes and failures apart: a gRPC failure is `ok` and `2xx`.
+    successes: [[AtomicU64; CLASSES.len()]; OUTCOMES],
+    failures: [[AtomicU64; CLASSES.len()]; OUTCOMES],
+    latency: LatencyHistogram,
+    tcp_opens: AtomicU64,
+    tcp_closes: [AtomicU64; OUTCOMES],
+    read_bytes: AtomicU64,
+    write_bytes: AtomicU64,
+}
+
+impl Series {
+    pub(super) fn new(key: Key) -> Self {
+        Self {
+            key,
+            successes: zeroes(),
+            failures: zeroes(),
+            latency: LatencyHistogram::new(),
+            tcp_opens: AtomicU64::new(0),
+            tcp_closes: [const { AtomicU64::new(0) }; OUTCOMES],
+            read_bytes: AtomicU64::new(0),
+            write_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// The labels.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// A request ended.
+    pub fn request(&self, outcome: Outcome, status: Option<u16>, grpc_status: Option<u32>, latency: Duration) {
+        let class = status.map_or(0, |status| usize::from(status / 100));
+        // Three-digit statuses above 599 are legal to send (RFC 9110 section 15) and mean 5xx to everybody.
+        let class = class.min(CLASSES.len() - 1);
+        let failed = !outcome.is_success()
+            || class == CLASSES.len() - 1
+            || grpc_status.is_some_and(|status| GRPC_FAILURES.contains(&status));
+        let counters = if failed { &self.failures } else { &self.successes };
+        counters[slot(outcome)][class].fetch_add(1, Ordering::Relaxed);
+        self.latency.observe(latency);
+    }
+
+    /// A connection began.
+    pub fn tcp_open(&self) {
+        self.tcp_opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection ended.
+    pub fn tcp_close(&self, outcome: Outcome) {
+        self.tcp_closes[slot(outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes moved from the caller (`read`) and to it (`written`).
+    pub fn bytes(&self, read: u64, written: u64) {
+        self.read_bytes.fetch_add(read, Ordering::Relaxed);
+        self.write_bytes.fetch_add(written, Ordering::Relaxed);
+    }
+
+    /// All figures at this moment. Those of a request that ends meanwhile may be in or not, each for itself.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals {
+            latency: self.latency.snapshot(),
+            tcp_opens: self.tcp_opens.load(Ordering::Relaxed),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            write_bytes: self.write_bytes.load(Ordering::Relaxed),
+            ..Totals::default()
+        };
+        for (slot, count) in self.responses() {
+            totals.requests += count;
+            totals.failures += if slot.success { 0 } else { count };
+        }
+        for (outcome, count) in self.tcp_closes() {
+            totals.tcp_closes += count;
+            totals.tcp_failures += if outcome.is_success() { 0 } else { count };
+        }
+        totals
+    }
+
+    pub(super) fn tcp_opens(&self) -> u64 {
+        self.tcp_opens.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn write_bytes(&self) -> u64 {
+        self.write_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn latency(&self) -> &LatencyHistogram {
+        &self.latency
+    }
+
+    /// Counters of responses that are not zero.
+    pub(super) fn responses(&self) -> impl Iterator<Item = (ResponseSlot, u64)> {
+        let rows = [(true, &self.successes), (false, &self.failures)];
+        rows.into_iter().flat_map(|(success, rows)| {
+            rows.iter().enumerate().flat_map(move |(number, row)| {
+                row.iter().zip(CLASSES).filter_map(move |(counter, class)| {
+                    let count = counter.load(Ordering::Relaxed);
+                    let slot = ResponseSlot { success, outcome: outcome_of(number), class };
+                    (count > 0).then_some((slot, count))
+                })
+            })
+        })
+    }
+
+    /// Counters of closed connections that are not zero.
+    pub(super) fn tcp_closes(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        self.tcp_closes.iter().enumerate().filter_map(|(number, counter)| {
+            let count = counter.load(Ordering::Relaxed);
+            (count > 0).then_some((outcome_of(number), count))
+        })
+    }
+}
+
+/// The figures of a series that `stat` shows, since the series began or between two moments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// HTTP requests that ended.
+    pub requests: u64,
+    /// Those of them that failed: not served to the end, a 5xx, or a gRPC status that is a failure.
+    pub failures: u64,
+    /// Their latency.
+    pub latency: Distribution,
+    /// Connections that began.
+    pub tcp_opens: u64,
+    /// Connections that ended.
+    pub tcp_closes: u64,
+    /// Those of them that did not end well.
+    pub tcp_failures: u64,
+    /// Bytes from callers.
+    pub read_bytes: u64,
+    /// Bytes to callers.
+    pub write_bytes: u64,
+}
+
+impl Totals {
+    /// What was added since `earlier`, an earlier state of the same series.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(earlier.requests),
+            failures: self.failures.saturating_sub(earlier.failures),
+            latency: self.latency.since(&earlier.latency),
+            tcp_opens: self.tcp_opens.saturating_sub(earlier.tcp_opens),
+            tcp_closes: self.tcp_closes.saturating_sub(earlier.tcp_closes),
+            tcp_failures: self.tcp_failures.saturating_sub(earlier.tcp_failures),
+            read_bytes: self.read_bytes.saturating_sub(earlier.read_bytes),
+            write_bytes: self.write_bytes.saturating_sub(earlier.write_bytes),
+        }
+    }
+}
+
+fn zeroes() -> [[AtomicU64; CLASSES.len()]; OUTCOMES] {
+    [const { [const { AtomicU64::new(0) }; CLASSES.len()] }; OUTCOMES]
+}
+
+/// The slot of an outcome: a new variant does not compile until it has one.
+fn slot(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Ok => 0,
+        Outcome::ClientGone => 1,
+        Outcome::ClientInvalid => 2,
+        Outcome::ClientUntrusted => 3,
+        Outcome::NoRoute => 4,
+        Outcome::NoTarget => 5,
+        Outcome::LinkLost => 6,
+        Outcome::Idle | Outcome::Refused(Refusal::Idle) => 7,
+        Outcome::Drained => 8,
+        Outcome::Abandoned => 9,
+        Outcome::Refused(refusal) => {
+            // The position in ALL; it holds every variant, tested there and here.
+            PLAIN.len() + Refusal::ALL.iter().position(|known| *known == refusal).unwrap_or_default()
+        }
+    }
+}
+
+fn outcome_of(slot: usize) -> Outcome {
+    let refusal = |slot| Refusal::ALL.get(slot).copied().map_or(Outcome::Abandoned, Outcome::Refused);
+    PLAIN.get(slot).copied().unwrap_or_else(|| refusal(slot - PLAIN.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_a_slot_and_a_label_of_its_own() {
+        let all = || PLAIN.into_iter().chain(Refusal::ALL.into_iter().map(Outcome::Refused));
+        for outcome in all() {
+            assert_eq!(outcome_of(slot(outcome)).label(), outcome.label());
+        }
+        let slots: BTreeSet<_> = all().map(slot).collect();
+        let labels: BTreeSet<_> = all().map(Outcome::label).collect();
+        assert_eq!(slots.len(), labels.len(), "two slots of one label would be one time series twice");
+    }
+}

@@ -1,0 +1,305 @@
+//! Figures of the last minute, for `linkspan stat`.
+//!
+//! ```text
+//! Metrics --tick, each second--> ring of 60 differences --report(window)--> Stat (JSON of GET /stat?window=SECONDS)
+//! ```
+//!
+//! - In: the counters of [`Metrics`], once a second.
+//! - Out: for each direction, peer and service: requests, success rate, rate, latency percentiles, connections, bytes.
+//! - Refuses: a window outside 1 to [`WINDOW_MAX`] seconds.
+//! - Never does: touch the path of a request; it reads what the metrics have counted anyway.
+//! - Numbers: [`WINDOW_MAX`] 60 s; a series costs about 1 KiB, and at most some 250 bytes more for each second in which it
+//!   was used.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use linkspan_proto::names::{ClusterName, ServiceKey};
+use linkspan_runtime::admin::{Admin, RouteError};
+use linkspan_runtime::drain::Signal;
+use linkspan_runtime::histogram::Distribution;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::metrics::{Key, Metrics, Totals};
+use crate::outcome::Direction;
+
+/// Longest window, in seconds.
+pub const WINDOW_MAX: u64 = 60;
+
+/// Length of one slot of the ring, and how stale the figures can be.
+const SLOT: Duration = Duration::from_secs(1);
+
+/// The answer to `GET /stat`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stat {
+    /// The seconds that the figures cover; less than asked for right after the start.
+    pub window_seconds: f64,
+    /// By direction, peer and service; only what was used inside the window.
+    pub rows: Vec<Row>,
+}
+
+/// The figures of one service in one cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// `outbound` or `inbound`, seen from this gateway.
+    pub direction: StatDirection,
+    /// The other cluster; our own name where the local cluster served; absent where no cluster could be chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<ClusterName>,
+    /// The service; absent for calls of names that are not configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceKey>,
+    /// HTTP requests that ended.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// Share of requests that did not fail, 0 to 1; absent without requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_rate: Option<f64>,
+    /// Requests a second.
+    pub rps: f64,
+    /// Median latency in milliseconds; absent without requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50_ms: Option<f64>,
+    /// 95th percentile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95_ms: Option<f64>,
+    /// 99th percentile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<f64>,
+    /// Connections that are not HTTP and began.
+    pub tcp_opens: u64,
+    /// Those that ended.
+    pub tcp_closes: u64,
+    /// Those that ended and did not end well.
+    pub tcp_failures: u64,
+    /// Bytes from callers.
+    pub read_bytes: u64,
+    /// Bytes to callers.
+    pub write_bytes: u64,
+}
+
+/// [`Direction`] as JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StatDirection {
+    /// From clients of this cluster.
+    Outbound,
+    /// From a peer.
+    Inbound,
+}
+
+impl From<Direction> for StatDirection {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Outbound => Self::Outbound,
+            Direction::Inbound => Self::Inbound,
+        }
+    }
+}
+
+/// The ring. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Window {
+    metrics: Metrics,
+    ring: Arc<Mutex<Ring>>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    /// Totals at the last tick.
+    last: HashMap<Key, Totals>,
+    last_tick: Instant,
+    /// Oldest first.
+    slots: VecDeque<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    length: Duration,
+    used: Vec<Used>,
+}
+
+/// What one series did in one slot. Latencies are kept as the buckets that are not empty.
+#[derive(Debug)]
+struct Used {
+    key: Key,
+    counts: Counts,
+    latency: Vec<(u8, u64)>,
+}
+
+/// [`Totals`] without the distribution.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    requests: u64,
+    failures: u64,
+    tcp_opens: u64,
+    tcp_closes: u64,
+    tcp_failures: u64,
+    read_bytes: u64,
+    write_bytes: u64,
+}
+
+impl Window {
+    /// An empty ring over these metrics.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        let ring = Ring { last: HashMap::new(), last_tick: Instant::now(), slots: VecDeque::new() };
+        Self { metrics, ring: Arc::new(Mutex::new(ring)) }
+    }
+
+    /// Ticks each second until the drain is closed. The caller spawns it.
+    pub async fn run(self, signal: Signal) {
+        let mut ticks = tokio::time::interval_at(Instant::now() + SLOT, SLOT);
+        // A late tick makes a longer slot, and the next one comes a whole second later: rates stay right.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                now = ticks.tick() => self.tick(now),
+                () = signal.closed() => return,
+            }
+        }
+    }
+
+    /// Answers `GET /stat?window=SECONDS` (default 60) on the admin server.
+    pub fn register(&self, admin: &Admin) {
+        let window = self.clone();
+        admin.route("/stat", move |query| {
+            let window = window.clone();
+            async move {
+                let seconds = query.parsed("window")?.unwrap_or(WINDOW_MAX);
+                if !(1..=WINDOW_MAX).contains(&seconds) {
+                    return Err(RouteError::BadRequest(format!("window is 1 to {WINDOW_MAX} seconds")));
+                }
+                Ok(serde_json::to_value(window.report(Duration::from_secs(seconds)))?)
+            }
+        });
+    }
+
+    /// Closes a slot. `now` is the moment at which the counters are read.
+    pub fn tick(&self, now: Instant) {
+        let series = self.metrics.series();
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = HashMap::with_capacity(series.len());
+        let mut used = Vec::new();
+        for series in series {
+            let totals = series.totals();
+            let fresh = Totals::default();
+            let change = totals.since(ring.last.get(series.key()).unwrap_or(&fresh));
+            let counts = Counts::from(&change);
+            if !counts.is_zero() {
+                used.push(Used { key: series.key().clone(), counts, latency: change.latency.sparse() });
+            }
+            last.insert(series.key().clone(), totals);
+        }
+        // Series that are forgotten leave with the old map.
+        ring.last = last;
+        let length = now.saturating_duration_since(ring.last_tick);
+        ring.last_tick = now;
+        ring.slots.push_back(Slot { length, used });
+        while ring.slots.len() > WINDOW_MAX as usize {
+            ring.slots.pop_front();
+        }
+    }
+
+    /// The figures of the newest slots that make up `window`, or of all there are.
+    #[must_use]
+    pub fn report(&self, window: Duration) -> Stat {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut covered = Duration::ZERO;
+        let mut rows: BTreeMap<RowKey, (Counts, Distribution)> = BTreeMap::new();
+        for slot in ring.slots.iter().rev() {
+            // Slots are a second give or take the timer: half a slot over is nearer than half a slot under.
+            if covered + slot.length / 2 > window {
+                break;
+            }
+            covered += slot.length;
+            for used in &slot.used {
+                let (counts, latency) = rows.entry(RowKey::from(&used.key)).or_default();
+                counts.add(&used.counts);
+                latency.merge_sparse(&used.latency);
+            }
+        }
+        drop(ring);
+        let seconds = covered.as_secs_f64();
+        let rows = rows.into_iter().map(|(key, (counts, latency))| row(key, &counts, &latency, seconds)).collect();
+        Stat { window_seconds: seconds, rows }
+    }
+}
+
+/// Ports of one service are shown together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct RowKey {
+    direction: Direction,
+    service: Option<ServiceKey>,
+    peer: Option<ClusterName>,
+}
+
+impl From<&Key> for RowKey {
+    fn from(key: &Key) -> Self {
+        Self { direction: key.direction, service: key.service.clone(), peer: key.peer.clone() }
+    }
+}
+
+fn row(key: RowKey, counts: &Counts, latency: &Distribution, seconds: f64) -> Row {
+    let requests = counts.requests as f64;
+    let percentile = |quantile| Some(latency.percentile(quantile)?.as_secs_f64() * 1e3);
+    Row {
+        direction: key.direction.into(),
+        peer: key.peer,
+        service: key.service,
+        requests: counts.requests,
+        failures: counts.failures,
+        success_rate: (counts.requests > 0).then(|| (requests - counts.failures as f64) / requests),
+        rps: if seconds > 0.0 { requests / seconds } else { 0.0 },
+        p50_ms: percentile(0.5),
+        p95_ms: percentile(0.95),
+        p99_ms: percentile(0.99),
+        tcp_opens: counts.tcp_opens,
+        tcp_closes: counts.tcp_closes,
+        tcp_failures: counts.tcp_failures,
+        read_bytes: counts.read_bytes,
+        write_bytes: counts.write_bytes,
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.failures += other.failures;
+        self.tcp_opens += other.tcp_opens;
+        self.tcp_closes += other.tcp_closes;
+        self.tcp_failures += other.tcp_failures;
+        self.read_bytes += other.read_bytes;
+        self.write_bytes += other.write_bytes;
+    }
+
+    const fn is_zero(&self) -> bool {
+        self.requests == 0
+            && self.tcp_opens == 0
+            && self.tcp_closes == 0
+            && self.read_bytes == 0
+            && self.write_bytes == 0
+    }
+}
+
+impl From<&Totals> for Counts {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            requests: totals.requests,
+            failures: totals.failures,
+            tcp_opens: totals.tcp_opens,
+            tcp_closes: totals.tcp_closes,
+            tcp_failures: totals.tcp_failures,
+            read_bytes: totals.read_bytes,
+            write_bytes: totals.write_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
