@@ -109,25 +109,15 @@ struct Handlers(RwLock<BTreeMap<&'static str, Handler>>);
 
 impl Handlers {
     fn insert(&self, key: &'static str, handler: Handler) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, handler);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, handler);
     }
 
     fn lookup(&self, key: &str) -> Option<Handler> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     fn all(&self) -> BTreeMap<&'static str, Handler> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -146,9 +136,7 @@ pub struct Admin {
 
 impl std::fmt::Debug for Admin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Admin")
-            .field("routes", &self.paths())
-            .finish_non_exhaustive()
+        f.debug_struct("Admin").field("routes", &self.paths()).finish_non_exhaustive()
     }
 }
 
@@ -156,15 +144,8 @@ impl Admin {
     /// A server for this registry and this readiness, with the built-in routes only.
     #[must_use]
     pub fn new(registry: Registry, readiness: Readiness) -> Self {
-        let shared = Shared {
-            registry,
-            readiness,
-            routes: Handlers::default(),
-            config: Handlers::default(),
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+        let shared = Shared { registry, readiness, routes: Handlers::default(), config: Handlers::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Answers `GET path` with the handler's JSON. Registering a path again replaces its handler.
@@ -173,10 +154,7 @@ impl Admin {
         H: Fn(Query) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Value, RouteError>> + Send + 'static,
     {
-        debug_assert!(
-            path.starts_with('/') && !BUILT_IN.contains(&path),
-            "{path} cannot be registered"
-        );
+        debug_assert!(path.starts_with('/') && !BUILT_IN.contains(&path), "{path} cannot be registered");
         self.shared.routes.insert(path, boxed(handler));
         self
     }
@@ -266,26 +244,15 @@ impl Admin {
 
     async fn answer(&self, request: Request<Incoming>, draining: bool) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
-            let mut response = refusal(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "the admin server is read-only: use GET",
-            );
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("GET"));
+            let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "the admin server is read-only: use GET");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             return close(response);
         }
         if !request.body().is_end_stream() {
-            return close(refusal(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the admin server takes no request body",
-            ));
+            return close(refusal(StatusCode::PAYLOAD_TOO_LARGE, "the admin server takes no request body"));
         }
         let Some(query) = Query::parse(request.uri().query().unwrap_or_default()) else {
-            return close(refusal(
-                StatusCode::URI_TOO_LONG,
-                "the query is too long or is not UTF-8",
-            ));
+            return close(refusal(StatusCode::URI_TOO_LONG, "the query is too long or is not UTF-8"));
         };
         match request.uri().path() {
             "/" => plain(StatusCode::OK, format!("{}\n", self.paths().join("\n"))),
@@ -303,33 +270,20 @@ impl Admin {
     fn ready(&self, draining: bool) -> Response<Full<Bytes>> {
         let parts = self.shared.readiness.snapshot();
         let ready = self.shared.readiness.is_ready() && !draining;
-        let status = if ready {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        body_json(
-            status,
-            &json!({ "ready": ready, "draining": draining, "parts": parts }),
-        )
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        body_json(status, &json!({ "ready": ready, "draining": draining, "parts": parts }))
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         match self.shared.registry.encode() {
             Ok(page) => body(StatusCode::OK, metrics::CONTENT_TYPE, page),
-            Err(std::fmt::Error) => refusal(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the metrics do not encode",
-            ),
+            Err(std::fmt::Error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "the metrics do not encode"),
         }
     }
 
     async fn whole_config(&self, query: &Query) -> Result<Value, RouteError> {
         let mut whole = serde_json::Map::new();
-        whole.insert(
-            "build".to_owned(),
-            serde_json::to_value(build_info::current())?,
-        );
+        whole.insert("build".to_owned(), serde_json::to_value(build_info::current())?);
         for (component, handler) in self.shared.config.all() {
             whole.insert(component.to_owned(), run(&handler, query.clone()).await?);
         }
@@ -338,12 +292,7 @@ impl Admin {
 
     fn paths(&self) -> Vec<&'static str> {
         let registered = self.shared.routes.all();
-        BUILT_IN
-            .iter()
-            .copied()
-            .filter(|path| *path != "/")
-            .chain(registered.into_keys())
-            .collect()
+        BUILT_IN.iter().copied().filter(|path| *path != "/").chain(registered.into_keys()).collect()
     }
 }
 
@@ -386,10 +335,7 @@ fn body_json(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
             text.push('\n');
             body(status, "application/json", text)
         }
-        Err(_) => plain(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the answer does not serialise\n".to_owned(),
-        ),
+        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the answer does not serialise\n".to_owned()),
     }
 }
 
@@ -399,18 +345,13 @@ fn body(status: StatusCode, content_type: &'static str, text: String) -> Respons
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
 /// Ends the connection after this answer: what follows on it may be a body that nobody reads.
 fn close(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
-    response
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
@@ -429,10 +370,7 @@ struct Permit {
 impl Connections {
     fn admit(&self, client: SocketAddr) -> Option<Permit> {
         let address = client.ip().to_canonical();
-        let mut by_address = self
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if by_address.values().sum::<usize>() >= CONNECTIONS {
             return None;
         }
@@ -442,20 +380,13 @@ impl Connections {
         }
         *count += 1;
         drop(by_address);
-        Some(Permit {
-            connections: self.clone(),
-            address,
-        })
+        Some(Permit { connections: self.clone(), address })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut by_address = self
-            .connections
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = self.connections.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {

@@ -35,19 +35,11 @@ impl Backoff {
     }
 
     fn with_random(smallest: Duration, largest: Duration, random: SmallRng) -> Self {
-        Self {
-            smallest,
-            largest: largest.max(smallest),
-            failures: 0,
-            random,
-        }
+        Self { smallest, largest: largest.max(smallest), failures: 0, random }
     }
 
     /// The delay before the next attempt.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an endless sequence; nobody iterates over it"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "an endless sequence; nobody iterates over it")]
     pub fn next(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
@@ -78,16 +70,10 @@ mod tests {
     fn stays_in_range_and_grows() {
         let mut backoff = Backoff::seeded(100 * MS, 2000 * MS, 7);
         let delays: Vec<_> = (0..200).map(|_| backoff.next()).collect();
-        assert!(
-            delays.iter().all(|d| (100 * MS..=2000 * MS).contains(d)),
-            "{delays:?}"
-        );
+        assert!(delays.iter().all(|d| (100 * MS..=2000 * MS).contains(d)), "{delays:?}");
         assert!(delays[0] <= 200 * MS);
         assert!(delays[10..].iter().all(|d| *d >= 1000 * MS));
-        assert!(
-            delays[10..].windows(2).any(|pair| pair[0] != pair[1]),
-            "jitter at the cap too"
-        );
+        assert!(delays[10..].windows(2).any(|pair| pair[0] != pair[1]), "jitter at the cap too");
     }
 
     #[test]

@@ -12,11 +12,7 @@ pub const COMMIT: &str = match option_env!("LINKSPAN_COMMIT") {
 };
 
 /// `release`, or `checked` where debug assertions are compiled in.
-pub const PROFILE: &str = if cfg!(debug_assertions) {
-    "checked"
-} else {
-    "release"
-};
+pub const PROFILE: &str = if cfg!(debug_assertions) { "checked" } else { "release" };
 
 /// The three together, for JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,9 +28,5 @@ pub struct BuildInfo {
 /// This build.
 #[must_use]
 pub const fn current() -> BuildInfo {
-    BuildInfo {
-        version: VERSION,
-        commit: COMMIT,
-        profile: PROFILE,
-    }
+    BuildInfo { version: VERSION, commit: COMMIT, profile: PROFILE }
 }

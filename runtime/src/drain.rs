@@ -48,21 +48,14 @@ impl Drain {
     #[must_use]
     pub fn new() -> (Self, Signal) {
         let shared = Arc::new(Shared::new());
-        (
-            Self {
-                shared: Arc::clone(&shared),
-            },
-            Signal { shared },
-        )
+        (Self { shared: Arc::clone(&shared) }, Signal { shared })
     }
 
     /// Stops accepting, waits until every guard is gone or `deadline` has passed, then closes. Says whether all
     /// finished in time.
     pub async fn drain(&self, deadline: Duration) -> bool {
         self.shared.draining.cancel();
-        let finished = tokio::time::timeout(deadline, self.shared.idle())
-            .await
-            .is_ok();
+        let finished = tokio::time::timeout(deadline, self.shared.idle()).await.is_ok();
         self.shared.closed.cancel();
         finished
     }
@@ -90,9 +83,7 @@ impl Drain {
     /// Another signal of the same component.
     #[must_use]
     pub fn signal(&self) -> Signal {
-        Signal {
-            shared: Arc::clone(&self.shared),
-        }
+        Signal { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -107,9 +98,7 @@ impl Signal {
     /// A signal that never fires, for tools and tests that have nothing to drain.
     #[must_use]
     pub fn never() -> Self {
-        Self {
-            shared: Arc::new(Shared::new()),
-        }
+        Self { shared: Arc::new(Shared::new()) }
     }
 
     /// Resolves when nothing new shall be accepted.
@@ -138,9 +127,7 @@ impl Signal {
     #[must_use]
     pub fn guard(&self) -> Guard {
         self.shared.guards.fetch_add(1, Ordering::Relaxed);
-        Guard {
-            shared: Arc::clone(&self.shared),
-        }
+        Guard { shared: Arc::clone(&self.shared) }
     }
 
     /// How many guards are held now.
@@ -164,9 +151,7 @@ impl Signal {
 impl Clone for Guard {
     fn clone(&self) -> Self {
         self.shared.guards.fetch_add(1, Ordering::Relaxed);
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 

@@ -16,9 +16,7 @@ use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
 /// Steps of one decade, in tenths: finer where the ratio of neighbours would be larger.
-const STEPS: [u64; 16] = [
-    10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90,
-];
+const STEPS: [u64; 16] = [10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90];
 
 /// Decades of [`STEPS`], the first beginning at 10 us.
 const DECADES: usize = 7;
@@ -34,8 +32,8 @@ const BOUNDS_US: [u64; FINITE] = bounds();
 
 /// Linkerd's bounds of `response_latency_ms`, in milliseconds; each is one of [`BOUNDS_US`].
 const LINKERD_MS: [u64; 25] = [
-    1, 2, 3, 4, 5, 10, 20, 30, 40, 50, 100, 200, 300, 400, 500, 1_000, 2_000, 3_000, 4_000, 5_000,
-    10_000, 20_000, 30_000, 40_000, 50_000,
+    1, 2, 3, 4, 5, 10, 20, 30, 40, 50, 100, 200, 300, 400, 500, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000,
+    30_000, 40_000, 50_000,
 ];
 
 const fn bounds() -> [u64; FINITE] {
@@ -71,13 +69,8 @@ impl LatencyHistogram {
     /// An empty histogram.
     #[must_use]
     pub fn new() -> Self {
-        let shared = Shared {
-            buckets: [const { AtomicU64::new(0) }; BUCKETS],
-            sum_us: AtomicU64::new(0),
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+        let shared = Shared { buckets: [const { AtomicU64::new(0) }; BUCKETS], sum_us: AtomicU64::new(0) };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Counts one observation.
@@ -91,12 +84,8 @@ impl LatencyHistogram {
     /// What was counted so far. Observations made meanwhile may be in or not.
     #[must_use]
     pub fn snapshot(&self) -> Distribution {
-        let counts =
-            std::array::from_fn(|bucket| self.shared.buckets[bucket].load(Ordering::Relaxed));
-        Distribution {
-            counts,
-            sum_us: self.shared.sum_us.load(Ordering::Relaxed),
-        }
+        let counts = std::array::from_fn(|bucket| self.shared.buckets[bucket].load(Ordering::Relaxed));
+        Distribution { counts, sum_us: self.shared.sum_us.load(Ordering::Relaxed) }
     }
 }
 
@@ -108,9 +97,7 @@ impl Default for LatencyHistogram {
 
 impl fmt::Debug for LatencyHistogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LatencyHistogram")
-            .field("count", &self.snapshot().count())
-            .finish_non_exhaustive()
+        f.debug_struct("LatencyHistogram").field("count", &self.snapshot().count()).finish_non_exhaustive()
     }
 }
 
@@ -139,10 +126,7 @@ impl Distribution {
     /// Nothing counted.
     #[must_use]
     pub const fn empty() -> Self {
-        Self {
-            counts: [0; BUCKETS],
-            sum_us: 0,
-        }
+        Self { counts: [0; BUCKETS], sum_us: 0 }
     }
 
     /// Adds `other`'s counts to these.
@@ -165,26 +149,15 @@ impl Distribution {
     /// What was counted since `earlier`, a snapshot of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let counts = std::array::from_fn(|bucket| {
-            self.counts[bucket].saturating_sub(earlier.counts[bucket])
-        });
-        Self {
-            counts,
-            sum_us: self.sum_us.wrapping_sub(earlier.sum_us),
-        }
+        let counts = std::array::from_fn(|bucket| self.counts[bucket].saturating_sub(earlier.counts[bucket]));
+        Self { counts, sum_us: self.sum_us.wrapping_sub(earlier.sum_us) }
     }
 
     /// The buckets that are not empty, for keeping many distributions in little memory.
     #[must_use]
     pub fn sparse(&self) -> Vec<(u8, u64)> {
-        let filled = self
-            .counts
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0);
-        filled
-            .filter_map(|(bucket, count)| Some((u8::try_from(bucket).ok()?, *count)))
-            .collect()
+        let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        filled.filter_map(|(bucket, count)| Some((u8::try_from(bucket).ok()?, *count))).collect()
     }
 
     /// How many observations.
@@ -196,9 +169,7 @@ impl Distribution {
     /// Mean of all observations; `None` when there are none.
     #[must_use]
     pub fn mean(&self) -> Option<Duration> {
-        Some(Duration::from_micros(
-            self.sum_us.checked_div(self.count())?,
-        ))
+        Some(Duration::from_micros(self.sum_us.checked_div(self.count())?))
     }
 
     /// The latency that a share of `quantile` (0 to 1) of the observations does not exceed, interpolated evenly inside its
@@ -211,25 +182,13 @@ impl Distribution {
         }
         let rank = quantile.clamp(0.0, 1.0) * total as f64;
         let mut below = 0.0;
-        for (bucket, count) in self
-            .counts
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-        {
+        for (bucket, count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let inside = *count as f64;
             if below + inside >= rank {
-                let lower = bucket
-                    .checked_sub(1)
-                    .map_or(0, |previous| BOUNDS_US[previous]) as f64;
-                let upper = BOUNDS_US
-                    .get(bucket)
-                    .copied()
-                    .unwrap_or(BOUNDS_US[FINITE - 1]) as f64;
+                let lower = bucket.checked_sub(1).map_or(0, |previous| BOUNDS_US[previous]) as f64;
+                let upper = BOUNDS_US.get(bucket).copied().unwrap_or(BOUNDS_US[FINITE - 1]) as f64;
                 let part = ((rank - below) / inside).clamp(0.0, 1.0);
-                return Some(Duration::from_secs_f64(
-                    (lower + (upper - lower) * part) / 1e6,
-                ));
+                return Some(Duration::from_secs_f64((lower + (upper - lower) * part) / 1e6));
             }
             below += inside;
         }
@@ -254,12 +213,7 @@ impl Distribution {
 
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let buckets = self.by_linkerd_bounds();
-        encoder.encode_histogram::<NoLabelSet>(
-            self.sum_us as f64 / 1e3,
-            self.count(),
-            &buckets,
-            None,
-        )
+        encoder.encode_histogram::<NoLabelSet>(self.sum_us as f64 / 1e3, self.count(), &buckets, None)
     }
 }
 
@@ -285,25 +239,15 @@ mod tests {
 
     fn close(actual: Option<Duration>, expected_ms: f64) {
         let actual = actual.expect("not empty").as_secs_f64() * 1e3;
-        assert!(
-            (actual - expected_ms).abs() <= expected_ms * 0.05,
-            "{actual} ms is not {expected_ms} ms +-5 %"
-        );
+        assert!((actual - expected_ms).abs() <= expected_ms * 0.05, "{actual} ms is not {expected_ms} ms +-5 %");
     }
 
     #[test]
     fn bounds_grow_and_hold_linkerds() {
         assert!(BOUNDS_US.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!((BOUNDS_US[0], BOUNDS_US[FINITE - 1]), (10, 100_000_000));
-        assert!(
-            LINKERD_MS
-                .iter()
-                .all(|ms| BOUNDS_US.contains(&(ms * 1_000)))
-        );
-        assert!(
-            BUCKETS <= usize::from(u8::MAX),
-            "a bucket's number fits the sparse form"
-        );
+        assert!(LINKERD_MS.iter().all(|ms| BOUNDS_US.contains(&(ms * 1_000))));
+        assert!(BUCKETS <= usize::from(u8::MAX), "a bucket's number fits the sparse form");
     }
 
     #[test]
@@ -328,10 +272,7 @@ mod tests {
         histogram.observe(Duration::ZERO);
         assert!(histogram.snapshot().percentile(1.0).expect("one") <= Duration::from_micros(10));
         histogram.observe(Duration::from_secs(1_000_000));
-        assert_eq!(
-            histogram.snapshot().percentile(1.0),
-            Some(Duration::from_secs(100))
-        );
+        assert_eq!(histogram.snapshot().percentile(1.0), Some(Duration::from_secs(100)));
     }
 
     #[test]

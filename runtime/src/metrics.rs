@@ -43,15 +43,9 @@ impl Registry {
     /// `log_lines_dropped_total`.
     #[must_use]
     pub fn new() -> Self {
-        let registry = Self {
-            inner: Arc::default(),
-        };
+        let registry = Self { inner: Arc::default() };
         let build = build_info::current();
-        let labels = vec![
-            ("version", build.version),
-            ("commit", build.commit),
-            ("profile", build.profile),
-        ];
+        let labels = vec![("version", build.version), ("commit", build.commit), ("profile", build.profile)];
         registry.register("build", "Which build this is", Info::new(labels));
         registry.collector(process::Process);
         registry.collector(process::Losses);
@@ -66,10 +60,7 @@ impl Registry {
         if new {
             inner.registry.register(name, help, metric);
         } else {
-            tracing::error!(
-                metric = name,
-                "metric is registered twice; the second is left out"
-            );
+            tracing::error!(metric = name, "metric is registered twice; the second is left out");
         }
     }
 
@@ -82,10 +73,7 @@ impl Registry {
     /// Metrics whose names all begin with `prefix` and an underscore.
     #[must_use]
     pub fn group(&self, prefix: &str) -> Group {
-        Group {
-            registry: self.clone(),
-            prefix: prefix.to_owned(),
-        }
+        Group { registry: self.clone(), prefix: prefix.to_owned() }
     }
 
     /// The page that Prometheus reads.
@@ -116,17 +104,13 @@ pub struct Group {
 impl Group {
     /// Adds a metric named `<prefix>_<name>`.
     pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
-        self.registry
-            .register(&format!("{}_{name}", self.prefix), help, metric);
+        self.registry.register(&format!("{}_{name}", self.prefix), help, metric);
     }
 
     /// A group inside this group.
     #[must_use]
     pub fn group(&self, prefix: &str) -> Self {
-        Self {
-            registry: self.registry.clone(),
-            prefix: format!("{}_{prefix}", self.prefix),
-        }
+        Self { registry: self.registry.clone(), prefix: format!("{}_{prefix}", self.prefix) }
     }
 }
 
@@ -143,11 +127,7 @@ mod tests {
     fn the_page_holds_what_was_registered() {
         let registry = Registry::new();
         let requests: Counter = Counter::default();
-        registry.group("gateway").group("link").register(
-            "dials",
-            "Dials of peers",
-            requests.clone(),
-        );
+        registry.group("gateway").group("link").register("dials", "Dials of peers", requests.clone());
         requests.inc();
         let latency = LatencyHistogram::new();
         registry.register("response_latency_ms", "Latency", latency.clone());

@@ -62,10 +62,7 @@ impl Readiness {
         self.parts.send_modify(|parts| {
             parts.insert(name, State::Pending);
         });
-        Handle {
-            name,
-            parts: Arc::clone(&self.parts),
-        }
+        Handle { name, parts: Arc::clone(&self.parts) }
     }
 
     /// Whether there are parts and all are ready.
@@ -89,14 +86,10 @@ impl Readiness {
         loop {
             {
                 let now = parts.borrow_and_update();
-                if let Some((name, State::Failed { reason })) = now
-                    .iter()
-                    .find(|(_, state)| matches!(state, State::Failed { .. }))
+                if let Some((name, State::Failed { reason })) =
+                    now.iter().find(|(_, state)| matches!(state, State::Failed { .. }))
                 {
-                    return Err(NotReady {
-                        name,
-                        reason: reason.clone(),
-                    });
+                    return Err(NotReady { name, reason: reason.clone() });
                 }
                 if all_ready(&now) {
                     return Ok(());
@@ -128,9 +121,7 @@ impl Handle {
 
     /// The part is down for now, and says why; it may become ready again.
     pub fn failed(&self, reason: impl Into<String>) {
-        self.set(State::Failed {
-            reason: reason.into(),
-        });
+        self.set(State::Failed { reason: reason.into() });
     }
 
     /// The part does not exist any more and counts no longer.
@@ -141,31 +132,27 @@ impl Handle {
     }
 
     fn set(&self, state: State) {
-        self.parts
-            .send_if_modified(|parts| match parts.get_mut(self.name) {
-                Some(old) if *old != state => {
-                    *old = state;
-                    true
-                }
-                // Unchanged, or removed: a removed part stays removed.
-                _ => false,
-            });
+        self.parts.send_if_modified(|parts| match parts.get_mut(self.name) {
+            Some(old) if *old != state => {
+                *old = state;
+                true
+            }
+            // Unchanged, or removed: a removed part stays removed.
+            _ => false,
+        });
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         // Ready stays ready: a component may say its word and let go. Pending without a word is a failure.
-        self.parts
-            .send_if_modified(|parts| match parts.get_mut(self.name) {
-                Some(state @ State::Pending) => {
-                    *state = State::Failed {
-                        reason: "ended before it was ready".to_owned(),
-                    };
-                    true
-                }
-                _ => false,
-            });
+        self.parts.send_if_modified(|parts| match parts.get_mut(self.name) {
+            Some(state @ State::Pending) => {
+                *state = State::Failed { reason: "ended before it was ready".to_owned() };
+                true
+            }
+            _ => false,
+        });
     }
 }
 

@@ -42,10 +42,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let vital = Vital {
-        name,
-        signal: signal.clone(),
-    };
+    let vital = Vital { name, signal: signal.clone() };
     spawn(name, async move {
         let output = future.await;
         drop(vital);
@@ -56,10 +53,7 @@ where
 /// How many tasks have panicked since the process began, by name.
 #[must_use]
 pub fn panics() -> BTreeMap<&'static str, u64> {
-    PANICS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()
+    PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Lets hyper spawn through [`spawn`], under one name.
@@ -105,15 +99,8 @@ struct Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            *PANICS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(self.name)
-                .or_default() += 1;
-            tracing::error!(
-                task = self.name,
-                "task panicked; its work is lost, everything else goes on"
-            );
+            *PANICS.lock().unwrap_or_else(PoisonError::into_inner).entry(self.name).or_default() += 1;
+            tracing::error!(task = self.name, "task panicked; its work is lost, everything else goes on");
         }
     }
 }
@@ -177,15 +164,10 @@ mod tests {
     async fn a_vital_task_may_end_while_draining() {
         let (drain, signal) = Drain::new();
         let stop = signal.clone();
-        let handle = vital(
-            "test_vital_drain",
-            &signal,
-            async move { stop.draining().await },
-        );
+        let handle = vital("test_vital_drain", &signal, async move { stop.draining().await });
         assert!(drain.drain(std::time::Duration::from_secs(1)).await);
         handle.await.expect("no panic");
-        let waited =
-            tokio::time::timeout(std::time::Duration::from_secs(1), drain.vital_ended()).await;
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(1), drain.vital_ended()).await;
         assert!(waited.is_err());
     }
 }

@@ -104,18 +104,10 @@ pub fn init(format: Format, filter: &str) -> Result<Guard, InitError> {
     let colours = format == Format::Text && io::stderr().is_terminal();
     let (sender, receiver) = mpsc::sync_channel(QUEUE_LINES);
     let lost = Arc::default();
-    let writer = Writer {
-        sender: sender.clone(),
-        lost: Arc::clone(&lost),
-        format,
-        colours,
-    };
+    let writer = Writer { sender: sender.clone(), lost: Arc::clone(&lost), format, colours };
     let write = move || write_lines(&receiver, &lost, io::stderr(), format);
     thread::Builder::new().name("log".to_owned()).spawn(write)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(writer);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(writer);
     match format {
         Format::Text => builder.finish().try_init()?,
         Format::Json => builder.json().flatten_event(true).finish().try_init()?,
@@ -144,8 +136,7 @@ impl Drop for Guard {
             thread::sleep(RETRY_PAUSE);
         }
         // A writer that died has nothing left to flush.
-        wait.recv_timeout(until.saturating_duration_since(Instant::now()))
-            .ok();
+        wait.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
     }
 }
 
@@ -225,12 +216,7 @@ fn one_line(event: &[u8], format: Format, colours: bool) -> Vec<u8> {
 }
 
 /// A cut JSON object would be no JSON: the cut text becomes a string of a whole one.
-fn cut_line(
-    line: &mut impl std::fmt::Write,
-    kept: &str,
-    length: usize,
-    format: Format,
-) -> std::fmt::Result {
+fn cut_line(line: &mut impl std::fmt::Write, kept: &str, length: usize, format: Format) -> std::fmt::Result {
     match format {
         Format::Text => {
             text::escape_into(line, kept)?;
@@ -238,7 +224,8 @@ fn cut_line(
         }
         Format::Json => {
             let head = text::cut(kept, LINE_MAX / 4);
-            let whole = serde_json::json!({ "level": "ERROR", "message": "log line too long", "length": length, "head": head });
+            let whole =
+                serde_json::json!({ "level": "ERROR", "message": "log line too long", "length": length, "head": head });
             line.write_str(&text::json(&whole).map_err(|_| std::fmt::Error)?)
         }
     }
@@ -251,9 +238,7 @@ fn escape_but_colours(line: &mut String, kept: &str) -> std::fmt::Result {
             text::escape_into(line, piece)?;
             continue;
         }
-        let end = piece
-            .find(|c: char| !(c.is_ascii_digit() || c == '[' || c == ';'))
-            .unwrap_or(piece.len());
+        let end = piece.find(|c: char| !(c.is_ascii_digit() || c == '[' || c == ';')).unwrap_or(piece.len());
         let (colour, rest) = piece.split_at(end);
         if colour.starts_with('[') && rest.starts_with('m') {
             line.push('\u{1b}');
@@ -267,12 +252,7 @@ fn escape_but_colours(line: &mut String, kept: &str) -> std::fmt::Result {
     Ok(())
 }
 
-fn write_lines(
-    receiver: &Receiver<Message>,
-    lost: &AtomicU64,
-    mut out: impl Write,
-    format: Format,
-) {
+fn write_lines(receiver: &Receiver<Message>, lost: &AtomicU64, mut out: impl Write, format: Format) {
     let mut batch = Vec::with_capacity(BATCH_BYTES);
     while let Ok(first) = receiver.recv() {
         let mut flushed = Vec::new();
@@ -303,10 +283,10 @@ fn loss_line(lost: u64, format: Format) -> Vec<u8> {
     let message = "log lines were dropped: stderr is not read fast enough";
     match format {
         Format::Text => format!("WARN log: {message} lines={lost}\n").into_bytes(),
-        Format::Json => format!(
-            "{{\"level\":\"WARN\",\"target\":\"log\",\"message\":\"{message}\",\"lines\":{lost}}}\n"
-        )
-        .into_bytes(),
+        Format::Json => {
+            format!("{{\"level\":\"WARN\",\"target\":\"log\",\"message\":\"{message}\",\"lines\":{lost}}}\n")
+                .into_bytes()
+        }
     }
 }
 

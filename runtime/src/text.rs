@@ -41,11 +41,7 @@ impl fmt::Display for Clean<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = cut(self.0, FIELD_MAX);
         escape_into(f, shown)?;
-        if shown.len() < self.0.len() {
-            f.write_char(CUT)
-        } else {
-            Ok(())
-        }
+        if shown.len() < self.0.len() { f.write_char(CUT) } else { Ok(()) }
     }
 }
 
@@ -151,15 +147,9 @@ mod tests {
         let value = serde_json::json!({ "name": NASTY, "n": 1 });
         let compact = json(&value).expect("serialises");
         assert!(!compact.chars().any(is_unsafe));
-        assert_eq!(
-            serde_json::from_str::<serde_json::Value>(&compact).expect("parses"),
-            value
-        );
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&compact).expect("parses"), value);
         let pretty = json_pretty(&value).expect("serialises");
         assert!(!pretty.chars().any(|c| is_unsafe(c) && c != '\n'));
-        assert_eq!(
-            serde_json::from_str::<serde_json::Value>(&pretty).expect("parses"),
-            value
-        );
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&pretty).expect("parses"), value);
     }
 }

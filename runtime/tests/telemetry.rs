@@ -13,20 +13,10 @@ fn child() {
     let Ok(what) = std::env::var(CHILD) else {
         return;
     };
-    let format = if what == "json" {
-        Format::Json
-    } else {
-        Format::Text
-    };
+    let format = if what == "json" { Format::Json } else { Format::Text };
     let guard = telemetry::init(format, "info,quiet=off").expect("first");
-    assert!(
-        telemetry::init(format, "info").is_err(),
-        "a second one is refused"
-    );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    assert!(telemetry::init(format, "info").is_err(), "a second one is refused");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         tracing::info!(peer = "we\u{1b}[31mst", "hello");
         tracing::info!(target: "quiet", "never seen");
@@ -47,11 +37,7 @@ fn child() {
 
 fn run(what: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("known"));
-    command
-        .args(["--exact", "child", "--nocapture"])
-        .env(CHILD, what)
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null());
+    command.args(["--exact", "child", "--nocapture"]).env(CHILD, what).stderr(Stdio::piped()).stdout(Stdio::null());
     command
 }
 
@@ -60,27 +46,16 @@ fn one_line_an_event_and_nothing_lost_at_the_end() {
     let output = run("json").output().expect("runs");
     assert!(output.status.success());
     let text = String::from_utf8(output.stderr).expect("UTF-8");
-    let events: Vec<serde_json::Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
-        .collect();
+    let events: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect();
     assert_eq!(events[0]["message"], "hello");
     assert_eq!(events[0]["peer"], "we\u{1b}[31mst");
     assert!(!text.contains("never seen"));
-    let panic = events
-        .iter()
-        .find(|event| event["target"] == "panic")
-        .expect("the panic is logged");
+    let panic = events.iter().find(|event| event["target"] == "panic").expect("the panic is logged");
     assert_eq!(panic["message"], "injected\\u000aline");
     assert!(events.iter().any(|event| event["task"] == "bad_stream"));
     assert_eq!(events.last().expect("some")["message"], "last words");
-    assert_eq!(
-        events
-            .iter()
-            .filter(|event| event["message"] == "filler")
-            .count(),
-        1000
-    );
+    assert_eq!(events.iter().filter(|event| event["message"] == "filler").count(), 1000);
 }
 
 #[test]
@@ -98,17 +73,11 @@ fn a_second_signal_ends_at_once() {
     let mut child = run("signals").spawn().expect("runs");
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
     let interrupt = |id: u32| {
-        let sent = Command::new("kill")
-            .args(["-INT", &id.to_string()])
-            .status()
-            .expect("kill exists");
+        let sent = Command::new("kill").args(["-INT", &id.to_string()]).status().expect("kill exists");
         assert!(sent.success());
     };
     let mut wait_for = |text: &str| {
-        assert!(
-            lines.any(|line| line.expect("UTF-8").contains(text)),
-            "{text} was never logged"
-        );
+        assert!(lines.any(|line| line.expect("UTF-8").contains(text)), "{text} was never logged");
     };
     wait_for("armed");
     // The handlers are installed right after this line; a signal before that would kill by default, which is a failure
@@ -125,9 +94,6 @@ fn a_second_signal_ends_at_once() {
 /// Whether the process catches SIGINT (bit 1 of `SigCgt`, proc_pid_status(5)).
 fn handles_interrupt(id: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("alive");
-    let caught = status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigCgt:"))
-        .expect("Linux says so");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("Linux says so");
     u64::from_str_radix(caught.trim(), 16).expect("hex") & 0b10 != 0
 }

@@ -38,10 +38,7 @@ impl Query {
     /// The first value of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.pairs
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// The first value of this name as a `T`, or nothing where it is absent.
@@ -54,18 +51,13 @@ impl Query {
         };
         match value.parse() {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(RouteError::BadRequest(format!(
-                "{name}={} is not understood",
-                text::Clean(value)
-            ))),
+            Err(_) => Err(RouteError::BadRequest(format!("{name}={} is not understood", text::Clean(value)))),
         }
     }
 
     /// All pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.pairs
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+        self.pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
@@ -77,9 +69,7 @@ fn decode(text: &str) -> Option<String> {
         rest = tail;
         match (byte, tail) {
             (b'+', _) => out.push(b' '),
-            (b'%', [high, low, after @ ..])
-                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
-            {
+            (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 out.push(hex(*high) << 4 | hex(*low));
                 rest = after;
             }
@@ -114,10 +104,7 @@ mod tests {
         assert_eq!(query.parsed::<u32>("none"), Ok(None));
         assert!(query.parsed::<u32>("name").is_err());
         assert_eq!(query.iter().count(), 5);
-        assert_eq!(
-            Query::parse("a=%C3%A9%4a").expect("parses").get("a"),
-            Some("éJ")
-        );
+        assert_eq!(Query::parse("a=%C3%A9%4a").expect("parses").get("a"), Some("éJ"));
     }
 
     #[test]

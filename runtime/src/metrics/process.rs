@@ -24,43 +24,18 @@ pub(super) struct Process;
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         if let Some(stat) = Stat::read() {
-            counter(
-                &mut encoder,
-                "process_cpu_seconds",
-                "User and system CPU time",
-                stat.cpu_seconds,
-            )?;
-            gauge(
-                &mut encoder,
-                "process_start_time_seconds",
-                "Start, as Unix time",
-                stat.start_seconds,
-            )?;
+            counter(&mut encoder, "process_cpu_seconds", "User and system CPU time", stat.cpu_seconds)?;
+            gauge(&mut encoder, "process_start_time_seconds", "Start, as Unix time", stat.start_seconds)?;
             gauge(&mut encoder, "process_threads", "Threads", stat.threads)?;
         }
         if let Some(bytes) = resident_bytes() {
-            gauge(
-                &mut encoder,
-                "process_resident_memory_bytes",
-                "Resident memory",
-                bytes as f64,
-            )?;
+            gauge(&mut encoder, "process_resident_memory_bytes", "Resident memory", bytes as f64)?;
         }
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            gauge(
-                &mut encoder,
-                "process_open_fds",
-                "Open file descriptors",
-                open.count() as f64,
-            )?;
+            gauge(&mut encoder, "process_open_fds", "Open file descriptors", open.count() as f64)?;
         }
         if let Some(limit) = descriptor_limit() {
-            gauge(
-                &mut encoder,
-                "process_max_fds",
-                "Soft limit of open file descriptors",
-                limit,
-            )?;
+            gauge(&mut encoder, "process_max_fds", "Soft limit of open file descriptors", limit)?;
         }
         Ok(())
     }
@@ -74,15 +49,9 @@ impl Collector for Losses {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let help = "Log lines lost because stderr was not read fast enough";
         let lines = ConstCounter::new(telemetry::dropped_lines());
-        lines.encode(encoder.encode_descriptor(
-            "log_lines_dropped",
-            help,
-            None,
-            MetricType::Counter,
-        )?)?;
+        lines.encode(encoder.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?)?;
         let help = "Tasks that panicked, by task name; each cost one stream or connection";
-        let mut family =
-            encoder.encode_descriptor("task_panics", help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor("task_panics", help, None, MetricType::Counter)?;
         for (task, count) in task::panics() {
             let labels = [("task", task)];
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
@@ -91,26 +60,11 @@ impl Collector for Losses {
     }
 }
 
-fn counter(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: f64,
-) -> std::fmt::Result {
-    ConstCounter::new(value).encode(encoder.encode_descriptor(
-        name,
-        help,
-        None,
-        MetricType::Counter,
-    )?)
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> std::fmt::Result {
+    ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
-fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: f64,
-) -> std::fmt::Result {
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> std::fmt::Result {
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
@@ -148,17 +102,13 @@ impl Stat {
 
 fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * KIB)
 }
 
 fn descriptor_limit() -> Option<f64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     match line.split_whitespace().next()? {
         "unlimited" => Some(f64::INFINITY),
         soft => soft.parse().ok(),
@@ -173,10 +123,7 @@ mod tests {
     fn a_command_with_parentheses_is_no_trouble() {
         let line = "42 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 7 0 1000 0 0";
         let stat = Stat::parse(line, 100.0).expect("parses");
-        assert_eq!(
-            (stat.cpu_seconds, stat.threads, stat.start_seconds),
-            (2.0, 7.0, 110.0)
-        );
+        assert_eq!((stat.cpu_seconds, stat.threads, stat.start_seconds), (2.0, 7.0, 110.0));
     }
 
     #[test]

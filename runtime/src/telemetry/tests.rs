@@ -10,19 +10,11 @@ const NASTY: &str = "evil\u{1b}[2J\r\nINFO forged line\u{202e}\u{2066}\u{85}";
 fn logged(format: Format, colours: bool, log: impl FnOnce()) -> String {
     let (sender, receiver) = mpsc::sync_channel(16);
     let lost: Arc<AtomicU64> = Arc::default();
-    let writer = Writer {
-        sender,
-        lost: Arc::clone(&lost),
-        format,
-        colours,
-    };
+    let writer = Writer { sender, lost: Arc::clone(&lost), format, colours };
     let layer = tracing_subscriber::fmt::layer().with_ansi(colours);
     match format {
         Format::Text => {
-            tracing::subscriber::with_default(
-                tracing_subscriber::registry().with(layer.with_writer(writer)),
-                log,
-            );
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(layer.with_writer(writer)), log);
         }
         Format::Json => {
             let layer = layer.json().flatten_event(true).with_writer(writer);
@@ -56,10 +48,7 @@ fn a_value_cannot_forge_a_line() {
             tracing::info!(name = %NASTY, quoted = NASTY, "{NASTY}");
         });
         assert_eq!(out.matches('\n').count(), 1, "{out:?}");
-        assert!(
-            !out.trim_end_matches('\n').chars().any(text::is_unsafe),
-            "{out:?}"
-        );
+        assert!(!out.trim_end_matches('\n').chars().any(text::is_unsafe), "{out:?}");
         if format == Format::Json {
             let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
             assert!(value["message"].as_str().expect("text").starts_with("evil"));
@@ -69,28 +58,16 @@ fn a_value_cannot_forge_a_line() {
 
 #[test]
 fn colours_are_ours_only() {
-    let out = logged(
-        Format::Text,
-        true,
-        || tracing::info!(name = %NASTY, "hello"),
-    );
+    let out = logged(Format::Text, true, || tracing::info!(name = %NASTY, "hello"));
     assert!(out.contains("\u{1b}["), "the level is coloured: {out:?}");
     let without_colours: String = {
         let mut kept = String::new();
         for piece in out.trim_end().split('\u{1b}') {
-            kept.push_str(
-                piece
-                    .split_once('m')
-                    .filter(|(c, _)| c.starts_with('['))
-                    .map_or(piece, |(_, rest)| rest),
-            );
+            kept.push_str(piece.split_once('m').filter(|(c, _)| c.starts_with('[')).map_or(piece, |(_, rest)| rest));
         }
         kept
     };
-    assert!(
-        !without_colours.chars().any(text::is_unsafe),
-        "{without_colours:?}"
-    );
+    assert!(!without_colours.chars().any(text::is_unsafe), "{without_colours:?}");
     assert!(!out.contains("\u{1b}[2J"));
 }
 
@@ -109,12 +86,7 @@ fn long_lines_are_cut_and_json_stays_json() {
 fn a_full_queue_drops_and_says_so() {
     let (sender, receiver) = mpsc::sync_channel(1);
     let lost: Arc<AtomicU64> = Arc::default();
-    let writer = Writer {
-        sender,
-        lost: Arc::clone(&lost),
-        format: Format::Text,
-        colours: false,
-    };
+    let writer = Writer { sender, lost: Arc::clone(&lost), format: Format::Text, colours: false };
     let before = dropped_lines();
     for _ in 0..3 {
         (&writer).write_all(b"line\n").expect("never fails");
