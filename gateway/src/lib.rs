@@ -11,29 +11,29 @@
 
 // A doc comment and a blank line between the modules keep rustfmt from sorting them.
 
-// /// 1 Sockets of the mirrored names: bind, accept, limit.
-// pub mod listener;
+/// 1 Sockets of the mirrored names: bind, accept, limit.
+pub mod listener;
 
-// /// 2 What protocol the client speaks.
-// pub mod detect;
+/// 2 What protocol the client speaks.
+pub mod detect;
 
-// /// 3 Where the connection or request goes.
-// pub mod route;
+/// 3 Where the connection or request goes.
+pub mod route;
 
 /// 4 Streams to and from the gateways of peer clusters.
 pub mod link;
 
-// /// 5 What a peer may reach here.
-// pub mod remote;
+/// 5 What a peer may reach here.
+pub mod remote;
 
-// /// 6 Endpoints of exported services.
-// pub mod backend;
+/// 6 Endpoints of exported services.
+pub mod backend;
 
 // /// HTTP at both edges.
 // pub mod http;
 
-// /// Copying between a socket and a stream, both ways.
-// pub mod relay;
+/// Copying between a socket and a stream, both ways.
+pub mod relay;
 
 /// The controller's configuration as immutable snapshots.
 pub mod discovery;
@@ -41,17 +41,17 @@ pub mod discovery;
 // /// Certificates of this gateway.
 // pub mod identity;
 
-// /// How a connection or request ended.
-// pub mod outcome;
+/// How a connection or request ended.
+pub mod outcome;
 
-// /// Counters and histograms.
-// pub mod metrics;
+/// Counters and histograms.
+pub mod metrics;
 
-// /// One line for each connection and request.
-// pub mod access_log;
+/// One line for each connection and request.
+pub mod access_log;
 
-// /// Figures of the last minute for `linkspan stat`.
-// pub mod stat;
+/// Figures of the last minute for `linkspan stat`.
+pub mod stat;
 
 // /// The whole trip of a byte.
 // pub mod path;

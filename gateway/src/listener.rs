@@ -1,0 +1,120 @@
+//! Stage 1: the sockets of the mirrored names.
+//!
+//! ```text
+//! Bindings --Binder (one a process)--> std sockets --> serve (one a worker) --> ClientConnection
+//!               | bind errors -> Board, Rejections
+//! ```
+//!
+//! - In: the addresses that mirrors want ([`Bindings`]).
+//! - Out: a [`ClientConnection`] for each accepted connection, on the worker that accepted it.
+//! - Refuses when: all connection permits are in use: the client is reset at once, which its load balancer understands,
+//!   instead of waiting in a queue that nobody sees.
+//! - Never does: read a byte, know a protocol, drop an established connection because its mirror was removed.
+//! - Numbers: [`BACKLOG`], [`SOCKETS`], [`ACCEPT_PAUSE`], [`BIND_PAUSE`].
+//!
+//! Each address is bound once for every worker with `SO_REUSEPORT`, so that the kernel spreads connections and no
+//! connection changes threads. `SO_REUSEPORT` would also let a second gateway on the same machine share our addresses
+//! in silence; [`bind`] prevents that.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+mod accept;
+mod binder;
+mod io;
+
+pub use accept::{Worker, serve};
+pub use binder::{Binder, Board, MirrorState, bind};
+pub use io::ClientIo;
+
+/// Connections that wait in the kernel for `accept`. Above it SYNs are dropped and retried after 1 s. The usual
+/// `somaxconn` is 4,096; a worker that is 1,024 connections behind is overloaded in any case.
+pub const BACKLOG: i32 = 1024;
+
+/// Listening sockets of one process. A socket costs about 4 KiB of kernel memory and a descriptor: 64 MiB in all. With more
+/// addresses than this divided by the workers, each address is bound on fewer workers, and on one at least.
+pub const SOCKETS: usize = 16_384;
+
+/// Pauses after an `accept` that failed for want of descriptors or memory. The upper bound keeps recovery under 1 s
+/// after descriptors are free again (S-32).
+pub const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// Pauses between attempts to bind an address that is not to be had.
+pub const BIND_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// The addresses that mirrors want.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bindings {
+    /// Mirror name by address.
+    pub addresses: BTreeMap<SocketAddr, Arc<str>>,
+    /// Addresses that a second mirror claims as well, and that mirror; the first by name has them.
+    pub conflicts: BTreeMap<SocketAddr, Arc<str>>,
+}
+
+/// A client's connection, fresh from `accept`.
+#[derive(Debug)]
+pub struct ClientConnection {
+    /// Its socket; `TCP_NODELAY` is set.
+    pub io: ClientIo,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The address that the client connected to.
+    pub listen: SocketAddr,
+    /// The worker that accepted it and whose runtime it stays on.
+    pub worker: usize,
+    /// Held as long as the connection counts.
+    pub permit: Permit,
+}
+
+/// The right to have one client connection. Dropping it frees the place.
+#[derive(Debug)]
+pub struct Permit(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
+
+/// How many client connections there may be, over all listeners and workers.
+#[derive(Clone, Debug)]
+pub struct Permits {
+    places: Arc<Semaphore>,
+    limit: usize,
+}
+
+impl Permits {
+    /// At most `limit` connections.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(limit)), limit }
+    }
+
+    /// What the process can carry: each client connection may cost a second descriptor (a local backend), and a quarter
+    /// of all descriptors is kept for listeners, backends of peers, links and files.
+    #[must_use]
+    pub fn for_descriptors(descriptors: u64) -> Self {
+        let usable = descriptors / 4 * 3 / 2;
+        Self::new(usize::try_from(usable).unwrap_or(usize::MAX).max(16))
+    }
+
+    /// A place, if there is one.
+    #[must_use]
+    pub fn acquire(&self) -> Option<Permit> {
+        Arc::clone(&self.places).try_acquire_owned().ok().map(Permit)
+    }
+
+    /// Connections there are now.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.limit - self.places.available_permits()
+    }
+
+    /// Connections there may be.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Stage 5: what a peer may reach here.
+//!
+//! ```text
+//! header + PeerInfo --authorize--> Admitted{export, port, source}        (or a Refused, and nothing was dialled)
+//! ```
+//!
+//! - In: the header of a stream that a peer opened, who the peer is, the route table.
+//! - Out: an [`Admitted`]: the proof that this caller may have this port of this export. The backend stage dials only
+//!   what an `Admitted` holds, and only this file makes one.
+//! - Refuses when: the request has passed this cluster before; the caller is outside of the link's trust domain; the
+//!   service, port or endpoint is not exported; no rule allows the caller; the peer has too many streams here.
+//! - Never does: dial, resolve a name, look at an address that came over the link.
+//! - Numbers: [`MAX_HOPS`]; see `limits` for shares.
+
+use std::sync::Arc;
+
+use linkspan_proto::identity::{Source, SpiffeId, TrustDomain};
+use linkspan_proto::names::{ClusterName, EndpointName, ServiceKey};
+use linkspan_proto::refusal::Refusal;
+
+use crate::route::{Export, ExportPort};
+
+mod authorize;
+mod limits;
+
+pub use authorize::{admit_local, authorize};
+pub use limits::{Limits, Ticket};
+
+/// Clusters that a request may have passed. A mirror cannot be exported, so one is what happens; the limit is for peers
+/// of another make.
+pub const MAX_HOPS: usize = 8;
+
+/// A caller that may have a port of an export.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    export: Arc<Export>,
+    port: Arc<ExportPort>,
+    endpoint: Option<EndpointName>,
+    source: Source,
+    cluster: ClusterName,
+}
+
+impl Admitted {
+    /// The export.
+    #[must_use]
+    pub fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    /// The service.
+    #[must_use]
+    pub fn service(&self) -> &ServiceKey {
+        &self.export.service
+    }
+
+    /// The port of the export.
+    #[must_use]
+    pub fn port(&self) -> &Arc<ExportPort> {
+        &self.port
+    }
+
+    /// The one endpoint that is asked for, if one is.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&EndpointName> {
+        self.endpoint.as_ref()
+    }
+
+    /// Who calls, as the backend will be told.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The cluster of the caller; our own for a local call.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+}
+
+/// Why a stream was refused before anything was dialled. What the peer is told is [`Refused::refusal`]; the text is for
+/// our own log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The request has passed this cluster, or too many.
+    #[error("the request has passed {path:?} already")]
+    Loop {
+        /// The clusters it has passed.
+        path: Vec<ClusterName>,
+    },
+    /// The peer asserts a caller that is not its to speak for.
+    #[error("{identity} is outside of the link's trust domain {trust_domain}")]
+    IdentityMismatch {
+        /// Who was asserted.
+        identity: SpiffeId,
+        /// What the peer may speak for.
+        trust_domain: TrustDomain,
+    },
+    /// The header lacks what its kind needs.
+    #[error("the header names no {what}")]
+    Incomplete {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The service, the port or the endpoint is not exported.
+    #[error("{service} port {port} is not exported")]
+    UnknownExport {
+        /// What was asked for.
+        service: ServiceKey,
+        /// Its port.
+        port: u16,
+    },
+    /// No rule of the policies allows the caller.
+    #[error("no rule allows {identity} ({assurance}) to call {service} port {port}")]
+    Denied {
+        /// Who asked.
+        identity: SpiffeId,
+        /// How well it is known.
+        assurance: linkspan_proto::identity::Assurance,
+        /// What was asked for.
+        service: ServiceKey,
+        /// Its port.
+        port: u16,
+    },
+    /// No policy selects the export, and the Link says `defaultPolicy: Deny`.
+    #[error("no policy selects {service}, and the link denies by default")]
+    DeniedByDefault {
+        /// What was asked for.
+        service: ServiceKey,
+    },
+    /// The peer holds its share of streams.
+    #[error("the peer has {in_use} streams here, its share")]
+    Overloaded {
+        /// How many it has.
+        in_use: usize,
+    },
+    /// The gateway drains.
+    #[error("the gateway is shutting down")]
+    Draining,
+}
+
+impl Refused {
+    /// What the peer is told.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Loop { .. } => Refusal::Loop,
+            Self::IdentityMismatch { .. } => Refusal::IdentityMismatch,
+            Self::Incomplete { .. } => Refusal::BadHeader,
+            Self::UnknownExport { .. } => Refusal::UnknownExport,
+            Self::Denied { .. } | Self::DeniedByDefault { .. } => Refusal::Denied,
+            Self::Overloaded { .. } => Refusal::Overloaded,
+            Self::Draining => Refusal::Draining,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! Stage 3: where a connection or request goes.
+//!
+//! ```text
+//! (listen address | SNI) --RouteTable--> Route --pick(health, tried)--> Target{cluster, local}
+//!  client address -------RouteTable--> Source{identity, assurance}
+//! ```
+//!
+//! - In: the address that the client connected to (or the name it gave on the mTLS port), the clusters tried already.
+//! - Out: a [`Route`], from it a [`Target`] for each connection or request, and the caller's source identity.
+//! - Refuses when: nothing is mirrored there; no cluster that has any weight is healthy. The refusal says, for each
+//!   cluster, why not.
+//! - Never does: I/O, wait, lock, pick a cluster of weight zero.
+//! - Numbers: none of its own; weights and `minHealthyPercent` are the operator's.
+//!
+//! Healthy is: the link is alive and the cluster has said that the port (or the one endpoint) has ready capacity. For
+//! the local cluster: the service is exported here and the port has ready endpoints.
+
+use std::fmt;
+use std::sync::Arc;
+
+use linkspan_proto::configuration::Mirror;
+use linkspan_proto::identity::{Source, TrustDomain};
+use linkspan_proto::names::{ClusterName, ServiceKey};
+
+/// Weights that are exact.
+pub mod balance;
+
+/// Load of one endpoint.
+pub mod load;
+
+/// The table of everything that is mirrored and exported.
+pub mod table;
+
+/// Address ranges to workloads.
+pub mod workloads;
+
+pub use table::{Backend, Export, ExportPort, RouteTable};
+
+use balance::{Sequence, choose};
+
+/// Who we are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Our cluster's name.
+    pub cluster: ClusterName,
+    /// Our trust domain.
+    pub trust_domain: TrustDomain,
+}
+
+/// Which links work. Asked once for each candidate of each pick, so it must be cheap.
+pub trait Health: Send + Sync {
+    /// Whether the data path to this peer works.
+    fn alive(&self, peer: &ClusterName) -> bool;
+}
+
+/// What a client's connection resolved to: one port of one mirrored name, and who the client is.
+#[derive(Clone, Debug)]
+pub struct Routed {
+    /// Where it may go. For HTTP, [`RouteTable::current`] gives the newest version for each request.
+    pub route: Arc<Route>,
+    /// Who calls, with what assurance.
+    pub source: Source,
+}
+
+/// One port of one mirrored name.
+#[derive(Debug)]
+pub struct Route {
+    mirror: Arc<Mirror>,
+    /// Index into the mirror's ports.
+    index: usize,
+    name: Arc<str>,
+    tiers: Box<[Group]>,
+    sequence: Sequence,
+}
+
+/// Clusters of equal preference.
+#[derive(Debug)]
+struct Group {
+    candidates: Box<[Candidate]>,
+    /// Sum of all weights, healthy or not.
+    total: u64,
+    min_healthy_percent: u64,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    cluster: ClusterName,
+    local: bool,
+    weight: u64,
+    /// What its catalogue (or our own export) says of this port.
+    capacity: Result<(), Unavailable>,
+}
+
+/// Where one connection or request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The cluster that serves it.
+    pub cluster: ClusterName,
+    /// Whether that is our own.
+    pub local: bool,
+}
+
+/// Why a cluster cannot take a connection or request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Its weight is zero.
+    WeightZero,
+    /// It was tried for this request already.
+    Tried,
+    /// The link to it is down.
+    LinkDown,
+    /// Its catalogue does not list the service or the port.
+    NotExported,
+    /// It exports the port, but no endpoint is ready.
+    NothingReady,
+    /// The one endpoint that the mirror stands for is not ready there.
+    EndpointNotReady,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WeightZero => "weight 0",
+            Self::Tried => "tried already",
+            Self::LinkDown => "link down",
+            Self::NotExported => "does not export this port",
+            Self::NothingReady => "no ready endpoint",
+            Self::EndpointNotReady => "the endpoint is not ready",
+        })
+    }
+}
+
+/// No cluster can take it. Displays as one sentence that says why for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoTarget {
+    /// The service that was asked for.
+    pub service: ServiceKey,
+    /// Its port.
+    pub port: u16,
+    /// Every candidate and what is wrong with it, in the order of preference.
+    pub reasons: Vec<(ClusterName, Unavailable)>,
+}
+
+impl fmt::Display for NoTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no cluster can serve {} port {}", self.service, self.port)?;
+        for (index, (cluster, reason)) in self.reasons.iter().enumerate() {
+            write!(f, "{} {cluster}: {reason}", if index == 0 { ":" } else { ";" })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for NoTarget {}
+
+impl Route {
+    /// Picks the cluster for the next connection or request.
+    ///
+    /// The first tier whose healthy part is large enough serves; if none is, the first that has any healthy cluster.
+    /// `tried` are the clusters that failed this very request without having processed it: they still count as healthy
+    /// for their tier, but are not picked again.
+    pub fn pick(&self, health: &dyn Health, tried: &[ClusterName]) -> Result<Target, NoTarget> {
+        let point = self.sequence.advance();
+        let tiers = || self.tiers.iter();
+        tiers()
+            .filter(|tier| tier.is_healthy_enough(health))
+            .chain(tiers())
+            .find_map(|tier| tier.choose(point, health, tried))
+            .map(|candidate| Target { cluster: candidate.cluster.clone(), local: candidate.local })
+            .ok_or_else(|| self.no_target(health, tried))
+    }
+
+    /// Whether a connection that begins now would find a target.
+    pub fn is_available(&self, health: &dyn Health) -> bool {
+        self.tiers.iter().any(|tier| tier.candidates.iter().any(|candidate| candidate.weight_now(health) > 0))
+    }
+
+    /// The mirrored name and all that the controller said of it.
+    #[must_use]
+    pub fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
+    }
+
+    /// The mirrored name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The service behind the name, as the link calls it.
+    #[must_use]
+    pub fn service(&self) -> &ServiceKey {
+        &self.mirror.service
+    }
+
+    /// The service's port, as the link calls it.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.mirror_port().port
+    }
+
+    /// The declared protocol.
+    #[must_use]
+    pub fn app_protocol(&self) -> Option<&str> {
+        self.mirror_port().app_protocol.as_deref()
+    }
+
+    /// This port of the mirror.
+    #[must_use]
+    pub fn mirror_port(&self) -> &linkspan_proto::configuration::MirrorPort {
+        &self.mirror.ports[self.index]
+    }
+
+    fn no_target(&self, health: &dyn Health, tried: &[ClusterName]) -> NoTarget {
+        let reasons = self
+            .tiers
+            .iter()
+            .flat_map(|tier| &tier.candidates)
+            .filter_map(|candidate| {
+                let reason = if tried.contains(&candidate.cluster) {
+                    Some(Unavailable::Tried)
+                } else {
+                    candidate.unavailable(health)
+                };
+                reason.map(|reason| (candidate.cluster.clone(), reason))
+            })
+            .collect();
+        NoTarget { service: self.mirror.service.clone(), port: self.port(), reasons }
+    }
+}
+
+impl Group {
+    fn is_healthy_enough(&self, health: &dyn Health) -> bool {
+        let healthy: u64 = self.candidates.iter().map(|candidate| candidate.weight_now(health)).sum();
+        healthy > 0 && healthy * 100 >= self.total * self.min_healthy_percent
+    }
+
+    fn choose(&self, point: u64, health: &dyn Health, tried: &[ClusterName]) -> Option<&Candidate> {
+        let weights = || {
+            self.candidates
+                .iter()
+                .map(|candidate| if tried.contains(&candidate.cluster) { 0 } else { candidate.weight_now(health) })
+        };
+        // Two passes instead of a list: a link may flip between them, which `choose` tolerates.
+        let total = weights().sum();
+        choose(point, total, weights()).map(|index| &self.candidates[index])
+    }
+}
+
+impl Candidate {
+    fn weight_now(&self, health: &dyn Health) -> u64 {
+        if self.unavailable(health).is_none() { self.weight } else { 0 }
+    }
+
+    fn unavailable(&self, health: &dyn Health) -> Option<Unavailable> {
+        if self.weight == 0 {
+            return Some(Unavailable::WeightZero);
+        }
+        if !self.local && !health.alive(&self.cluster) {
+            return Some(Unavailable::LinkDown);
+        }
+        self.capacity.err()
+    }
+}
+
+#[cfg(test)]
+mod tests;

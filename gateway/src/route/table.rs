@@ -1,0 +1,451 @@
+//! The table of everything that is mirrored and exported: immutable, replaced as a whole, built from the difference.
+//!
+//! - In: the previous table and a new snapshot of the controller's resources.
+//! - Out: a table that shares all unchanged routes and exports with the previous one.
+//! - Never does: change under a reader. Readers hold an `Arc` and see one generation.
+//! - Numbers: a change of one endpoint among 10,000 services costs a walk over the keys and copies of maps of pointers,
+//!   a few milliseconds on the control thread; the data path pays one hash look-up.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use linkspan_proto::configuration::{self, ExportRule, Mirror, Resource, ResourceKey, ResourceKind};
+use linkspan_proto::identity::{Assurance, Source, SpiffeId};
+use linkspan_proto::names::{EndpointName, PortName, ServiceKey};
+use tokio::time::Instant;
+
+use super::balance::Sequence;
+use super::load::Load;
+use super::workloads::WorkloadTable;
+use super::{Candidate, Group, Own, Route, Unavailable};
+use crate::discovery::Snapshot;
+use crate::listener::Bindings;
+
+/// Everything the data path looks up.
+#[derive(Clone, Debug)]
+pub struct RouteTable {
+    own: Own,
+    snapshot: Arc<Snapshot>,
+    by_listen: HashMap<SocketAddr, Arc<Route>>,
+    by_name: HashMap<Arc<str>, Arc<[Arc<Route>]>>,
+    /// The mirrors that lead to a service, so that a change of its capacity finds them.
+    by_service: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
+    exports: HashMap<ServiceKey, Arc<Export>>,
+    workloads: Arc<WorkloadTable>,
+    /// Whom we name when nothing is known of the client.
+    node: Source,
+    bindings: Arc<Bindings>,
+}
+
+/// A service of this cluster that peers may reach.
+#[derive(Debug)]
+pub struct Export {
+    /// Namespace and name.
+    pub service: ServiceKey,
+    /// Who may call; see [`configuration::Export::rules`].
+    pub rules: Option<Vec<ExportRule>>,
+    /// Whether TCP backends get a PROXY protocol v2 header.
+    pub proxy_protocol: bool,
+    /// The exported ports.
+    pub ports: Vec<Arc<ExportPort>>,
+}
+
+/// One port of an [`Export`].
+#[derive(Debug)]
+pub struct ExportPort {
+    /// The service's port number.
+    pub port: u16,
+    /// Its name.
+    pub name: Option<PortName>,
+    /// The declared protocol.
+    pub app_protocol: Option<String>,
+    /// Everything that may be dialled for it, the ready ones first. Nothing else is ever dialled.
+    backends: Vec<Backend>,
+    /// How many of them are ready.
+    ready: usize,
+}
+
+/// One endpoint of an [`ExportPort`].
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Address and port to dial.
+    pub address: SocketAddr,
+    /// Its host name inside a headless service.
+    pub name: Option<EndpointName>,
+    /// Whether it takes new traffic.
+    pub ready: bool,
+    /// Outlives the snapshots that name it.
+    pub load: Arc<Load>,
+}
+
+impl Export {
+    /// The exported port of this number.
+    #[must_use]
+    pub fn port(&self, port: u16) -> Option<&Arc<ExportPort>> {
+        self.ports.iter().find(|exported| exported.port == port)
+    }
+
+    fn build(config: &configuration::Export, previous: Option<&Self>, now: Instant) -> Self {
+        let ports = config
+            .ports
+            .iter()
+            .map(|port| {
+                let old = previous.and_then(|export| export.port(port.port));
+                let loads: HashMap<_, _> =
+                    old.iter().flat_map(|old| &old.backends).map(|backend| (backend.address, &backend.load)).collect();
+                let backend = |endpoint: &configuration::Endpoint| Backend {
+                    address: endpoint.address,
+                    name: endpoint.name.clone(),
+                    ready: endpoint.ready,
+                    load: loads
+                        .get(&endpoint.address)
+                        .map_or_else(|| Arc::new(Load::new(now)), |load| Arc::clone(load)),
+                };
+                let mut backends: Vec<_> = port.endpoints.iter().map(backend).collect();
+                backends.sort_by_key(|backend| !backend.ready);
+                Arc::new(ExportPort {
+                    port: port.port,
+                    name: port.name.clone(),
+                    app_protocol: port.app_protocol.clone(),
+                    ready: backends.iter().filter(|backend| backend.ready).count(),
+                    backends,
+                })
+            })
+            .collect();
+        Self {
+            service: config.service.clone(),
+            rules: config.rules.clone(),
+            proxy_protocol: config.proxy_protocol,
+            ports,
+        }
+    }
+}
+
+impl ExportPort {
+    /// Everything that may be dialled for it, ready or not.
+    #[must_use]
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// The backends that take new traffic.
+    #[must_use]
+    pub fn all_ready(&self) -> &[Backend] {
+        &self.backends[..self.ready]
+    }
+
+    /// The backends that take new traffic, of the whole port or of one endpoint.
+    pub fn ready<'a>(&'a self, endpoint: Option<&'a EndpointName>) -> impl Iterator<Item = &'a Backend> {
+        self.all_ready().iter().filter(move |backend| endpoint.is_none_or(|name| backend.name.as_ref() == Some(name)))
+    }
+
+    /// Whether an endpoint of this name exists, ready or not.
+    #[must_use]
+    pub fn has(&self, endpoint: &EndpointName) -> bool {
+        self.backends.iter().any(|backend| backend.name.as_ref() == Some(endpoint))
+    }
+}
+
+impl RouteTable {
+    /// A table that knows nothing yet.
+    #[must_use]
+    pub fn empty(own: Own) -> Self {
+        let node = Source { identity: SpiffeId::node(&own.trust_domain), assurance: Assurance::Gateway };
+        Self {
+            own,
+            snapshot: Arc::new(Snapshot::default()),
+            by_listen: HashMap::new(),
+            by_name: HashMap::new(),
+            by_service: HashMap::new(),
+            exports: HashMap::new(),
+            workloads: Arc::new(WorkloadTable::default()),
+            node,
+            bindings: Arc::new(Bindings::default()),
+        }
+    }
+
+    /// A table of this snapshot alone.
+    #[must_use]
+    pub fn build(snapshot: &Arc<Snapshot>, own: &Own) -> Self {
+        Self::empty(own.clone()).next(snapshot)
+    }
+
+    /// The table after this one. Unchanged routes and exports are shared; changed routes go on in their sequence of
+    /// picks, changed exports keep what is known of their endpoints' load.
+    #[must_use]
+    pub fn next(&self, snapshot: &Arc<Snapshot>) -> Self {
+        // Two mirrors that claim one address make the outcome depend on both; that is rare and a fault of the
+        // configuration, so everything is built anew instead of tracking who waits for whom.
+        let mut next = if self.bindings.conflicts.is_empty() { self.clone() } else { Self::empty(self.own.clone()) };
+        let mut mirrors = BTreeSet::new();
+        let mut services = BTreeSet::new();
+        let now = Instant::now();
+        let base = Arc::clone(&next.snapshot);
+        for (key, old, new) in changes(&base.resources, &snapshot.resources) {
+            match (key.kind, new.or(old).map(AsRef::as_ref)) {
+                (ResourceKind::Mirror, _) => {
+                    mirrors.insert(key.name.clone());
+                }
+                (ResourceKind::Capacity, Some(Resource::Capacity(capacity))) => {
+                    services.insert(capacity.service.clone());
+                }
+                (ResourceKind::Export, Some(Resource::Export(export))) => {
+                    services.insert(export.service.clone());
+                    let built = new
+                        .map(|_| Arc::new(Export::build(export, self.export(&export.service).map(AsRef::as_ref), now)));
+                    match built {
+                        Some(built) => next.exports.insert(export.service.clone(), built),
+                        None => next.exports.remove(&export.service),
+                    };
+                }
+                (ResourceKind::Workloads, Some(Resource::Workloads(workloads))) => {
+                    let empty = configuration::Workloads::default();
+                    let workloads = new.map_or(&empty, |_| workloads);
+                    next.workloads = Arc::new(WorkloadTable::build(workloads, &self.own.trust_domain));
+                }
+                // Peers are the link's business. A key that disagrees with its resource cannot come from
+                // `Resource::key` and is ignored.
+                _ => {}
+            }
+        }
+        let listening = !mirrors.is_empty();
+        for service in &services {
+            mirrors.extend(next.by_service.get(service).into_iter().flatten().map(ToString::to_string));
+        }
+        next.snapshot = Arc::clone(snapshot);
+        next.replace_mirrors(&mirrors, self);
+        if listening {
+            next.rebuild_bindings();
+        }
+        next
+    }
+
+    /// The route of a mirrored address.
+    #[must_use]
+    pub fn by_listen(&self, address: SocketAddr) -> Option<&Arc<Route>> {
+        self.by_listen.get(&address)
+    }
+
+    /// The route of a server name on the mTLS port: a mirrored name for its first port, or with a label in front for
+    /// another port, by number or by name: `_8080.web-west.shop.svc.cluster.local`, `_metrics.web-west...`.
+    #[must_use]
+    pub fn by_server_name(&self, server_name: &str) -> Option<&Arc<Route>> {
+        let name = server_name.strip_suffix('.').unwrap_or(server_name).to_ascii_lowercase();
+        if let Some(routes) = self.by_name.get(name.as_str()) {
+            return routes.first();
+        }
+        let (port, name) = name.strip_prefix('_')?.split_once('.')?;
+        self.by_name.get(name)?.iter().find(|route| {
+            route.port().to_string() == port
+                || route.mirror_port().name.as_ref().is_some_and(|name| name.as_str() == port)
+        })
+    }
+
+    /// The newest version of a route: for the next request of a connection that began under an older table. `None`
+    /// when the name or the port is no longer mirrored.
+    #[must_use]
+    pub fn current(&self, route: &Route) -> Option<&Arc<Route>> {
+        self.by_name.get(route.name())?.iter().find(|other| other.port() == route.port())
+    }
+
+    /// The export of a service.
+    #[must_use]
+    pub fn export(&self, service: &ServiceKey) -> Option<&Arc<Export>> {
+        self.exports.get(service)
+    }
+
+    /// Who is behind a client's address.
+    #[must_use]
+    pub fn source_of(&self, client: IpAddr) -> Source {
+        self.workloads.find(client).unwrap_or(&self.node).clone()
+    }
+
+    /// Where the listener listens. The same `Arc` as long as nothing changed in it.
+    #[must_use]
+    pub fn bindings(&self) -> &Arc<Bindings> {
+        &self.bindings
+    }
+
+    /// All routes, in no particular order.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_name.values().flat_map(|routes| routes.iter())
+    }
+
+    /// Who we are.
+    #[must_use]
+    pub fn own(&self) -> &Own {
+        &self.own
+    }
+
+    /// The generation of the configuration behind this table.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.snapshot.generation
+    }
+
+    /// Takes out and builds anew all mirrors of these names; one that the snapshot does not hold is only taken out.
+    fn replace_mirrors(&mut self, names: &BTreeSet<String>, previous: &Self) {
+        for name in names {
+            let Some(routes) = self.by_name.remove(name.as_str()) else { continue };
+            for route in routes.iter() {
+                let listen = route.mirror_port().listen;
+                // Another mirror may hold the address (a conflict): leave that one alone.
+                if self.by_listen.get(&listen).is_some_and(|held| Arc::ptr_eq(held, route)) {
+                    self.by_listen.remove(&listen);
+                }
+                if let Some(mirrors) = self.by_service.get_mut(route.service()) {
+                    mirrors.remove(name.as_str());
+                    if mirrors.is_empty() {
+                        self.by_service.remove(route.service());
+                    }
+                }
+            }
+        }
+        for name in names {
+            let key = ResourceKey { kind: ResourceKind::Mirror, name: name.clone() };
+            let snapshot = Arc::clone(&self.snapshot);
+            let Some(Resource::Mirror(config)) = snapshot.resources.get(&key).map(AsRef::as_ref) else { continue };
+            self.insert_mirror(config, previous);
+        }
+    }
+
+    fn insert_mirror(&mut self, config: &Mirror, previous: &Self) {
+        let name: Arc<str> = config.name.as_str().into();
+        let old = previous.by_name.get(&name);
+        let mirror = old
+            .and_then(|routes| routes.first())
+            .map(|route| route.mirror())
+            .filter(|mirror| ***mirror == *config)
+            .map_or_else(|| Arc::new(config.clone()), Arc::clone);
+        let routes: Arc<[_]> = (0..mirror.ports.len())
+            .map(|index| {
+                let port = mirror.ports[index].port;
+                let old = old.and_then(|routes| routes.iter().find(|route| route.port() == port));
+                let phase = old.map_or_else(rand::random, |route| route.sequence.phase());
+                Arc::new(Route {
+                    tiers: self.tiers(&mirror, port),
+                    mirror: Arc::clone(&mirror),
+                    index,
+                    name: Arc::clone(&name),
+                    sequence: Sequence::starting_at(phase),
+                })
+            })
+            .collect();
+        for route in routes.iter() {
+            // The first by name has a disputed address; `names` come in order, and conflicts rebuild everything.
+            self.by_listen.entry(route.mirror_port().listen).or_insert_with(|| Arc::clone(route));
+        }
+        self.by_service.entry(mirror.service.clone()).or_default().insert(Arc::clone(&name));
+        self.by_name.insert(name, routes);
+    }
+
+    fn tiers(&self, mirror: &Mirror, port: u16) -> Box<[Group]> {
+        mirror
+            .tiers
+            .iter()
+            .map(|tier| {
+                let candidates: Box<[_]> = tier
+                    .clusters
+                    .iter()
+                    .map(|(cluster, weight)| Candidate {
+                        local: *cluster == self.own.cluster,
+                        weight: u64::from(*weight),
+                        capacity: self.capacity(cluster, mirror, port),
+                        cluster: cluster.clone(),
+                    })
+                    .collect();
+                Group {
+                    total: candidates.iter().map(|candidate| candidate.weight).sum(),
+                    candidates,
+                    min_healthy_percent: u64::from(tier.min_healthy_percent.clamp(1, 100)),
+                }
+            })
+            .collect()
+    }
+
+    /// What is known of a cluster's capacity for one port of a mirror.
+    fn capacity(
+        &self,
+        cluster: &linkspan_proto::names::ClusterName,
+        mirror: &Mirror,
+        port: u16,
+    ) -> Result<(), Unavailable> {
+        if *cluster == self.own.cluster {
+            let exported = self.export(&mirror.service).and_then(|export| export.port(port));
+            let exported = exported.ok_or(Unavailable::NotExported)?;
+            let ready = exported.ready(mirror.endpoint.as_ref()).next().is_some();
+            return match (ready, &mirror.endpoint) {
+                (true, _) => Ok(()),
+                (false, None) => Err(Unavailable::NothingReady),
+                (false, Some(_)) => Err(Unavailable::EndpointNotReady),
+            };
+        }
+        let key = ResourceKey { kind: ResourceKind::Capacity, name: format!("{cluster}/{}", mirror.service) };
+        let Some(Resource::Capacity(capacity)) = self.snapshot.resources.get(&key).map(AsRef::as_ref) else {
+            return Err(Unavailable::NotExported);
+        };
+        let ready = *capacity.ready.get(&port).ok_or(Unavailable::NotExported)?;
+        match &mirror.endpoint {
+            Some(endpoint) if !capacity.ready_endpoints.contains(endpoint) => Err(Unavailable::EndpointNotReady),
+            Some(_) => Ok(()),
+            None if ready == 0 => Err(Unavailable::NothingReady),
+            None => Ok(()),
+        }
+    }
+
+    fn rebuild_bindings(&mut self) {
+        let mut bindings = Bindings::default();
+        let by_name: BTreeMap<_, _> = self.by_name.iter().collect();
+        for (name, routes) in by_name {
+            for route in routes.iter() {
+                let listen = route.mirror_port().listen;
+                let taken = bindings.addresses.contains_key(&listen);
+                let map = if taken { &mut bindings.conflicts } else { &mut bindings.addresses };
+                map.insert(listen, Arc::clone(name));
+            }
+        }
+        if !bindings.conflicts.is_empty() {
+            // An incremental step may have left a disputed address with the later name.
+            for (listen, name) in &bindings.addresses {
+                let owner = self.by_name[name].iter().find(|route| route.mirror_port().listen == *listen);
+                self.by_listen.extend(owner.map(|route| (*listen, Arc::clone(route))));
+            }
+        }
+        if *self.bindings != bindings {
+            self.bindings = Arc::new(bindings);
+        }
+    }
+}
+
+type Change<'a> = (&'a ResourceKey, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>);
+
+/// All keys whose resource differs, by one walk over both maps in order. A resource that was sent again unchanged counts
+/// as changed only if its content differs.
+fn changes<'a>(
+    old: &'a BTreeMap<ResourceKey, Arc<Resource>>,
+    new: &'a BTreeMap<ResourceKey, Arc<Resource>>,
+) -> Vec<Change<'a>> {
+    let mut changes = Vec::new();
+    let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (olds.peek(), news.peek()) {
+            (None, None) => return changes,
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some((one, _)), Some((two, _))) => one.cmp(two),
+        };
+        let gone = if order.is_le() { olds.next() } else { None };
+        let came = if order.is_ge() { news.next() } else { None };
+        match (gone, came) {
+            (Some((_, one)), Some((_, two))) if Arc::ptr_eq(one, two) || one == two => {}
+            (gone, came) => {
+                let key = came.or(gone).map(|(key, _)| key);
+                changes.extend(key.map(|key| (key, gone.map(|(_, old)| old), came.map(|(_, new)| new))));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
