@@ -9,6 +9,7 @@
 mod address;
 mod condition;
 mod export_policy;
+mod kubernetes;
 mod link;
 mod object;
 mod service_export;

@@ -7,7 +7,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 
-use super::{ClusterTrafficPolicy, ExportPolicy, Link, ServiceExport};
+use super::{ClusterTrafficPolicy, ExportPolicy, FieldError, Link, ServiceExport, kubernetes};
+use crate::names::{ClusterName, Namespace, NameError, ServiceAccountName, ServiceName};
 
 /// The kinds that a manifest may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,6 +163,46 @@ impl Object {
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.metadata().namespace.as_deref().unwrap_or_default()
+    }
+
+    /// Checks names and everything else that the types alone do not say, as an API server would.
+    ///
+    /// # Errors
+    /// When a rule is broken: the first one, with its field.
+    pub fn validate(&self) -> Result<(), FieldError> {
+        self.validate_names()?;
+        match self {
+            Self::Service(object) => kubernetes::service(object),
+            Self::EndpointSlice(object) => kubernetes::endpoint_slice(object),
+            Self::ServiceExport(object) => kubernetes::service_export(object),
+            Self::Link(object) => object.spec.validate(),
+            Self::ClusterTrafficPolicy(object) => object.spec.validate(),
+            Self::ExportPolicy(object) => object.spec.validate(),
+        }
+    }
+
+    fn validate_names(&self) -> Result<(), FieldError> {
+        let name = self.name();
+        if name.is_empty() {
+            return Err(FieldError::new("metadata.name", "is missing: every resource has a name"));
+        }
+        let result = match self {
+            Self::Service(_) | Self::ServiceExport(_) => ServiceName::parse(name).map(drop),
+            Self::Link(_) => ClusterName::parse(name).map(drop),
+            // Any DNS subdomain, as in Kubernetes; a service account's name has the same grammar.
+            Self::EndpointSlice(_) | Self::ClusterTrafficPolicy(_) | Self::ExportPolicy(_) => {
+                ServiceAccountName::parse(name).map(drop).map_err(|error| match error {
+                    NameError::TooLong { length, max, .. } => NameError::TooLong { what: "name", length, max },
+                    _ => NameError::Invalid { what: "name", text: name.to_owned() },
+                })
+            }
+        };
+        result.map_err(|error| FieldError::new("metadata.name", error.to_string()))?;
+        if self.kind().is_namespaced() {
+            let parsed = Namespace::parse(self.namespace());
+            parsed.map_err(|error| FieldError::new("metadata.namespace", error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// What names it.
