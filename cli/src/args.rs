@@ -1,5 +1,6 @@
 //! The clap tree: what may be typed, with the help that `--help` prints. No command does its work here.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -70,6 +71,8 @@ pub(crate) struct OutputArgs {
 pub(crate) enum Format {
     /// Aligned columns; colour only on a terminal
     Table,
+    /// The table with more columns, where a command has them
+    Wide,
     /// One JSON document
     Json,
 }
@@ -95,8 +98,11 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     pub(crate) keep: bool,
     /// The service process of the demo; started by the demo itself
-    #[arg(long, hide = true, value_name = "CLUSTER")]
+    #[arg(long, hide = true, value_name = "CLUSTER", requires = "listen")]
     pub(crate) serve: Option<String>,
+    /// Where that service process listens
+    #[arg(long, hide = true, value_name = "IP:PORT", requires = "serve")]
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 /// Output forms of the demo.
@@ -154,7 +160,14 @@ pub(crate) struct SiteInitArgs {
     /// The address range from which every mirrored service gets an address of its own
     #[arg(long, value_name = "CIDR", default_value = "127.80.0.0/12")]
     pub(crate) mirror_addresses: String,
-    /// Threads of the data path [default: one per core, 4 at most]
+    /// Clients at these addresses are this workload: their identity reaches backends with assurance network (several:
+    /// repeat it)
+    #[arg(long, value_name = "CIDR=NAMESPACE/ACCOUNT")]
+    pub(crate) workload: Vec<String>,
+    /// TCP address of the controller's own admin listener, for linkspan-mirror-controller as a process of its own
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) controller_admin_listen: Option<String>,
+    /// Threads of the data path [default: one per core]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<u16>,
 }
@@ -317,6 +330,9 @@ pub(crate) struct IdentityIssueArgs {
     /// The folder for the files; made if it is not there
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// How long it is valid, in hours; 720 at most. Whoever has the key is the workload until then
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=720))]
+    pub(crate) hours: u16,
     /// Replace files of an earlier issue
     #[arg(long)]
     pub(crate) replace: bool,
@@ -358,9 +374,7 @@ pub(crate) struct ServicesArgs {
 
 /// `linkspan exports`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  linkspan exports --dir west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
-)]
+#[command(after_help = "Examples:\n  linkspan exports --dir west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments.")]
 pub(crate) struct ExportsArgs {
     /// Where the site is.
     #[command(flatten)]
@@ -376,23 +390,42 @@ pub(crate) struct ExportsArgs {
 /// `linkspan check`
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Runs named checks over the whole path: the site runs, addresses resolve, UDP reaches the peer, certificates \
-and trust fit, the catalogues agree, DNS answers, one probe per mirrored service. Each failure comes with a remedy.",
-    after_help = "Examples:\n  linkspan check --dir east\n  linkspan check --dir east --wait 30    wait up to 30 s until everything passes\n\nExit codes: 0 every check passed, 1 a check failed, 2 wrong arguments."
+    long_about = "Runs named checks over the whole path: the site and its processes, certificates and clock, UDP to each peer, \
+trust, agreement of the catalogues, DNS answers over UDP and TCP, one probe through each mirrored service, the site's own \
+exports. Each failure comes with a reason and a remedy. Nothing is changed; a probe is one TCP connection, and one HEAD \
+request where the service speaks HTTP.\n\n\
+With NAMESPACE/SERVICE: only this service, and whether any linked cluster exports it.",
+    after_help = "Examples:\n  linkspan check --dir east\n  linkspan check --dir east --wait 30    wait up to 30 s until everything passes\n  linkspan check shop/api --dir east     why is there no api of namespace shop?\n\nExit codes: 0 every check passed (warnings do not count), 1 a check failed, 2 wrong arguments."
 )]
 pub(crate) struct CheckArgs {
+    /// Only this service
+    #[arg(value_name = "NAMESPACE/SERVICE")]
+    pub(crate) service: Option<linkspan_proto::names::ServiceKey>,
     /// Where the site is.
     #[command(flatten)]
     pub(crate) site: SiteDir,
-    /// Only the link with this peer
+    /// Only the link with this peer and what comes from it
     #[arg(long, short = 'c', value_name = "CLUSTER")]
     pub(crate) cluster: Option<String>,
     /// Repeat for up to this many seconds until every check passes
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     pub(crate) wait: u64,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Reads `30` and `30s`.
+fn seconds(text: &str) -> Result<u64, String> {
+    text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| "a number of seconds, as in 30 or 30s".to_owned())
+}
+
+/// Reads the window of `stat`: the gateway keeps one minute.
+fn window(text: &str) -> Result<u64, String> {
+    match seconds(text)? {
+        window @ 1..=60 => Ok(window),
+        _ => Err("between 1 and 60 seconds: the gateway keeps the figures of one minute".to_owned()),
+    }
 }
 
 /// `linkspan stat`
@@ -405,7 +438,7 @@ pub(crate) struct StatArgs {
     #[command(flatten)]
     pub(crate) site: SiteDir,
     /// The last so many seconds
-    #[arg(long, short = 'w', value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, short = 'w', value_name = "SECONDS", default_value = "30", value_parser = window)]
     pub(crate) window: u64,
     /// Only this namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]

@@ -8,6 +8,12 @@
 /// What lies in the site's folder.
 pub(crate) mod folder;
 
+/// Conditions that the controller wrote.
+pub(crate) mod status;
+
+/// What a running gateway knows.
+pub(crate) mod facts;
+
 /// One GET at an admin listener.
 pub(crate) mod http;
 

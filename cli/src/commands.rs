@@ -67,3 +67,21 @@ where
         .context("cannot start the async runtime")?
         .block_on(future)
 }
+
+/// Resolves when standard input ends.
+///
+/// The demo holds the other end of its children's standard input. Whatever ends the demo, a crash included, closes it,
+/// and the children end too.
+async fn stdin_ended() {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    // A thread of its own: a blocking read on the runtime's pool would keep the process from ending.
+    let reader = std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let copied = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        drop((copied, ended.send(())));
+    });
+    if reader.is_ok() {
+        drop(end.await);
+    } else {
+        std::future::pending::<()>().await;
+    }
+}

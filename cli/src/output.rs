@@ -12,8 +12,10 @@ pub(crate) mod table;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
-/// A field is cut after this many bytes. The longest honest field is a DNS name (253 bytes) or a list of a few
-/// addresses; a peer's error text is the only thing that comes near.
+use linkspan_runtime::text;
+
+/// A field is cut after this many bytes as printed. The longest honest field is a DNS name (253 bytes) or a list of a
+/// few addresses; a peer's error text is the only thing that comes near.
 const FIELD_BYTES: usize = 1024;
 
 /// Whether standard output is a terminal that takes colour.
@@ -21,10 +23,10 @@ pub(crate) fn colour() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Writes `text` to standard output at once. A reader that has gone away (`linkspan ... | head`) is no error.
-pub(crate) fn print(text: &str) -> io::Result<()> {
+/// Writes `page` to standard output at once. A reader that has gone away (`linkspan ... | head`) is no error.
+pub(crate) fn print(page: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(page.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
@@ -42,49 +44,29 @@ pub(crate) fn error(error: &anyhow::Error) {
     drop(io::stderr().lock().write_all(safe_lines(&line).as_bytes()));
 }
 
-/// One field, made harmless: control characters and bidirectional overrides are written as `\u{..}`, more than 1 KiB is
-/// cut with `...`.
-pub(crate) fn safe(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(FIELD_BYTES));
-    for character in text.chars() {
-        let harmless = !is_harmful(character);
-        let width = if harmless {
-            character.len_utf8()
-        } else {
-            "\\u{10ffff}".len()
-        };
-        if out.len() + width > FIELD_BYTES - "...".len() {
-            out.push_str("...");
-            break;
-        }
-        if harmless {
-            out.push(character);
-        } else {
-            out.extend(character.escape_unicode());
-        }
+/// One field, made harmless: what a terminal would obey is written as `\u001b`, more than 1 KiB is cut.
+pub(crate) fn safe(field: &str) -> String {
+    let shown = text::clean(field);
+    if shown.len() <= FIELD_BYTES {
+        return shown.into_owned();
     }
-    out
+    // `clean` caps what it reads; its escapes can make that six times as long.
+    format!("{}...", text::cut(&shown, FIELD_BYTES - "...".len()))
 }
 
 /// Several lines, each made harmless: the line feeds stay.
-pub(crate) fn safe_lines(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for (index, line) in text.split('\n').enumerate() {
-        if index > 0 {
-            out.push('\n');
-        }
-        out.push_str(&safe(line));
-    }
-    out
+pub(crate) fn safe_lines(lines: &str) -> String {
+    lines.split('\n').map(safe).collect::<Vec<_>>().join("\n")
 }
 
-/// Whether a character may do more to a terminal than show itself: C0, DEL and C1 controls, line and paragraph
-/// separators, marks and overrides of the writing direction, invisible joiners and tags.
-fn is_harmful(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{00AD}' | '\u{061C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}'
-            | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}')
+/// A path as a word that a shell takes as it is.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "/._-+:@%".contains(character);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]

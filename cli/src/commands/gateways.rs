@@ -1,9 +1,161 @@
-//! `linkspan gateways`
+//! `linkspan gateways`: one line for each link.
 
-use crate::args::GatewaysArgs;
+use std::time::{Duration, SystemTime};
+
+use linkspan_proto::configuration::{LinkPhase, LinkReport};
+use serde::Serialize;
+
+use crate::args::{Format, GatewaysArgs};
+use crate::client::facts::Facts;
+use crate::client::folder::Folder;
 use crate::commands::Exit;
+use crate::output;
+use crate::output::table::{Cell, Table};
+
+/// One link, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    /// Services that the peer exports to this site.
+    num_svc: usize,
+    /// What the gateway says of the link.
+    #[serde(flatten)]
+    link: LinkReport,
+}
 
 /// Runs the command.
-pub(crate) async fn run(_args: &GatewaysArgs) -> anyhow::Result<Exit> {
-    anyhow::bail!("being written")
+pub(crate) async fn run(args: &GatewaysArgs) -> anyhow::Result<Exit> {
+    let folder = Folder::new(&args.site.dir);
+    let (_, facts) = Facts::read(&folder).await?;
+    let rows = rows(&facts);
+    match args.output.output {
+        Format::Json => output::json::print(&rows)?,
+        Format::Table | Format::Wide if rows.is_empty() => output::print(
+            "No links. Import the Link of a peer: on the peer `linkspan link export > peer.yaml`, here `linkspan link import \
+             peer.yaml`, and the same the other way round.\n",
+        )?,
+        format => table(&rows, format == Format::Wide, SystemTime::now()).print()?,
+    }
+    Ok(Exit::Done)
+}
+
+fn rows(facts: &Facts) -> Vec<Row> {
+    facts.links.values().map(|link| Row { num_svc: facts.services_of(&link.cluster), link: link.clone() }).collect()
+}
+
+fn table(rows: &[Row], wide: bool, now: SystemTime) -> Table {
+    let mut table = if wide {
+        Table::new([
+            "CLUSTER",
+            "ALIVE",
+            "NUM_SVC",
+            "LATENCY",
+            "RTT",
+            "LOSS",
+            "VERSION",
+            "SINCE",
+            "STATE",
+            "CONNECTIONS",
+            "REMOTE",
+            "MESSAGE",
+        ])
+    } else {
+        Table::new(["CLUSTER", "ALIVE", "NUM_SVC", "LATENCY", "RTT", "LOSS", "VERSION", "SINCE"])
+    };
+    for Row { num_svc, link } in rows {
+        let alive = if link.alive { Cell::text("True").good() } else { Cell::text("False").bad() };
+        let mut cells = vec![
+            Cell::text(link.cluster.as_str()),
+            alive,
+            Cell::number(num_svc.to_string()),
+            millis(link.probe_micros),
+            millis(link.rtt_micros),
+            // While there is no connection, nothing can be lost: the share would read as "all is well".
+            if link.connections > 0 { Cell::number(format!("{:.1}%", link.loss * 100.0)) } else { Cell::none() },
+            link.version.as_deref().map_or_else(Cell::none, Cell::text),
+            Cell::text(age(link.since_unix, now)),
+        ];
+        if wide {
+            cells.push(Cell::text(phase(link.state)));
+            cells.push(Cell::number(link.connections.to_string()));
+            cells.push(link.remote.map_or_else(Cell::none, |remote| Cell::text(remote.to_string())));
+            cells.push(if link.message.is_empty() { Cell::none() } else { Cell::text(&link.message).faint() });
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// As conditions and JSON spell it.
+pub(crate) const fn phase(phase: LinkPhase) -> &'static str {
+    match phase {
+        LinkPhase::Waiting => "waiting",
+        LinkPhase::Connecting => "connecting",
+        LinkPhase::Connected => "connected",
+        LinkPhase::Draining => "draining",
+    }
+}
+
+/// Microseconds as people read them: three digits that mean something.
+fn millis(micros: Option<u64>) -> Cell {
+    let Some(micros) = micros else { return Cell::none() };
+    let text = match micros {
+        0..1_000 => format!("{micros}us"),
+        1_000..100_000 => format!("{}.{}ms", micros / 1_000, micros % 1_000 / 100),
+        _ => format!("{}ms", micros / 1_000),
+    };
+    Cell::number(text)
+}
+
+/// How long ago a moment was, in its largest unit and the next.
+fn age(since_unix: u64, now: SystemTime) -> String {
+    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(since_unix);
+    let seconds = now.duration_since(since).unwrap_or_default().as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m{}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h{minutes}m"),
+        (days, hours, _) => format!("{days}d{hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::facts::tests::facts;
+
+    fn at(seconds_after: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds_after)
+    }
+
+    #[test]
+    fn people_read_a_table() {
+        let rows = rows(&facts());
+        assert_eq!(
+            table(&rows, false, at(75)).render(false),
+            "CLUSTER  ALIVE  NUM_SVC  LATENCY    RTT  LOSS  VERSION  SINCE\n\
+             north    False        1  -        -      -     -        1m15s\n\
+             west     True         1    2.5ms  1.2ms  0.1%  0.1.0    1m15s\n"
+        );
+        let wide = table(&rows, true, at(0)).render(false);
+        assert!(wide.contains("connecting") && wide.contains("no answer from 10.77.0.2:4143/udp"), "{wide}");
+    }
+
+    #[test]
+    fn programs_read_json() {
+        let json = serde_json::to_value(rows(&facts())).expect("serialises");
+        assert_eq!(json[1]["cluster"], "west");
+        assert_eq!(json[1]["alive"], true);
+        assert_eq!(json[1]["numSvc"], 1);
+        assert_eq!(json[0]["reason"], "Unreachable");
+    }
+
+    #[test]
+    fn times_have_two_units() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (3_599, "59m59s"), (7_260, "2h1m"), (180_000, "2d2h")] {
+            assert_eq!(age(1_700_000_000, at(seconds)), text);
+        }
+        assert_eq!(age(1_700_000_100, at(0)), "0s", "a clock that went back");
+    }
 }

@@ -1,5 +1,28 @@
-//! being written
+//! `linkspan link`: carries trust from one site to another, by a file that a person can read.
+//!
+//! ```text
+//! east: link export  --- name, trust domain, root certificate, addresses --->  west: link import
+//! ```
+//!
+//! Each side applies the other's manifest; both are needed, since both verify. No secret is in it.
+
+/// Root certificates in a Link.
+pub(crate) mod bundle;
+mod export;
+mod import;
+mod manage;
+/// The Links that a site's manifests declare.
+mod manifests;
+
+use crate::args::LinkCommand;
 use crate::commands::Exit;
-pub(crate) fn run(_args: crate::args::LinkCommand) -> anyhow::Result<Exit> {
-    anyhow::bail!("being written")
+
+/// Runs the command.
+pub(crate) fn run(command: LinkCommand) -> anyhow::Result<Exit> {
+    match command {
+        LinkCommand::Export(args) => export::run(&args),
+        LinkCommand::Import(args) => import::run(&args),
+        LinkCommand::List(args) => manage::list(&args),
+        LinkCommand::Remove(args) => manage::remove(&args),
+    }
 }

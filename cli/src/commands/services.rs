@@ -1,9 +1,244 @@
-//! `linkspan services`
+//! `linkspan services`: what is mirrored here, from where, at which name and address, and whether it is healthy.
 
-use crate::args::ServicesArgs;
+use std::net::SocketAddr;
+
+use linkspan_proto::names::{EndpointName, ServiceKey};
+use serde::Serialize;
+
+use crate::args::{Format, ServicesArgs};
+use crate::client::facts::{Backing, Facts, State};
+use crate::client::folder::Folder;
 use crate::commands::Exit;
+use crate::output;
+use crate::output::table::{Cell, Table};
+
+/// One mirrored name, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    /// The DNS name that clients use.
+    name: String,
+    /// The service in the clusters that export it.
+    service: ServiceKey,
+    /// One endpoint of a headless service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<EndpointName>,
+    /// Whether clients are served on every port.
+    healthy: bool,
+    /// The worst state among its ports.
+    state: State,
+    /// Why, where it is not healthy.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    ports: Vec<Port>,
+}
+
+/// One port of a mirrored name.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_protocol: Option<String>,
+    /// Where clients connect to.
+    address: SocketAddr,
+    state: State,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    /// The clusters behind it, in order of preference.
+    clusters: Vec<Backing>,
+}
 
 /// Runs the command.
-pub(crate) async fn run(_args: &ServicesArgs) -> anyhow::Result<Exit> {
-    anyhow::bail!("being written")
+pub(crate) async fn run(args: &ServicesArgs) -> anyhow::Result<Exit> {
+    let folder = Folder::new(&args.site.dir);
+    let (_, facts) = Facts::read(&folder).await?;
+    let rows = rows(&facts, args.namespace.as_deref(), args.cluster.as_deref());
+    match args.output.output {
+        Format::Json => output::json::print(&rows)?,
+        Format::Table | Format::Wide if rows.is_empty() => output::print(nothing(&facts))?,
+        format => table(&rows, format == Format::Wide).print()?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Why there is nothing to show, and the next step.
+fn nothing(facts: &Facts) -> &'static str {
+    if facts.links.is_empty() {
+        "Nothing is mirrored: this site has no links. Import the Link of a peer with `linkspan link import FILE`.\n"
+    } else if !facts.mirrors.is_empty() {
+        "Nothing of what is mirrored matches.\n"
+    } else if facts.links.values().any(|link| link.alive) {
+        "Nothing is mirrored: no linked cluster exports a service. Export one there with a ServiceExport in its manifests.\n"
+    } else {
+        "Nothing is mirrored, and no link is alive. `linkspan check` says why.\n"
+    }
+}
+
+fn rows(facts: &Facts, namespace: Option<&str>, cluster: Option<&str>) -> Vec<Row> {
+    facts
+        .mirrors
+        .iter()
+        .filter(|mirror| namespace.is_none_or(|name| mirror.service.namespace.as_str() == name))
+        .filter(|mirror| {
+            let mut clusters = mirror.tiers.iter().flat_map(|tier| tier.clusters.keys());
+            cluster.is_none_or(|name| clusters.any(|cluster| cluster.as_str() == name))
+        })
+        .map(|mirror| {
+            let ports: Vec<Port> = mirror
+                .ports
+                .iter()
+                .map(|port| {
+                    let health = facts.health(mirror, port);
+                    Port {
+                        port: port.port,
+                        name: port.name.as_ref().map(ToString::to_string),
+                        app_protocol: port.app_protocol.clone(),
+                        address: port.listen,
+                        state: health.state,
+                        message: health.message,
+                        clusters: health.backings,
+                    }
+                })
+                .collect();
+            let worst = ports.iter().max_by_key(|port| port.state);
+            Row {
+                name: mirror.name.clone(),
+                service: mirror.service.clone(),
+                endpoint: mirror.endpoint.clone(),
+                healthy: ports.iter().all(|port| port.state.serves()),
+                state: worst.map_or(State::NotExported, |port| port.state),
+                message: worst.map_or_else(|| "it has no ports".to_owned(), |port| port.message.clone()),
+                ports,
+            }
+        })
+        .collect()
+}
+
+fn table(rows: &[Row], wide: bool) -> Table {
+    let mut table = if wide {
+        Table::new(["NAME", "ADDRESS", "PORTS", "CLUSTERS", "READY", "STATE", "SERVICE", "MESSAGE"])
+    } else {
+        Table::new(["NAME", "ADDRESS", "PORTS", "CLUSTERS", "READY", "STATE"])
+    };
+    for row in rows {
+        let mut addresses: Vec<String> = row.ports.iter().map(|port| port.address.ip().to_string()).collect();
+        addresses.dedup();
+        let ports: Vec<String> = row.ports.iter().map(shown_port).collect();
+        let clusters = row.ports.first().map(|port| shown_clusters(&port.clusters)).unwrap_or_default();
+        let state = Cell::text(match (row.state, row.message.is_empty() || wide) {
+            (state, true) => format!("{state:?}"),
+            (state, false) => format!("{state:?}: {}", row.message),
+        });
+        let mut cells = vec![
+            Cell::text(&row.name),
+            Cell::text(addresses.join(",")),
+            Cell::text(ports.join(",")),
+            Cell::text(clusters),
+            ready(&row.ports),
+            match row.state {
+                State::Healthy => state.good(),
+                State::Degraded => state.warning(),
+                _ => state.bad(),
+            },
+        ];
+        if wide {
+            cells.push(Cell::text(row.service.to_string()));
+            cells.push(if row.message.is_empty() { Cell::none() } else { Cell::text(&row.message) });
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// `8080/http`, or the number alone where nothing is declared.
+fn shown_port(port: &Port) -> String {
+    // On a site the mirror listens on the service's own number; elsewhere both are of interest.
+    let number = if port.address.port() == port.port {
+        port.port.to_string()
+    } else {
+        format!("{}->{}", port.address.port(), port.port)
+    };
+    match &port.app_protocol {
+        Some(protocol) => format!("{number}/{protocol}"),
+        None => number,
+    }
+}
+
+/// `west`, or with weights and tiers where there is a choice: `east:90,west:10|dr`.
+fn shown_clusters(backings: &[Backing]) -> String {
+    let mut shown = String::new();
+    let mut tier = None;
+    for backing in backings {
+        let gap = match tier {
+            None => "",
+            Some(tier) if tier == backing.tier => ",",
+            Some(_) => "|",
+        };
+        let alone = backings.iter().filter(|other| other.tier == backing.tier).count() == 1;
+        shown.push_str(gap);
+        shown.push_str(backing.cluster.as_str());
+        if !alone || backing.weight == 0 {
+            shown.push_str(&format!(":{}", backing.weight));
+        }
+        tier = Some(backing.tier);
+    }
+    shown
+}
+
+/// Ready endpoints over all clusters; of the port that has the fewest.
+fn ready(ports: &[Port]) -> Cell {
+    let sums = ports.iter().map(|port| port.clusters.iter().filter_map(|backing| backing.ready).sum::<u32>());
+    sums.min().map_or_else(Cell::none, |sum| Cell::number(sum.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::facts::tests::facts;
+
+    #[test]
+    fn people_read_a_table() {
+        assert_eq!(
+            table(&rows(&facts(), None, None), false).render(false),
+            "NAME                             ADDRESS     PORTS    CLUSTERS               READY  STATE\n\
+             web-north.shop.svc.cluster.local  127.80.0.2  80/http  north                      3  LinkDown: the link to north is down\n\
+             web-west.shop.svc.cluster.local   127.80.0.1  80/http  west                       2  Healthy\n\
+             web.shop.svc.clusterset.local     127.80.0.3  80/http  east:90,west:10|north      6  Degraded: the link to north is down\n"
+                .replacen("NAME                             ", "NAME                              ", 1)
+        );
+        let wide = table(&rows(&facts(), None, None), true).render(false);
+        assert!(wide.lines().next().is_some_and(|line| line.ends_with("MESSAGE")), "{wide}");
+    }
+
+    #[test]
+    fn rows_are_chosen_by_namespace_and_cluster() {
+        assert_eq!(rows(&facts(), Some("shop"), None).len(), 3);
+        assert_eq!(rows(&facts(), Some("other"), None).len(), 0);
+        assert_eq!(rows(&facts(), None, Some("west")).len(), 2);
+    }
+
+    #[test]
+    fn programs_read_json() {
+        let json = serde_json::to_value(rows(&facts(), None, None)).expect("serialises");
+        assert_eq!(json[0]["name"], "web-north.shop.svc.cluster.local");
+        assert_eq!(json[0]["state"], "LinkDown");
+        assert_eq!(json[0]["healthy"], false);
+        assert_eq!(json[2]["healthy"], true, "degraded still serves");
+        assert_eq!(json[2]["ports"][0]["clusters"][1]["weight"], 10);
+        assert_eq!(json[1]["ports"][0]["address"], "127.80.0.1:80");
+    }
+
+    #[test]
+    fn an_empty_list_names_the_next_step() {
+        let mut facts = facts();
+        facts.mirrors.clear();
+        assert!(nothing(&facts).contains("ServiceExport"));
+        facts.links.values_mut().for_each(|link| link.alive = false);
+        assert!(nothing(&facts).contains("linkspan check"));
+        facts.links.clear();
+        assert!(nothing(&facts).contains("link import"));
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::CommandFactory;
+use linkspan_runtime::build_info::{self, BuildInfo};
 use serde::Serialize;
 
 use crate::args::{Cli, CompletionsArgs, Format, VersionArgs};
@@ -13,32 +14,30 @@ use crate::output;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Version {
-    version: &'static str,
+    #[serde(flatten)]
+    build: BuildInfo,
     /// The link's protocol, as the TLS handshake names it (ALPN).
     link_protocol: &'static str,
-    /// "release", or "debug" for a build with the slow checks on.
-    profile: &'static str,
     target: String,
 }
 
 /// Prints the version.
 pub(crate) fn version(args: &VersionArgs) -> anyhow::Result<Exit> {
     let version = Version {
-        version: env!("CARGO_PKG_VERSION"),
+        build: build_info::current(),
         link_protocol: "linkspan/1",
-        profile: if cfg!(debug_assertions) {
-            "debug"
-        } else {
-            "release"
-        },
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
     };
     match args.output.output {
         Format::Json => output::json::print(&version)?,
-        Format::Table => {
+        Format::Table | Format::Wide => {
             output::print(&format!(
-                "linkspan {} ({} build, {}, link protocol {})\n",
-                version.version, version.profile, version.target, version.link_protocol
+                "linkspan {} ({} build of commit {}, {}, link protocol {})\n",
+                version.build.version,
+                version.build.profile,
+                version.build.commit,
+                version.target,
+                version.link_protocol
             ))?;
         }
     }

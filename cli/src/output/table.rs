@@ -41,29 +41,17 @@ pub(crate) struct Cell {
 impl Cell {
     /// Text as it is.
     pub(crate) fn text(text: impl AsRef<str>) -> Self {
-        Self {
-            text: safe(text.as_ref()),
-            tone: Tone::Plain,
-            right: false,
-        }
+        Self { text: safe(text.as_ref()), tone: Tone::Plain, right: false }
     }
 
     /// A number: stands to the right.
     pub(crate) fn number(text: impl AsRef<str>) -> Self {
-        Self {
-            text: safe(text.as_ref()),
-            tone: Tone::Plain,
-            right: true,
-        }
+        Self { text: safe(text.as_ref()), tone: Tone::Plain, right: true }
     }
 
     /// What is not known or does not apply: a faint dash.
     pub(crate) fn none() -> Self {
-        Self {
-            text: "-".to_owned(),
-            tone: Tone::Faint,
-            right: false,
-        }
+        Self { text: "-".to_owned(), tone: Tone::Faint, right: false }
     }
 
     /// Says that it is well (green).
@@ -101,10 +89,7 @@ pub(crate) struct Table {
 impl Table {
     /// A table with this heading and no rows.
     pub(crate) fn new<const N: usize>(heading: [&'static str; N]) -> Self {
-        Self {
-            heading: heading.to_vec(),
-            rows: Vec::new(),
-        }
+        Self { heading: heading.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row. A row shorter than the heading is filled with dashes, a longer one is cut.
@@ -131,12 +116,7 @@ impl Table {
             .iter()
             .enumerate()
             .map(|(column, title)| {
-                let widest = self
-                    .rows
-                    .iter()
-                    .filter_map(|row| row.get(column))
-                    .map(|cell| width(&cell.text))
-                    .max();
+                let widest = self.rows.iter().filter_map(|row| row.get(column)).map(|cell| width(&cell.text)).max();
                 widest.unwrap_or(0).max(width(title))
             })
             .collect();
@@ -149,10 +129,7 @@ impl Table {
             .map(|(column, title)| Cell {
                 text: (*title).to_owned(),
                 tone: Tone::Plain,
-                right: self
-                    .rows
-                    .iter()
-                    .any(|row| row.get(column).is_some_and(|cell| cell.right)),
+                right: self.rows.iter().any(|row| row.get(column).is_some_and(|cell| cell.right)),
             })
             .collect();
         line(&mut out, &heading, &widths, colour);
@@ -169,11 +146,7 @@ fn line(out: &mut String, cells: &[Cell], widths: &[usize], colour: bool) {
     let mut owed = 0;
     for (cell, &column) in cells.iter().zip(widths) {
         let padding = column.saturating_sub(width(&cell.text));
-        let (before, after) = if cell.right {
-            (padding, 0)
-        } else {
-            (0, padding)
-        };
+        let (before, after) = if cell.right { (padding, 0) } else { (0, padding) };
         owed += before;
         if !cell.text.is_empty() {
             out.extend(std::iter::repeat_n(' ', owed));

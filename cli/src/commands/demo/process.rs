@@ -1,0 +1,95 @@
+//! Child processes of the demo.
+//!
+//! A child ends when its standard input ends; the demo holds the other end. Whatever ends the demo, a `kill -9` too,
+//! closes it. Children have a process group of their own, so that Ctrl-C reaches the demo alone, which then ends them in
+//! order.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::process::{Child, Command};
+
+/// Time for a child to end after its input has ended, before it is killed.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Lines of a child's log that an error shows.
+const LOG_LINES: usize = 12;
+
+/// A child process and its log.
+#[derive(Debug)]
+pub(super) struct Process {
+    name: &'static str,
+    child: Child,
+    pid: u32,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program args`; both its outputs go to `log`, after what is there already.
+    pub(super) fn start(name: &'static str, program: &Path, args: &[String], log: &Path) -> anyhow::Result<Self> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        let child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let Some(pid) = child.id() else { bail!("{name} ended at once") };
+        Ok(Self { name, child, pid, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// An error if it has ended by itself, with the end of its log.
+    pub(super) fn still_runs(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended by itself ({status}); its log ends with:\n{}", self.name, self.log_end()),
+        }
+    }
+
+    /// Resolves when it ends by itself.
+    pub(super) async fn ended(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// SIGKILL, as a power cut would.
+    pub(super) async fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))
+    }
+
+    /// Closes its input and waits for its end; kills it if that takes too long.
+    pub(super) async fn end(mut self) {
+        drop(self.child.stdin.take());
+        if tokio::time::timeout(END_TIMEOUT, self.child.wait()).await.is_err() {
+            tracing::warn!(process = self.name, "did not end in time; killing it");
+            drop(self.child.kill().await);
+        }
+    }
+
+    /// The last lines of its log.
+    pub(super) fn log_end(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(LOG_LINES);
+        lines.get(from..).unwrap_or_default().iter().map(|line| format!("  {line}\n")).collect()
+    }
+
+    /// Its name in messages.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+}

@@ -1,0 +1,135 @@
+//! `linkspan link export`: the manifest that the peer applies.
+//!
+//! In: site.yaml, the root certificate, the running gateway's bound address where an address says port 0. Out: YAML on
+//! standard output. Refuses when: an address is one that nobody can dial. Never does: read or print a key.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use linkspan_proto::configuration::DefaultPolicy;
+use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::names::ClusterName;
+use linkspan_proto::resources::HostPort;
+
+use super::bundle;
+use crate::args::LinkExportArgs;
+use crate::client::folder::Folder;
+use crate::commands::{Exit, site};
+use crate::output;
+
+/// What a Link manifest says.
+#[derive(Debug)]
+pub(super) struct Manifest<'a> {
+    /// The cluster that the Link leads to.
+    pub(super) cluster: &'a ClusterName,
+    /// Its trust domain.
+    pub(super) trust_domain: &'a TrustDomain,
+    /// Its roots.
+    pub(super) trust_bundle: &'a str,
+    /// Where it is dialled.
+    pub(super) addresses: &'a [HostPort],
+    /// What exports without a policy allow to it.
+    pub(super) default_policy: DefaultPolicy,
+}
+
+/// Prints the manifest.
+pub(super) fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
+    let dir = &args.site.dir;
+    let site = site::load(dir)?;
+    let trust_domain = site.trust_domain();
+    let pem_file = dir.join(&site.spec.state_dir).join("ca/root.pem");
+    let pem = std::fs::read_to_string(&pem_file)
+        .with_context(|| format!("cannot read the site's root certificate {}", pem_file.display()))?;
+    let roots = bundle::check(&pem, &trust_domain).with_context(|| pem_file.display().to_string())?;
+    let wanted: Vec<HostPort> = if args.no_address {
+        Vec::new()
+    } else if args.address.is_empty() {
+        site.spec.gateway.advertise.clone()
+    } else {
+        args.address.iter().map(|text| HostPort::parse(text)).collect::<Result<_, _>>().context("--address")?
+    };
+    let addresses =
+        wanted.iter().map(|address| resolve(address, || bound_link(dir))).collect::<anyhow::Result<Vec<_>>>()?;
+    let cluster = site.cluster();
+    let mut text = format!("# The link to {cluster}. On the other side: linkspan link import FILE --dir DIR\n");
+    for root in &roots {
+        let _infallible =
+            writeln!(text, "# Root SHA-256 {}: compare it by telephone or another safe channel.", root.fingerprint);
+    }
+    text.push_str(&yaml(&Manifest {
+        cluster,
+        trust_domain: &trust_domain,
+        trust_bundle: &pem,
+        addresses: &addresses,
+        default_policy: DefaultPolicy::Allow,
+    }));
+    output::print(&text)?;
+    Ok(Exit::Done)
+}
+
+/// Writes a Link. All values are parsed ones: none can break out of its place in the text.
+pub(super) fn yaml(manifest: &Manifest<'_>) -> String {
+    let Manifest { cluster, trust_domain, addresses, .. } = manifest;
+    let mut text = format!(
+        "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata:\n  name: {cluster}\nspec:\n  trustDomain: {trust_domain}\n"
+    );
+    if addresses.is_empty() {
+        let _infallible = writeln!(
+            text,
+            "  # {cluster} advertises no address: this side waits to be dialled by it, and needs an address of its own.\n  \
+             addresses: []"
+        );
+    } else {
+        text.push_str("  addresses:\n");
+        for address in *addresses {
+            let _infallible = writeln!(text, "    - \"{address}\"");
+        }
+    }
+    let policy = match manifest.default_policy {
+        DefaultPolicy::Allow => "Allow",
+        DefaultPolicy::Deny => "Deny",
+    };
+    let _infallible = write!(
+        text,
+        "  # What exports without an ExportPolicy allow to workloads of {cluster}: Allow or Deny.\n  \
+         defaultPolicy: {policy}\n  trustBundle: |\n"
+    );
+    for line in manifest.trust_bundle.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let _infallible = writeln!(text, "    {line}");
+    }
+    text
+}
+
+/// Puts the bound port (and address) in the place of port 0 and of a wildcard address.
+fn resolve(address: &HostPort, bound: impl FnOnce() -> anyhow::Result<SocketAddr>) -> anyhow::Result<HostPort> {
+    let wildcard = address.ip().is_some_and(|ip| ip.is_unspecified());
+    if address.port != 0 && !wildcard {
+        return Ok(address.clone());
+    }
+    let bound = bound().with_context(|| format!("{address} stands for what the gateway has bound"))?;
+    let port = if address.port == 0 { bound.port() } else { address.port };
+    let host = if wildcard { dialable(address, bound.ip())? } else { address.host.clone() };
+    Ok(HostPort { host, port })
+}
+
+/// The bound address in place of a wildcard, if it is one that a peer can dial.
+fn dialable(address: &HostPort, bound: IpAddr) -> anyhow::Result<String> {
+    if bound.is_unspecified() {
+        bail!(
+            "{address} names no host, and the gateway listens on all addresses; say at which one peers reach it: \
+             --address HOST:{}, or gateway.advertise in site.yaml",
+            if address.port == 0 { 4143 } else { address.port }
+        );
+    }
+    Ok(bound.to_string())
+}
+
+/// The address that the running gateway has bound.
+fn bound_link(dir: &Path) -> anyhow::Result<SocketAddr> {
+    Ok(Folder::new(dir).gateway()?.link)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! `linkspan link import`: a peer's Link manifest, checked and placed.
+//!
+//! In: the manifest that the peer's `link export` printed. Out: `manifests/link-<name>.yaml`, in one step, and the
+//! fingerprint of the root to compare. Refuses when: the file holds anything but one valid Link; the bundle is not made
+//! of CA certificates of that trust domain; it is this site's own; another Link has the name or the trust domain.
+//! Never does: leave half a file; take over comments or fields that it does not know.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use linkspan_proto::names::ClusterName;
+use linkspan_proto::resources::{Link, Site};
+
+use super::bundle::{self, Root};
+use super::export::{Manifest, yaml};
+use super::manifests::{self, Manifests};
+use crate::args::LinkImportArgs;
+use crate::commands::{Exit, site};
+use crate::output;
+
+/// A Link with 16 roots of 4 KiB stays below this.
+const MANIFEST_BYTES: u64 = 256 * 1024;
+
+/// What the import did.
+#[derive(Debug, PartialEq, Eq)]
+enum Placed {
+    /// A new file.
+    New,
+    /// In place of another.
+    Replaced,
+    /// It was there already.
+    Unchanged,
+}
+
+/// Checks, places, and says what comes next.
+pub(super) fn run(args: &LinkImportArgs) -> anyhow::Result<Exit> {
+    let dir = &args.site.dir;
+    let site = site::load(dir)?;
+    let (text, source) = read(&args.file)?;
+    let (cluster, link) = manifests::one_link(&text, &source)?;
+    let folder = manifests::folder(dir, &site);
+    let present = manifests::read(&folder)?;
+    let roots = check(&site, &cluster, &link, &present, &manifests::file_of(&folder, &cluster))?;
+    let (file, placed) = place(&folder, &cluster, &link, args.replace)?;
+    report(args, &site, &cluster, &link, &roots, &file, &placed)?;
+    Ok(Exit::Done)
+}
+
+/// Reads the file, or standard input for `-`.
+fn read(file: &Path) -> anyhow::Result<(String, String)> {
+    let mut text = String::new();
+    let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let read = if file == Path::new("-") {
+        std::io::stdin().lock().take(MANIFEST_BYTES + 1).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|opened| opened.take(MANIFEST_BYTES + 1).read_to_string(&mut text))
+    };
+    let length = read.with_context(|| format!("cannot read {name}"))?;
+    if u64::try_from(length)? > MANIFEST_BYTES {
+        bail!("{name} is larger than {} KiB; a Link is not", MANIFEST_BYTES / 1024);
+    }
+    Ok((text, name))
+}
+
+/// Everything that speaks against this Link.
+fn check(
+    site: &Site,
+    cluster: &ClusterName,
+    link: &Link,
+    present: &Manifests,
+    own_file: &Path,
+) -> anyhow::Result<Vec<Root>> {
+    let spec = &link.spec;
+    if cluster == site.cluster() {
+        bail!("this is the Link of {cluster}, which is this site itself; import it at the peer");
+    }
+    if spec.trust_domain == site.trust_domain() {
+        bail!(
+            "{cluster} has the trust domain {}, which is this site's own; two sites that trust each other need two trust \
+             domains (site init --trust-domain)",
+            spec.trust_domain
+        );
+    }
+    let roots = bundle::check(&spec.trust_bundle, &spec.trust_domain)?;
+    spec.validate()?;
+    if let Some(address) = spec.addresses.iter().find(|address| address.ip().is_some_and(|ip| ip.is_unspecified())) {
+        bail!("{address} is no address that can be dialled; on {cluster}: linkspan link export --address HOST:PORT");
+    }
+    for other in &present.links {
+        if other.cluster == *cluster && other.file != own_file {
+            bail!("a Link {cluster} stands in {} already; remove it there first", other.file.display());
+        }
+        if other.cluster != *cluster && other.link.spec.trust_domain == spec.trust_domain {
+            bail!(
+                "the Link {} has the trust domain {} already ({}); each peer speaks for a trust domain of its own",
+                other.cluster,
+                spec.trust_domain,
+                other.file.display()
+            );
+        }
+    }
+    Ok(roots)
+}
+
+/// Writes the Link in one step.
+fn place(folder: &Path, cluster: &ClusterName, link: &Link, replace: bool) -> anyhow::Result<(PathBuf, Placed)> {
+    let spec = &link.spec;
+    // Written anew from what was understood: nothing else of the peer's text gets in.
+    let text = yaml(&Manifest {
+        cluster,
+        trust_domain: &spec.trust_domain,
+        trust_bundle: &spec.trust_bundle,
+        addresses: &spec.addresses,
+        default_policy: spec.default_policy,
+    });
+    let file = manifests::file_of(folder, cluster);
+    let placed = match std::fs::read_to_string(&file) {
+        Ok(present) if present == text => return Ok((file, Placed::Unchanged)),
+        Ok(_) if replace => Placed::Replaced,
+        Ok(_) => bail!(
+            "{} is there already and says something else; --replace puts this one in its place (the old trust ends at once)",
+            file.display()
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Placed::New,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".link-")
+        .tempfile_in(folder)
+        .with_context(|| format!("cannot write into {}", folder.display()))?;
+    temporary.write_all(text.as_bytes())?;
+    temporary.as_file().sync_all()?;
+    // A temporary file is private; a manifest holds no secret, and the controller may run as another user.
+    std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    temporary.persist(&file).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok((file, placed))
+}
+
+/// Says what was done and what comes next.
+fn report(
+    args: &LinkImportArgs,
+    site: &Site,
+    cluster: &ClusterName,
+    link: &Link,
+    roots: &[Root],
+    file: &Path,
+    placed: &Placed,
+) -> anyhow::Result<()> {
+    let own = site.cluster();
+    let did = match placed {
+        Placed::New => "Wrote",
+        Placed::Replaced => "Replaced",
+        Placed::Unchanged => "Nothing changed in",
+    };
+    let mut text = format!("{did} {}\n  {own} -> {cluster}, trust domain {}\n", file.display(), link.spec.trust_domain);
+    for root in roots {
+        let until = Timestamp::from_second(root.not_after_unix)?.strftime("%Y-%m-%d").to_string();
+        text.push_str(&format!("  root SHA-256 {}, valid until {until}\n", root.fingerprint));
+    }
+    if link.spec.addresses.is_empty() {
+        text.push_str(&format!("  no address: {own} waits until {cluster} dials it\n"));
+    } else {
+        let addresses: Vec<String> = link.spec.addresses.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("  {own} dials {}\n", addresses.join(", ")));
+    }
+    if link.spec.addresses.is_empty() && site.spec.gateway.advertise.is_empty() {
+        text.push_str(&format!(
+            "  WARNING: neither side has an address, so nobody can dial; set gateway.advertise in site.yaml of {own} or {cluster}\n"
+        ));
+    }
+    let dir = output::shell_word(&args.site.dir.display().to_string());
+    text.push_str(&format!(
+        "Compare the fingerprint with the people of {cluster} (first lines of their `linkspan link export`).\n\n\
+         Next:\n\
+         \x20 linkspan link export --dir {dir} > {own}-link.yaml   and on {cluster}: linkspan link import {own}-link.yaml --dir ...\n\
+         \x20 linkspan check --dir {dir}\n"
+    ));
+    output::print(&output::safe_lines(&text))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
