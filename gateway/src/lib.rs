@@ -29,11 +29,20 @@ pub mod remote;
 /// 6 Endpoints of exported services.
 pub mod backend;
 
+/// What the whole path shares.
+pub mod context;
+
+/// A failure of any stage, as the path sees it.
+pub mod error;
+
 // /// HTTP at both edges.
 // pub mod http;
 
 /// Copying between a socket and a stream, both ways.
 pub mod relay;
+
+/// Opaque connections at both edges.
+pub mod tcp;
 
 /// The controller's configuration as immutable snapshots.
 pub mod discovery;

@@ -242,6 +242,8 @@ pub struct Entry {
     pub traceparent: Option<String>,
     /// How many targets were tried; 1 where the first one took it.
     pub attempts: u32,
+    /// Why it failed, in words. Goes to the access log, never into a label or to a peer.
+    pub note: Option<String>,
     /// When it began.
     pub started: Instant,
     /// From the beginning to the first byte or head of the answer.
@@ -271,6 +273,7 @@ impl Entry {
             grpc_status: None,
             traceparent: None,
             attempts: 0,
+            note: None,
             started: Instant::now(),
             first_byte: None,
             received: 0,

@@ -408,7 +408,7 @@ async fn write_metered<W: AsyncWrite + Unpin>(io: &mut W, mut chunk: Bytes, mete
 }
 
 /// One read into the worker's shared buffer; an empty chunk is the end. Nothing is held while the socket is silent.
-fn poll_chunk<IO: AsyncRead + Unpin>(io: &mut IO, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+pub(crate) fn poll_chunk<IO: AsyncRead + Unpin>(io: &mut IO, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
     SCRATCH.with_borrow_mut(|scratch| {
         if scratch.capacity() < CHUNK {
             *scratch = BytesMut::with_capacity(CHUNK);

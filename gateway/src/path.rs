@@ -1,0 +1,130 @@
+//! The whole trip of a byte. Read this first.
+//!
+//! ```text
+//! egress   client -> listener -> detect -> route -> link ==QUIC==> peer
+//! ingress  peer ==QUIC==> link -> remote -> backend -> service
+//! ```
+//!
+//! [`Path::egress`] takes a connection from `listener` (or, decrypted, from `mtls`) to its end, [`Path::ingress`] a stream
+//! from `link`. Each line calls one stage; to see what a line does, open the file of that name.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use linkspan_proto::stream_header::StreamKind;
+
+use crate::context::Gateway;
+use crate::detect::{Declared, Detected, detect};
+use crate::error::Failure;
+use crate::http;
+use crate::link::{Incoming, Ingress, PeerInfo};
+use crate::listener::ClientConnection;
+use crate::outcome::{Direction, Entry, Outcome, Protocol, Record};
+use crate::remote::{Refused, Ticket, authorize};
+use crate::route::Routed;
+use crate::tcp;
+
+/// Both directions of the path. Cheap to clone; one for the process.
+#[derive(Clone, Debug)]
+pub struct Path {
+    gateway: Arc<Gateway>,
+}
+
+impl Path {
+    /// A path through this gateway.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>) -> Self {
+        Self { gateway }
+    }
+
+    /// What the whole path shares.
+    #[must_use]
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// A client's connection to a mirrored address.
+    pub async fn egress(&self, conn: ClientConnection) {
+        let table = self.gateway.table.load_full();
+        let Some(route) = table.by_listen(conn.listen) else {
+            // The mirror was removed while this connection lay in the kernel's queue.
+            self.record(Direction::Outbound, Protocol::Tcp).finish(Outcome::NoRoute);
+            return conn.io.reset();
+        };
+        let source = table.source_of(conn.client.ip());
+        self.carry(conn, Routed { route: Arc::clone(route), source }).await;
+    }
+
+    /// A client's connection whose destination and caller are known: from [`Self::egress`] by address, from `mtls` by
+    /// server name and certificate.
+    pub async fn carry(&self, mut conn: ClientConnection, routed: Routed) {
+        let _unfinished = self.gateway.drain.guard();
+        let declared = Declared::of(routed.route.app_protocol(), routed.route.port());
+        let detected = tokio::select! {
+            detected = detect(&mut conn.io, declared) => detected,
+            // Nobody has asked for anything yet.
+            () = self.gateway.drain.draining() => return,
+        };
+        match detected {
+            // A client that connects and leaves again asked for nothing: a probe of its own.
+            Err(error) => tracing::debug!(client = %conn.client, %error, "nothing was asked"),
+            Ok(Detected::Http1) => http::egress(Arc::clone(&self.gateway), conn, routed, false).await,
+            Ok(Detected::Http2) => http::egress(Arc::clone(&self.gateway), conn, routed, true).await,
+            Ok(Detected::Tls { .. }) => tcp::egress(&self.gateway, conn, routed, Protocol::Tls).await,
+            Ok(Detected::Opaque) => tcp::egress(&self.gateway, conn, routed, Protocol::Tcp).await,
+        }
+    }
+
+    /// A stream that a peer has opened.
+    pub async fn ingress(&self, incoming: Incoming) {
+        let Incoming { peer, header, mut send, mut recv, .. } = incoming;
+        let gateway = &self.gateway;
+        let _unfinished = gateway.drain.guard();
+        let table = gateway.table.load_full();
+        let admitted = self.place(&peer).and_then(|ticket| Ok((ticket, authorize(&table, &peer, &header)?)));
+        let http = header.kind == StreamKind::Http;
+        let mut entry = Entry::new(Direction::Inbound, if http { Protocol::Http1 } else { Protocol::Tcp });
+        entry.peer = Some(peer.cluster.clone());
+        entry.service = header.service.clone();
+        entry.port = header.port;
+        entry.source = header.source.clone();
+        entry.client = header.client;
+        entry.traceparent = header.traceparent.clone();
+        entry.attempts = header.attempt + 1;
+        match admitted {
+            Ok((_ticket, admitted)) if http => {
+                http::ingress(Arc::clone(gateway), admitted, header, send, recv, entry).await;
+            }
+            Ok((_ticket, admitted)) => {
+                tcp::ingress(gateway, admitted, header, send, recv, gateway.record(entry)).await;
+            }
+            Err(refused) => {
+                let refusal = refused.refusal();
+                send.reset(refusal);
+                recv.stop(refusal);
+                let failure = Failure::from(refused);
+                entry.note = Some(failure.to_string());
+                gateway.record(entry).finish(failure.outcome);
+            }
+        }
+    }
+
+    /// A place for one more stream of this peer.
+    fn place(&self, peer: &PeerInfo) -> Result<Ticket, Refused> {
+        if self.gateway.drain.is_draining() {
+            return Err(Refused::Draining);
+        }
+        self.gateway.limits.enter(&peer.cluster)
+    }
+
+    fn record(&self, direction: Direction, protocol: Protocol) -> Record {
+        self.gateway.record(Entry::new(direction, protocol))
+    }
+}
+
+impl Ingress for Path {
+    fn stream(&self, incoming: Incoming) -> BoxFuture<'static, ()> {
+        let path = self.clone();
+        Box::pin(async move { path.ingress(incoming).await })
+    }
+}

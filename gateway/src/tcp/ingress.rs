@@ -1,0 +1,83 @@
+//! From a peer to a backend.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use linkspan_proto::refusal::Refusal;
+use linkspan_proto::stream_header::{CONNECTED, StreamHeader};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::trace_id;
+use crate::backend::{self, EndpointGuard, proxy_protocol};
+use crate::context::Gateway;
+use crate::error::Failure;
+use crate::link::{RecvHalf, SendHalf};
+use crate::outcome::{Outcome, Record};
+use crate::relay::{Socket, relay};
+use crate::remote::Admitted;
+
+/// Carries one admitted stream to its end.
+pub async fn serve(
+    gateway: &Gateway,
+    admitted: Admitted,
+    header: StreamHeader,
+    mut send: SendHalf,
+    mut recv: RecvHalf,
+    mut record: Record,
+) {
+    let dialled = tokio::select! {
+        biased;
+        dialled = connect(&admitted, header.client, header.traceparent.as_deref(), &mut record) => dialled,
+        // The egress side gave up: do not finish a connect that nobody waits for.
+        _ = send.stopped() => {
+            record.ended(Outcome::ClientGone);
+            return;
+        }
+    };
+    let (mut backend, _endpoint) = match dialled {
+        Ok(dialled) => dialled,
+        Err(failure) => {
+            let why = match failure.outcome {
+                Outcome::Refused(why) => why,
+                _ => Refusal::BackendReset,
+            };
+            send.reset(why);
+            recv.stop(why);
+            record.entry().note = Some(failure.to_string());
+            record.ended(failure.outcome);
+            return;
+        }
+    };
+    record.answered();
+    let outcome = match send.write(Bytes::from_static(&[CONNECTED])).await {
+        Ok(()) => {
+            let (idle, drain) = (gateway.tunnel_idle, &gateway.drain);
+            relay(&mut backend, Socket::Backend, &mut send, &mut recv, idle, drain, &mut record).await
+        }
+        Err(error) => Failure::stream(error, true).outcome,
+    };
+    record.finish(outcome);
+    if outcome != Outcome::Ok {
+        // Fails only on a socket that is no more, which needs no RST.
+        drop(backend.set_zero_linger());
+    }
+}
+
+/// Connects to an endpoint and tells it who calls, if the export asks for that.
+pub(super) async fn connect(
+    admitted: &Admitted,
+    client: Option<SocketAddr>,
+    traceparent: Option<&str>,
+    record: &mut Record,
+) -> Result<(TcpStream, EndpointGuard), Failure> {
+    let (mut stream, endpoint) = backend::dial(admitted).await?;
+    record.entry().backend = Some(endpoint.address());
+    if admitted.export().proxy_protocol {
+        let header = proxy_protocol::header(admitted, client, endpoint.address(), traceparent.and_then(trace_id));
+        // Fits into the empty send buffer of a new socket: one segment, before anything else.
+        let written = stream.write_all(&header).await;
+        written.map_err(|_| Failure::from(backend::DialError::Refused(endpoint.address())))?;
+    }
+    Ok((stream, endpoint))
+}
