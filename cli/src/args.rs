@@ -23,7 +23,6 @@ pub(crate) struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start two linked sites on this machine and walk through the story
     Demo(DemoArgs),
     /// Make and run a standalone site
     #[command(subcommand)]
@@ -34,19 +33,12 @@ pub(crate) enum Command {
     /// Certificates for workloads of this site
     #[command(subcommand)]
     Identity(IdentityCommand),
-    /// Show the links: peer, alive, round trip, loss, version
     Gateways(GatewaysArgs),
-    /// Show what is mirrored here, from where, at which name and address, and whether it is healthy
     Services(ServicesArgs),
-    /// Show what this site exports, to whom, and whether it can be reached
     Exports(ExportsArgs),
-    /// Run named checks over the whole path and say how to mend what fails
     Check(CheckArgs),
-    /// Show success rate, requests per second and latency per service and cluster
     Stat(StatArgs),
-    /// Print the version
     Version(VersionArgs),
-    /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
 
@@ -77,7 +69,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// `linkspan demo`
+/// Start two linked sites on this machine and walk through the story
 #[derive(Debug, Args)]
 #[command(
     long_about = "Starts two sites, east and west, on this machine, with a small HTTP service in each, links them, and walks \
@@ -117,13 +109,11 @@ pub(crate) enum DemoFormat {
 /// `linkspan site ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum SiteCommand {
-    /// Make a site: site.yaml with every field explained, a state folder with its own CA, an empty manifests folder
     Init(SiteInitArgs),
-    /// Run the gateway and the controller of a site in one process
     Run(SiteRunArgs),
 }
 
-/// `linkspan site init`
+/// Make a site: site.yaml with every field explained, a state folder with its own CA, an empty manifests folder
 #[derive(Debug, Args)]
 #[command(
     long_about = "Makes a site: a site.yaml in which every field stands with its default, unit and consequence, a state \
@@ -172,7 +162,7 @@ pub(crate) struct SiteInitArgs {
     pub(crate) workers: Option<u16>,
 }
 
-/// `linkspan site run`
+/// Run the gateway and the controller of a site in one process
 #[derive(Debug, Args)]
 #[command(
     long_about = "Runs the gateway and the controller of a site in one process. They speak with each other only through the \
@@ -220,17 +210,13 @@ pub(crate) enum Half {
 /// `linkspan link ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum LinkCommand {
-    /// Print the Link manifest that the peer applies
     Export(LinkExportArgs),
-    /// Check a peer's Link manifest and place it in manifests/
     Import(LinkImportArgs),
-    /// Show the links that this site's manifests declare
     List(LinkListArgs),
-    /// Remove a link: its mirrors go, its peer can no longer connect
     Remove(LinkRemoveArgs),
 }
 
-/// `linkspan link export`
+/// Print the Link manifest that the peer applies
 #[derive(Debug, Args)]
 #[command(
     long_about = "Prints the Link manifest that the peer applies: this site's name, trust domain, root certificate and \
@@ -252,7 +238,7 @@ pub(crate) struct LinkExportArgs {
     pub(crate) no_address: bool,
 }
 
-/// `linkspan link import`
+/// Check a peer's Link manifest and place it in manifests/
 #[derive(Debug, Args)]
 #[command(
     long_about = "Checks the Link manifest of a peer and places it as manifests/link-NAME.yaml. Checked: the names, the \
@@ -273,7 +259,7 @@ pub(crate) struct LinkImportArgs {
     pub(crate) replace: bool,
 }
 
-/// `linkspan link list`
+/// Show the links that this site's manifests declare
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 shown, 1 failed, 2 wrong arguments.")]
 pub(crate) struct LinkListArgs {
@@ -285,7 +271,7 @@ pub(crate) struct LinkListArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `linkspan link remove`
+/// Remove a link: its mirrors go, its peer can no longer connect
 #[derive(Debug, Args)]
 #[command(
     long_about = "Removes the Link manifest that `link import` placed. A running site then closes the link and removes \
@@ -304,11 +290,10 @@ pub(crate) struct LinkRemoveArgs {
 /// `linkspan identity ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum IdentityCommand {
-    /// Issue a certificate (X.509-SVID) to a workload of this site, for the gateway's mTLS port
     Issue(IdentityIssueArgs),
 }
 
-/// `linkspan identity issue`
+/// Issue a certificate (X.509-SVID) to a workload of this site, for the gateway's mTLS port
 #[derive(Debug, Args)]
 #[command(
     long_about = "Makes a key and a certificate for a workload of this site: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT, \
@@ -338,7 +323,7 @@ pub(crate) struct IdentityIssueArgs {
     pub(crate) replace: bool,
 }
 
-/// `linkspan gateways`
+/// Show the links: peer, alive, round trip, loss, version
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  linkspan gateways --dir east\n  linkspan gateways --dir east -o json\n\nExit codes: 0 shown, 1 failed (for instance: the site does not run), 2 wrong arguments."
@@ -352,7 +337,7 @@ pub(crate) struct GatewaysArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `linkspan services`
+/// Show what is mirrored here, from where, at which name and address, and whether it is healthy
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  linkspan services --dir east\n  linkspan services --dir east --namespace shop --cluster west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
@@ -372,7 +357,7 @@ pub(crate) struct ServicesArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `linkspan exports`
+/// Show what this site exports, to whom, and whether it can be reached
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  linkspan exports --dir west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments.")]
 pub(crate) struct ExportsArgs {
@@ -387,7 +372,7 @@ pub(crate) struct ExportsArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `linkspan check`
+/// Run named checks over the whole path and say how to mend what fails
 #[derive(Debug, Args)]
 #[command(
     long_about = "Runs named checks over the whole path: the site and its processes, certificates and clock, UDP to each peer, \
@@ -428,7 +413,7 @@ fn window(text: &str) -> Result<u64, String> {
     }
 }
 
-/// `linkspan stat`
+/// Show success rate, requests per second and latency per service and cluster
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  linkspan stat --dir east\n  linkspan stat --dir east --window 30 --namespace shop -o json\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
@@ -451,7 +436,7 @@ pub(crate) struct StatArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `linkspan version`
+/// Print the version
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 printed, 2 wrong arguments.")]
 pub(crate) struct VersionArgs {
@@ -460,7 +445,7 @@ pub(crate) struct VersionArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `linkspan completions`
+/// Print a completion script for a shell
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  linkspan completions bash > /etc/bash_completion.d/linkspan\n\nExit codes: 0 printed, 2 wrong arguments."

@@ -174,8 +174,10 @@ fn report(
     text.push_str(&format!(
         "Compare the fingerprint with the people of {cluster} (first lines of their `linkspan link export`).\n\n\
          Next:\n\
-         \x20 linkspan link export --dir {dir} > {own}-link.yaml   and on {cluster}: linkspan link import {own}-link.yaml --dir ...\n\
-         \x20 linkspan check --dir {dir}\n"
+         \x20 linkspan link export --dir {dir} > {own}-link.yaml\n\
+         \x20     for {cluster}, unless it has it: linkspan link import {own}-link.yaml --dir DIR\n\
+         \x20 linkspan check --dir {dir}\n\
+         \x20     says whether the link works\n"
     ));
     output::print(&output::safe_lines(&text))?;
     Ok(())

@@ -91,3 +91,18 @@ pub(super) fn one_link(text: &str, file: &str) -> anyhow::Result<(ClusterName, L
     let cluster = ClusterName::parse(link.metadata.name.as_deref().unwrap_or_default())?;
     Ok((cluster, link))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::read;
+
+    #[test]
+    fn the_examples_that_we_ship_are_valid() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+        let found = read(&examples).unwrap();
+        assert!(found.broken.is_empty(), "{:?}", found.broken);
+        assert!(std::fs::read_dir(examples).unwrap().count() >= 6);
+    }
+}

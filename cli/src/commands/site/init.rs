@@ -41,9 +41,12 @@ pub(crate) fn run(args: &SiteInitArgs) -> anyhow::Result<Exit> {
          \x20 manifests/    Services, EndpointSlices, ServiceExports, Links; watched while the site runs\n\
          {nobody}\n\
          Next:\n\
-         \x20 linkspan site run --dir {dir}                      run it\n\
-         \x20 linkspan link export --dir {dir} > {name}-link.yaml   what a peer imports: linkspan link import {name}-link.yaml --dir ...\n\
-         \x20 linkspan check --dir {dir}                         see whether all is well\n",
+         \x20 linkspan site run --dir {dir}\n\
+         \x20     runs it\n\
+         \x20 linkspan link export --dir {dir} > {name}-link.yaml\n\
+         \x20     prints what a peer imports, there: linkspan link import {name}-link.yaml --dir DIR\n\
+         \x20 linkspan check --dir {dir}\n\
+         \x20     says whether all is well\n",
         output::safe(&args.dir.display().to_string()),
     ))?;
     Ok(Exit::Done)

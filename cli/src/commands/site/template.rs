@@ -39,12 +39,11 @@ pub(super) fn site_yaml(fields: &Fields) -> String {
     );
     let mut workloads = String::new();
     if fields.workloads.is_empty() {
-        workloads.push_str(" []\n    # - {cidr: 10.0.0.0/24, namespace: shop, serviceAccount: web}\n");
+        workloads.push_str(" []\n  # workloads:\n  #   - {cidr: 10.0.0.0/24, namespace: shop, serviceAccount: web}");
     } else {
-        workloads.push('\n');
         for (cidr, namespace, account) in &fields.workloads {
             let _infallible =
-                writeln!(workloads, "    - {{cidr: {cidr}, namespace: {namespace}, serviceAccount: {account}}}");
+                write!(workloads, "\n    - {{cidr: {cidr}, namespace: {namespace}, serviceAccount: {account}}}");
         }
     }
     let Fields { name, trust_domain, listen, mtls_listen, dns_listen, admin_listen, mirror_addresses, .. } = fields;
@@ -99,6 +98,7 @@ spec:
   # `network`. The longest prefix decides. A client in no range is known by its gateway only (assurance `gateway`).
   # Default: [].
   workloads:{workloads}
+
   # Folder of the CA, sockets, stable addresses, mirrors and status, relative to this file. Mode 0700: it holds the
   # site's private key. Default: state.
   stateDir: state
