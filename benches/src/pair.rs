@@ -1,0 +1,236 @@
+//! Two linked sites, as a user would set them up, and the backend.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::process::{self, Process};
+use crate::{backend, http, lookup};
+
+/// How long a start or a link may take before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The name under which east sees the service of west.
+const NAME: &str = "web-west.bench.svc.cluster.local";
+
+/// Port numbers of the service; a mirror keeps them, on an address of its own.
+const HTTP_PORT: u16 = 8080;
+const TCP_PORT: u16 = 9000;
+
+/// What may differ from the defaults.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// The program; else the one beside this one.
+    pub(crate) linkspan: Option<PathBuf>,
+    /// Threads of each gateway.
+    pub(crate) workers: Option<u16>,
+}
+
+/// Where a load generator sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Targets {
+    /// HTTP/1.1 and HTTP/2 with prior knowledge.
+    pub(crate) http: SocketAddr,
+    /// Raw TCP.
+    pub(crate) tcp: SocketAddr,
+}
+
+/// The running set-up; dropping it ends every process and removes the folder.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// The program measured.
+    pub(crate) linkspan: PathBuf,
+    /// Straight to the backend.
+    pub(crate) direct: Targets,
+    /// Through both gateways.
+    pub(crate) mirrored: Targets,
+    /// What answers HTTP.
+    pub(crate) http_backend: &'static str,
+    /// Named processes, for CPU and memory.
+    pub(crate) processes: Vec<(&'static str, u32)>,
+    children: Vec<(&'static str, Process)>,
+    folder: Option<tempfile::TempDir>,
+}
+
+impl Pair {
+    /// Starts everything and waits until a call crosses.
+    pub(crate) fn start(options: &Options) -> anyhow::Result<Self> {
+        let linkspan = match &options.linkspan {
+            Some(file) => file.clone(),
+            None => std::env::current_exe()?.with_file_name("linkspan"),
+        };
+        anyhow::ensure!(
+            linkspan.is_file(),
+            "{} is not built: run benches/run, or `cargo build --release -p linkspan` first",
+            linkspan.display()
+        );
+        let folder = tempfile::Builder::new().prefix("linkspan-bench-").tempdir()?;
+        let root = folder.path().to_owned();
+        let mut children = Vec::new();
+        let (direct, http_backend) = start_backends(&root, &mut children)?;
+
+        let sites = ["east", "west"].map(|name| Site { linkspan: linkspan.clone(), name, dir: root.join(name) });
+        let [east, west] = &sites;
+        for (number, site) in sites.iter().enumerate() {
+            site.init(number, options.workers)?;
+        }
+        fs::write(west.dir.join("manifests/web.yaml"), manifest(direct))?;
+        for site in &sites {
+            let mut command = site.command();
+            command.args(["site", "run", "--dir"]).arg(&site.dir).args(["--log", "info,access=off"]);
+            children.push((site.name, Process::start(command, &root.join(format!("{}.log", site.name)))?));
+            let (name, process) = children.last_mut().context("just pushed")?;
+            process::wait_for(&format!("site {name} is up"), PATIENCE, || {
+                process.must_run(name)?;
+                Ok(site.bound("gateway", "link").zip(site.bound("controller", "dns")))
+            })?;
+        }
+        east.import(west)?;
+        west.import(east)?;
+        let mirrored = wait_until_mirrored(east, &mut children)?;
+        let processes = children.iter().map(|(name, process)| (*name, process.id())).collect();
+        Ok(Self { linkspan, direct, mirrored, http_backend, processes, children, folder: Some(folder) })
+    }
+
+    /// Fails when a process has ended.
+    pub(crate) fn must_run(&mut self) -> anyhow::Result<()> {
+        self.children.iter_mut().try_for_each(|(name, process)| process.must_run(name))
+    }
+
+    /// Leaves the folder where it is.
+    pub(crate) fn keep(&mut self) -> PathBuf {
+        self.folder.take().map(tempfile::TempDir::keep).unwrap_or_default()
+    }
+}
+
+/// nginx for HTTP where it is installed, ours for the rest.
+fn start_backends(root: &Path, children: &mut Vec<(&'static str, Process)>) -> anyhow::Result<(Targets, &'static str)> {
+    let log = root.join("backend.log");
+    let mut command = Command::new(std::env::current_exe()?);
+    children.push((
+        "backend",
+        Process::start(
+            {
+                command.arg("--serve");
+                command
+            },
+            &log,
+        )?,
+    ));
+    let port: u16 = process::wait_for("backend listens", PATIENCE, || {
+        Ok(fs::read_to_string(&log)?.strip_suffix('\n').and_then(|line| line.parse().ok()))
+    })?;
+    let tcp = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Some(nginx) = process::find("nginx") else { return Ok((Targets { http: tcp, tcp }, "built in")) };
+    let http = free_address()?;
+    let folder = root.join("nginx");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("nginx.conf"), nginx_config(&folder, http))?;
+    let mut command = Command::new(nginx);
+    command.arg("-e").arg(folder.join("error.log")).arg("-c").arg(folder.join("nginx.conf"));
+    children.push(("nginx", Process::start(command, &root.join("nginx.log"))?));
+    process::wait_for("nginx listens", PATIENCE, || {
+        children.last_mut().context("just pushed")?.1.must_run("nginx")?;
+        Ok(std::net::TcpStream::connect(http).ok())
+    })?;
+    Ok((Targets { http, tcp }, "nginx"))
+}
+
+fn nginx_config(folder: &Path, listen: SocketAddr) -> String {
+    let root = folder.display();
+    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|name| format!("  {name}_temp_path {root}/{name};\n"))
+        .collect();
+    // `listen ... http2` and not `http2 on`: older releases know only the former, and newer ones still take it.
+    format!(
+        "daemon off;\nworker_processes 1;\npid {root}/pid;\nevents {{ worker_connections 8192; }}\nhttp {{\n{paths}  \
+         access_log off;\n  keepalive_requests 100000000;\n  default_type application/json;\n  \
+         server {{ listen {listen} http2 backlog=4096; location / {{ return 200 '{body}'; }} }}\n}}\n",
+        body = backend::BODY.replace('\n', "\\n"),
+    )
+}
+
+/// A port that was free a moment ago. nginx takes no port 0.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// The service of west: HTTP and raw TCP, both declared, so that nothing is guessed from bytes.
+fn manifest(direct: Targets) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: bench}}\nspec:\n  ports:\n    \
+         - {{name: http, port: {HTTP_PORT}, appProtocol: http}}\n    - {{name: raw, port: {TCP_PORT}, appProtocol: tcp}}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  namespace: bench\n  \
+         labels: {{kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints:\n  \
+         - {{addresses: [\"127.0.0.1\"], conditions: {{ready: true}}}}\nports:\n  - {{name: http, port: {http}}}\n  \
+         - {{name: raw, port: {tcp}}}\n---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\n\
+         metadata: {{name: web, namespace: bench}}\n",
+        http = direct.http.port(),
+        tcp = direct.tcp.port(),
+    )
+}
+
+/// Waits for the name, then for an answer of the backend through it.
+fn wait_until_mirrored(east: &Site, children: &mut [(&'static str, Process)]) -> anyhow::Result<Targets> {
+    let dns = east.bound("controller", "dns").context("east has no DNS address")?;
+    let address = process::wait_for(&format!("{NAME} resolves"), PATIENCE, || {
+        children.iter_mut().try_for_each(|(name, process)| process.must_run(name))?;
+        lookup::address(dns, NAME)
+    })?;
+    let targets = Targets { http: (address, HTTP_PORT).into(), tcp: (address, TCP_PORT).into() };
+    process::wait_for("a call crosses", PATIENCE, || Ok(http::probe(targets.http).ok()))?;
+    Ok(targets)
+}
+
+/// One site's folder and its commands.
+#[derive(Debug)]
+struct Site {
+    linkspan: PathBuf,
+    name: &'static str,
+    dir: PathBuf,
+}
+
+impl Site {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.linkspan);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// `linkspan site init`, then a site.yaml whose ports the kernel chooses and whose mirrored addresses are this
+    /// run's own.
+    fn init(&self, number: usize, workers: Option<u16>) -> anyhow::Result<()> {
+        process::output(self.command().args(["site", "init", self.name, "--dir"]).arg(&self.dir))?;
+        let run = std::process::id();
+        let mirrors = format!("127.{}.{}.0/24", 112 + run / 256 % 14, (run % 128) * 2 + number as u32);
+        let workers = workers.map(|workers| format!(", workers: {workers}")).unwrap_or_default();
+        let name = self.name;
+        let yaml = format!(
+            "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway: \
+             {{listen: \"127.0.0.1:0\", advertise: [\"127.0.0.1:0\"], mtlsListen: \"127.0.0.1:0\"{workers}}}\n  \
+             dns: {{listen: \"127.0.0.1:0\"}}\n  admin: {{listen: \"127.0.0.1:0\"}}\n  mirrorAddresses: {mirrors}\n"
+        );
+        fs::write(self.dir.join("site.yaml"), yaml).context("cannot write site.yaml")
+    }
+
+    /// An address from `state/run/<half>.json`, once the site has written it.
+    fn bound(&self, half: &str, what: &str) -> Option<SocketAddr> {
+        let text = fs::read_to_string(self.dir.join(format!("state/run/{half}.json"))).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        json.get(what)?.as_str()?.parse().ok()
+    }
+
+    /// Tells this site about `peer`, by the two commands that a user types.
+    fn import(&self, peer: &Self) -> anyhow::Result<()> {
+        let link = process::output(peer.command().args(["link", "export", "--dir"]).arg(&peer.dir))?;
+        let file = self.dir.with_file_name(format!("{}-to-{}.yaml", peer.name, self.name));
+        fs::write(&file, link)?;
+        process::output(self.command().args(["link", "import"]).arg(&file).arg("--dir").arg(&self.dir))?;
+        Ok(())
+    }
+}
