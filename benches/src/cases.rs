@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
+
 use crate::load::Seen;
 use crate::pair::{Pair, Targets};
 use crate::process;
@@ -74,7 +76,9 @@ impl Kind {
     fn load(self, targets: Targets, duration: Duration) -> anyhow::Result<Seen> {
         match self {
             Self::Requests => http::closed_loop(targets.http, KEEP_ALIVE_CONNECTIONS, duration),
-            Self::RequestsH2 => http::closed_loop_h2(targets.http, duration),
+            Self::RequestsH2 => {
+                http::closed_loop_h2(targets.h2.context("the backend does not speak HTTP/2")?, duration)
+            }
             Self::Latency(rate) => http::open_loop(targets.http, rate, duration),
             Self::Connections => tcp::connections(targets.tcp, duration),
             Self::Bulk(connections, way) => tcp::bulk(targets.tcp, connections, way, duration),
@@ -82,9 +86,14 @@ impl Kind {
     }
 
     /// Why it cannot be measured on this machine.
-    fn missing(self) -> Option<&'static str> {
-        (self == Self::RequestsH2 && process::find("h2load").is_none())
-            .then_some("h2load is not installed (Debian: nghttp2-client)")
+    fn missing(self, pair: &Pair) -> Option<&'static str> {
+        match self {
+            Self::RequestsH2 if pair.direct.h2.is_none() => Some("nginx is not installed"),
+            Self::RequestsH2 if process::find("h2load").is_none() => {
+                Some("h2load is not installed (Debian: nghttp2-client)")
+            }
+            _ => None,
+        }
     }
 }
 
@@ -95,7 +104,7 @@ pub(crate) fn measure(pair: &mut Pair, kinds: &[Kind], seconds: f64, rounds: usi
     let mut cases = Vec::new();
     for kind in kinds {
         let name = kind.name();
-        if let Some(why) = kind.missing() {
+        if let Some(why) = kind.missing(pair) {
             eprintln!("linkspan-bench: left out: {name}: {why}");
             continue;
         }
@@ -169,7 +178,7 @@ mod tests {
     #[test]
     fn every_generator_works_on_the_direct_path() {
         let target = start();
-        let targets = Targets { http: target, tcp: target };
+        let targets = Targets { http: target, h2: None, tcp: target };
         let short = Duration::from_millis(100);
         for kind in all(None).into_iter().filter(|kind| !matches!(kind, Kind::Requests | Kind::RequestsH2)) {
             let seen = kind.load(targets, short).expect("measures");

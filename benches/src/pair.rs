@@ -19,6 +19,7 @@ const NAME: &str = "web-west.bench.svc.cluster.local";
 
 /// Port numbers of the service; a mirror keeps them, on an address of its own.
 const HTTP_PORT: u16 = 8080;
+const H2_PORT: u16 = 8081;
 const TCP_PORT: u16 = 9000;
 
 /// What may differ from the defaults.
@@ -33,8 +34,10 @@ pub(crate) struct Options {
 /// Where a load generator sends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Targets {
-    /// HTTP/1.1 and HTTP/2 with prior knowledge.
+    /// HTTP/1.1.
     pub(crate) http: SocketAddr,
+    /// HTTP/2 with prior knowledge, where there is a backend for it.
+    pub(crate) h2: Option<SocketAddr>,
     /// Raw TCP.
     pub(crate) tcp: SocketAddr,
 }
@@ -91,7 +94,8 @@ impl Pair {
         }
         east.import(west)?;
         west.import(east)?;
-        let mirrored = wait_until_mirrored(east, &mut children)?;
+        let mut mirrored = wait_until_mirrored(east, &mut children)?;
+        mirrored.h2 = direct.h2.and(mirrored.h2);
         let processes = children.iter().map(|(name, process)| (*name, process.id())).collect();
         Ok(Self { linkspan, direct, mirrored, http_backend, processes, children, folder: Some(folder) })
     }
@@ -125,11 +129,12 @@ fn start_backends(root: &Path, children: &mut Vec<(&'static str, Process)>) -> a
         Ok(fs::read_to_string(&log)?.strip_suffix('\n').and_then(|line| line.parse().ok()))
     })?;
     let tcp = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let Some(nginx) = process::find("nginx") else { return Ok((Targets { http: tcp, tcp }, "built in")) };
-    let http = free_address()?;
+    let Some(nginx) = process::find("nginx") else { return Ok((Targets { http: tcp, h2: None, tcp }, "built in")) };
+    // Two ports: before 1.25 nginx speaks either version on a plain-text port, not both.
+    let [http, h2] = free_addresses()?;
     let folder = root.join("nginx");
     fs::create_dir(&folder)?;
-    fs::write(folder.join("nginx.conf"), nginx_config(&folder, http))?;
+    fs::write(folder.join("nginx.conf"), nginx_config(&folder, http, h2))?;
     let mut command = Command::new(nginx);
     command.arg("-e").arg(folder.join("error.log")).arg("-c").arg(folder.join("nginx.conf"));
     children.push(("nginx", Process::start(command, &root.join("nginx.log"))?));
@@ -137,10 +142,10 @@ fn start_backends(root: &Path, children: &mut Vec<(&'static str, Process)>) -> a
         children.last_mut().context("just pushed")?.1.must_run("nginx")?;
         Ok(std::net::TcpStream::connect(http).ok())
     })?;
-    Ok((Targets { http, tcp }, "nginx"))
+    Ok((Targets { http, h2: Some(h2), tcp }, "nginx"))
 }
 
-fn nginx_config(folder: &Path, listen: SocketAddr) -> String {
+fn nginx_config(folder: &Path, http: SocketAddr, h2: SocketAddr) -> String {
     let root = folder.display();
     let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
@@ -150,27 +155,31 @@ fn nginx_config(folder: &Path, listen: SocketAddr) -> String {
     format!(
         "daemon off;\nworker_processes 1;\npid {root}/pid;\nevents {{ worker_connections 8192; }}\nhttp {{\n{paths}  \
          access_log off;\n  keepalive_requests 100000000;\n  default_type application/json;\n  \
-         server {{ listen {listen} http2 backlog=4096; location / {{ return 200 '{body}'; }} }}\n}}\n",
+         server {{ listen {http} backlog=4096; listen {h2} http2 backlog=4096; location / {{ return 200 '{body}'; }} }}\n}}\n",
         body = backend::BODY.replace('\n', "\\n"),
     )
 }
 
-/// A port that was free a moment ago. nginx takes no port 0.
-fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+/// Ports that were free a moment ago. nginx takes no port 0.
+fn free_addresses() -> anyhow::Result<[SocketAddr; 2]> {
+    // Both are held until both are known, or they could be the same.
+    let [one, two] = [TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?];
+    Ok([one.local_addr()?, two.local_addr()?])
 }
 
 /// The service of west: HTTP and raw TCP, both declared, so that nothing is guessed from bytes.
 fn manifest(direct: Targets) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: bench}}\nspec:\n  ports:\n    \
-         - {{name: http, port: {HTTP_PORT}, appProtocol: http}}\n    - {{name: raw, port: {TCP_PORT}, appProtocol: tcp}}\n\
+         - {{name: http, port: {HTTP_PORT}, appProtocol: http}}\n    \
+         - {{name: h2, port: {H2_PORT}, appProtocol: kubernetes.io/h2c}}\n    - {{name: raw, port: {TCP_PORT}, appProtocol: tcp}}\n\
          ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  namespace: bench\n  \
          labels: {{kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints:\n  \
-         - {{addresses: [\"127.0.0.1\"], conditions: {{ready: true}}}}\nports:\n  - {{name: http, port: {http}}}\n  \
+         - {{addresses: [\"127.0.0.1\"], conditions: {{ready: true}}}}\nports:\n  - {{name: http, port: {http}}}\n  - {{name: h2, port: {h2}}}\n  \
          - {{name: raw, port: {tcp}}}\n---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\n\
          metadata: {{name: web, namespace: bench}}\n",
         http = direct.http.port(),
+        h2 = direct.h2.unwrap_or(direct.http).port(),
         tcp = direct.tcp.port(),
     )
 }
@@ -182,7 +191,8 @@ fn wait_until_mirrored(east: &Site, children: &mut [(&'static str, Process)]) ->
         children.iter_mut().try_for_each(|(name, process)| process.must_run(name))?;
         lookup::address(dns, NAME)
     })?;
-    let targets = Targets { http: (address, HTTP_PORT).into(), tcp: (address, TCP_PORT).into() };
+    let at = |port: u16| SocketAddr::from((address, port));
+    let targets = Targets { http: at(HTTP_PORT), h2: Some(at(H2_PORT)), tcp: at(TCP_PORT) };
     process::wait_for("a call crosses", PATIENCE, || Ok(http::probe(targets.http).ok()))?;
     Ok(targets)
 }
