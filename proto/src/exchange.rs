@@ -141,7 +141,7 @@ pub enum Message {
     Delta {
         /// The version it applies to.
         from: u64,
-        /// The version it leads to, above `from`.
+        /// The version it leads to, above `from`; equal to it only in a heartbeat, which changes nothing.
         to: u64,
         /// New or changed entries.
         upserts: Vec<CatalogueEntry>,

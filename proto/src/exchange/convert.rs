@@ -86,7 +86,9 @@ impl TryFrom<wire::CatalogueMessage> for Message {
             Body::End(end) => Ok(Self::SnapshotEnd { version: end.version, hash: hash(&end.hash)? }),
             Body::Delta(delta) => {
                 at_most("removals", delta.removals.len(), MAX_SERVICES)?;
-                if delta.to <= delta.from {
+                // Equal versions are a heartbeat: nothing changed, and the hash says so.
+                let changes = !delta.upserts.is_empty() || !delta.removals.is_empty();
+                if delta.to < delta.from || (delta.to == delta.from && changes) {
                     return Err(ExchangeError::Field("the delta's version"));
                 }
                 let upserts = entries(delta.upserts)?;
