@@ -95,7 +95,7 @@ pub struct SnapshotEnd {
     #[prost(bytes = "bytes", tag = "2")]
     pub hash: ::prost::bytes::Bytes,
 }
-/// Applies to version `from` only and leads to version `to`.
+/// Applies to version `from` only and leads to version `to`. With both equal it changes nothing and is a heartbeat.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Delta {
     #[prost(uint64, tag = "1")]
