@@ -25,12 +25,12 @@ use linkspan_runtime::metrics::prometheus_client::metrics::gauge::ConstGauge;
 /// The metrics of all links. Cheap to clone. Its lock is taken by those who manage links, never by a stream.
 #[derive(Clone, Debug, Default)]
 pub struct LinkMetrics {
-    peers: Arc<Mutex<BTreeMap<ClusterName, Arc<PeerLink>>>>,
+    peers: Arc<Mutex<BTreeMap<ClusterName, Arc<PeerSeries>>>>,
 }
 
 /// The metrics of one link. Keep it beside the link.
 #[derive(Debug, Default)]
-pub struct PeerLink {
+pub struct PeerSeries {
     up: AtomicU64,
     connections: AtomicU64,
     /// Microseconds; 0 while unknown.
@@ -40,7 +40,7 @@ pub struct PeerLink {
     probes_failed: AtomicU64,
 }
 
-impl PeerLink {
+impl PeerSeries {
     /// Whether the link carries traffic.
     pub fn up(&self, up: bool) {
         self.up.store(u64::from(up), Ordering::Relaxed);
@@ -73,12 +73,12 @@ impl PeerLink {
 impl LinkMetrics {
     /// The metrics of the link to `peer`, made at the first call. Peers come from Link objects only.
     #[must_use]
-    pub fn peer(&self, peer: &ClusterName) -> Arc<PeerLink> {
+    pub fn peer(&self, peer: &ClusterName) -> Arc<PeerSeries> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = peers.get(peer) {
             return Arc::clone(link);
         }
-        let link = Arc::new(PeerLink::default());
+        let link = Arc::new(PeerSeries::default());
         peers.insert(peer.clone(), Arc::clone(&link));
         link
     }
@@ -99,7 +99,7 @@ impl LinkMetrics {
         peers.retain(|peer, _| configured.contains(peer));
     }
 
-    fn all(&self) -> Vec<(ClusterName, Arc<PeerLink>)> {
+    fn all(&self) -> Vec<(ClusterName, Arc<PeerSeries>)> {
         let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.iter().map(|(peer, link)| (peer.clone(), Arc::clone(link))).collect()
     }
@@ -138,8 +138,8 @@ fn gauges(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    all: &[(ClusterName, Arc<PeerLink>)],
-    value: impl Fn(&PeerLink) -> Option<f64>,
+    all: &[(ClusterName, Arc<PeerSeries>)],
+    value: impl Fn(&PeerSeries) -> Option<f64>,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (peer, link) in all {
