@@ -8,6 +8,9 @@
 /// What lies in the site's folder.
 pub(crate) mod folder;
 
+/// What the controller knows of the peers' catalogues.
+pub(crate) mod catalogues;
+
 /// Conditions that the controller wrote.
 pub(crate) mod status;
 

@@ -1,9 +1,173 @@
-//! `linkspan check`
+//! `linkspan check`: named checks over the whole path, each with a verdict, a reason and a remedy.
+//!
+//! ```text
+//! site -> trust -> links -> catalogue -> dns -> services -> exports
+//! ```
+//!
+//! - **In**: the site's folder, its running processes, and what answers at the addresses that they name.
+//! - **Out**: a [`Report`]; exit code 1 when a check failed.
+//! - **Never does**: change anything. What it sends: DNS queries, one QUIC packet to each address of a peer, one TCP
+//!   connection through each mirrored port (one `HEAD` request where the service speaks HTTP) and to each local endpoint
+//!   that is exported.
+//! - **Numbers**: [`AT_ONCE`] probes at a time; a site of 10,000 names takes seconds, not minutes.
 
-use crate::args::CheckArgs;
+mod catalogue;
+mod dns;
+mod exports;
+mod links;
+mod report;
+mod services;
+mod site;
+mod trust;
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use linkspan_proto::names::{ClusterName, ServiceKey};
+use linkspan_proto::resources::Site;
+
+use crate::args::{CheckArgs, Format};
+use crate::client::facts::Facts;
+use crate::client::folder::{ControllerRun, Folder, GatewayRun};
 use crate::commands::Exit;
+use crate::output;
+use report::{Group, Report};
+
+/// Probes under way at the same time. A probe that waits holds a descriptor on both gateways; 16 finish 10,000 in a
+/// minute even when each takes 100 ms, and no gateway notices them.
+const AT_ONCE: usize = 16;
+
+/// The pause between two rounds of `--wait`.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs the command.
-pub(crate) async fn run(_args: &CheckArgs) -> anyhow::Result<Exit> {
-    anyhow::bail!("being written")
+pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let patience = Duration::from_secs(args.wait);
+    let progress = Progress::new();
+    let report = loop {
+        let report = round(args, &progress).await;
+        if report.passed() || started.elapsed() + PAUSE >= patience {
+            break report;
+        }
+        let left = patience.saturating_sub(started.elapsed()).as_secs();
+        progress.say(&format!("{} failed, trying again for up to {left} s", report.failures()));
+        tokio::time::sleep(PAUSE).await;
+    };
+    progress.end();
+    match args.output.output {
+        Format::Json => output::json::print(&report)?,
+        Format::Table | Format::Wide => output::print(&report.render(output::colour()))?,
+    }
+    Ok(if report.passed() { Exit::Done } else { Exit::NotPassed })
 }
+
+/// Runs every check once.
+async fn round(args: &CheckArgs, progress: &Progress) -> Report {
+    let scope = Scope { cluster: args.cluster.clone(), service: args.service.clone() };
+    let mut checks = Checks {
+        folder: Folder::new(&args.site.dir),
+        scope,
+        progress,
+        report: Report::new(),
+        site: None,
+        gateway: None,
+        controller: None,
+        facts: Facts::default(),
+    };
+    site::check(&mut checks).await;
+    trust::check(&mut checks).await;
+    if checks.gateway.is_some() {
+        links::check(&mut checks).await;
+        catalogue::check(&mut checks).await;
+        dns::check(&mut checks).await;
+        services::check(&mut checks).await;
+        exports::check(&mut checks).await;
+    }
+    checks.report
+}
+
+/// One round: what was asked for, what is known so far, what was found.
+struct Checks<'a> {
+    folder: Folder,
+    scope: Scope,
+    progress: &'a Progress,
+    report: Report,
+    /// Known once `site` has read it.
+    site: Option<Site>,
+    /// Known once `site` has found it running and answering.
+    gateway: Option<GatewayRun>,
+    /// Known once `site` has found it running.
+    controller: Option<ControllerRun>,
+    /// What the gateway says; empty while it does not answer.
+    facts: Facts,
+}
+
+/// What the user narrowed the checks to.
+#[derive(Debug, Default)]
+struct Scope {
+    cluster: Option<String>,
+    service: Option<ServiceKey>,
+}
+
+impl Scope {
+    fn covers_cluster(&self, cluster: &ClusterName) -> bool {
+        self.cluster.as_deref().is_none_or(|wanted| wanted == cluster.as_str())
+    }
+
+    fn covers_service(&self, service: &ServiceKey) -> bool {
+        self.service.as_ref().is_none_or(|wanted| wanted == service)
+    }
+}
+
+impl Checks<'_> {
+    fn ok(&mut self, group: Group, name: impl Into<String>, found: impl Into<String>) {
+        self.report.ok(group, name, found);
+    }
+
+    fn warn(&mut self, group: Group, name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
+        self.report.warn(group, name, reason, remedy);
+    }
+
+    fn fail(&mut self, group: Group, name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
+        self.report.fail(group, name, reason, remedy);
+    }
+
+    /// `--dir` as the remedies repeat it.
+    fn dir(&self) -> String {
+        self.folder.dir().display().to_string()
+    }
+}
+
+/// What is being done, on standard error, and only where that is a terminal.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+
+    fn say(&self, what: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(output::safe(what));
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -132,6 +132,11 @@ impl Report {
         self.ok
     }
 
+    /// How many checks failed.
+    pub(crate) fn failures(&self) -> usize {
+        self.failures
+    }
+
     /// The checks, in the order in which they ran.
     #[cfg(test)]
     pub(crate) fn checks(&self) -> &[Check] {

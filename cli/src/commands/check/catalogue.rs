@@ -1,0 +1,239 @@
+//! What the peers export against what is mirrored here, and what policies name against what exists.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use linkspan_proto::manifest;
+use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
+use linkspan_proto::resources::{ClusterTrafficPolicy, Object};
+
+use super::Checks;
+use super::report::Group;
+use crate::client::catalogues::{self, PeerCatalogue};
+use crate::client::facts::Facts;
+use crate::client::status::{self, Status};
+use crate::commands::exports::manifest as export_manifest;
+
+const GROUP: Group = Group::Catalogue;
+
+/// Runs the checks of this group.
+pub(super) async fn check(checks: &mut Checks<'_>) {
+    checks.progress.say("catalogues");
+    if let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin) {
+        match catalogues::read(admin).await {
+            Ok(mut peers) => {
+                peers.retain(|peer| checks.scope.covers_cluster(&peer.cluster));
+                for peer in &peers {
+                    current(checks, peer);
+                    handed_over(checks, peer);
+                }
+            }
+            Err(error) => checks.fail(
+                GROUP,
+                "the controller says what it knows of the peers",
+                format!("{error:#}"),
+                "look at the controller's log",
+            ),
+        }
+    }
+    mirrored(checks);
+    wanted_service(checks);
+    policies(checks);
+}
+
+/// Whether our copy of the peer's catalogue is the one that the peer has now.
+fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
+    let cluster = &peer.cluster;
+    let name = format!("{cluster}: our copy of its catalogue is what it has now");
+    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive);
+    match (peer.current, alive) {
+        (true, _) => {
+            let hash = peer.hash.get(..12).unwrap_or(&peer.hash);
+            checks.ok(GROUP, name, format!("version {}, hash {hash}, {} services", peer.version, peer.services));
+        }
+        // The link's own check has failed already; what is mirrored stays.
+        (false, false) => checks.warn(
+            GROUP,
+            name,
+            format!("the link is down; {} services are kept as last seen", peer.services),
+            "mend the link: the checks of the group `links` say how",
+        ),
+        (false, true) => checks.fail(
+            GROUP,
+            name,
+            if peer.trouble.is_empty() { "the link is alive and the exchange is not".to_owned() } else { peer.trouble.clone() },
+            format!("see that the controller of {cluster} runs (`linkspan check` there), then look at both controllers' logs"),
+        ),
+    }
+}
+
+/// Whether the gateway has been told of what the controller knows.
+fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
+    let here = checks.facts.services_of(&peer.cluster);
+    let name = format!("{}: the gateway knows all its services", peer.cluster);
+    if here == peer.services {
+        checks.ok(GROUP, name, format!("{here}"));
+    } else {
+        checks.fail(
+            GROUP,
+            name,
+            format!("the controller knows {}, the gateway {here}", peer.services),
+            "wait a second; if it stays so, the gateway has lost the controller's socket: its log says why, a restart of the \
+             gateway mends it",
+        );
+    }
+}
+
+/// Whether everything that a peer exports has a mirror of its own.
+fn mirrored(checks: &mut Checks<'_>) {
+    let complaints = status::read(&checks.folder, "mirrors");
+    let covered = |(cluster, service): &&(ClusterName, ServiceKey)| {
+        checks.scope.covers_cluster(cluster) && checks.scope.covers_service(service)
+    };
+    let exported: Vec<(ClusterName, ServiceKey)> = checks.facts.capacities.keys().filter(covered).cloned().collect();
+    if exported.is_empty() {
+        return;
+    }
+    let mirrors = direct_mirrors(&checks.facts);
+    let missing: Vec<_> =
+        exported.iter().filter(|&exported| !mirrors.contains(exported) && carried(&checks.facts, exported)).collect();
+    let count = exported.len();
+    if missing.is_empty() {
+        checks.ok(GROUP, "everything that is exported to us is mirrored", format!("{count} services"));
+    }
+    for (cluster, service) in missing {
+        let why = complaint_about(&complaints, service, cluster);
+        checks.fail(
+            GROUP,
+            format!("{service} of {cluster} is mirrored"),
+            why.unwrap_or_else(|| "it is in the peer's catalogue, and the gateway has no mirror of it".to_owned()),
+            "the controller's log and state/status/mirrors say why",
+        );
+    }
+}
+
+/// A service without a TCP port has nothing that could be mirrored.
+fn carried(facts: &Facts, (cluster, service): &(ClusterName, ServiceKey)) -> bool {
+    let capacity = facts.capacities.get(&(cluster.clone(), service.clone()));
+    capacity.is_some_and(|capacity| !capacity.ready.is_empty())
+}
+
+/// The services that have a mirror which leads to that one cluster.
+fn direct_mirrors(facts: &Facts) -> BTreeSet<(ClusterName, ServiceKey)> {
+    facts
+        .mirrors
+        .iter()
+        .flat_map(|mirror| {
+            let clusters = mirror.tiers.iter().flat_map(|tier| tier.clusters.keys());
+            clusters.map(|cluster| (cluster.clone(), mirror.service.clone()))
+        })
+        .collect()
+}
+
+fn complaint_about(statuses: &[Status], service: &ServiceKey, cluster: &ClusterName) -> Option<String> {
+    let about = |status: &&Status| {
+        let name = &status.metadata.name;
+        status.metadata.namespace == service.namespace.as_str()
+            && (name == service.name.as_str() || *name == format!("{}-{cluster}", service.name))
+    };
+    let mut conditions = statuses.iter().filter(about).flat_map(Status::conditions);
+    conditions.find(|condition| condition.complains()).map(|condition| condition.sentence())
+}
+
+/// `check NAMESPACE/SERVICE`: whether any linked cluster exports it at all.
+fn wanted_service(checks: &mut Checks<'_>) {
+    let Some(service) = checks.scope.service.clone() else { return };
+    let name = format!("{service} is exported by a linked cluster");
+    let exporters: Vec<&str> = checks
+        .facts
+        .exporters_of(&service)
+        .filter(|cluster| checks.scope.covers_cluster(cluster))
+        .map(ClusterName::as_str)
+        .collect();
+    if !exporters.is_empty() {
+        let exporters = exporters.join(", ");
+        return checks.ok(GROUP, name, exporters);
+    }
+    let reason = not_exported(&checks.facts, &service);
+    checks.fail(GROUP, name, reason, how_to_export(&service));
+}
+
+fn not_exported(facts: &Facts, service: &ServiceKey) -> String {
+    let down: Vec<&str> = facts.links.values().filter(|link| !link.alive).map(|link| link.cluster.as_str()).collect();
+    let known = format!("{service} is not exported by any linked cluster");
+    let here = if facts.exports.contains_key(service) { "; this site itself exports it" } else { "" };
+    if down.is_empty() {
+        format!("{known}{here}")
+    } else {
+        format!("{known}{here} (the link to {} is down)", down.join(", "))
+    }
+}
+
+fn how_to_export(service: &ServiceKey) -> String {
+    format!(
+        "in the cluster that runs it, put this beside its Service:\n{}",
+        export_manifest(service.namespace.as_str(), service.name.as_str())
+    )
+}
+
+/// Whether the services and clusters that ClusterTrafficPolicies name exist.
+fn policies(checks: &mut Checks<'_>) {
+    for policy in traffic_policies(checks) {
+        let Some((name, service)) = named(&policy) else { continue };
+        if !checks.scope.covers_service(&service) {
+            continue;
+        }
+        let check = format!("ClusterTrafficPolicy {name}: what it names exists");
+        let facts = &checks.facts;
+        let exported = |cluster: &ClusterName| {
+            facts.capacities.contains_key(&(cluster.clone(), service.clone()))
+                || (facts.own.as_ref() == Some(cluster) && facts.exports.contains_key(&service))
+        };
+        let weighted: BTreeSet<&ClusterName> = policy
+            .spec
+            .tiers
+            .iter()
+            .flat_map(|tier| tier.clusters.iter())
+            .filter(|(_, weight)| **weight > 0)
+            .map(|(cluster, _)| cluster)
+            .collect();
+        let unlinked: Vec<&str> = weighted
+            .iter()
+            .filter(|cluster| !facts.peers.contains_key(**cluster) && facts.own.as_ref() != Some(**cluster))
+            .map(|cluster| cluster.as_str())
+            .collect();
+        let without: Vec<&str> =
+            weighted.iter().filter(|cluster| !exported(cluster)).map(|cluster| cluster.as_str()).collect();
+        if !unlinked.is_empty() {
+            let reason = format!("it gives weight to {}, and no Link of that name is in force", unlinked.join(", "));
+            checks.fail(GROUP, check, reason, "correct the cluster's name in the policy, or link it");
+        } else if without.len() == weighted.len() {
+            let reason = not_exported(facts, &service);
+            checks.fail(GROUP, check, reason, how_to_export(&service));
+        } else if without.is_empty() {
+            checks.ok(GROUP, check, service.to_string());
+        } else {
+            let reason = format!("{service} is not exported by {}: its weight goes to the others", without.join(", "));
+            checks.warn(GROUP, check, reason, how_to_export(&service));
+        }
+    }
+}
+
+/// The policies in the manifests. Files that do not parse have been named by an earlier check.
+fn traffic_policies(checks: &Checks<'_>) -> Vec<ClusterTrafficPolicy> {
+    let files = super::site::yaml_files(checks.folder.manifests());
+    let texts = files.iter().filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
+    let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
+    objects
+        .filter_map(|object| match object {
+            Ok((Object::ClusterTrafficPolicy(policy), _)) => Some(policy),
+            _ => None,
+        })
+        .collect()
+}
+
+fn named(policy: &ClusterTrafficPolicy) -> Option<(String, ServiceKey)> {
+    let namespace = Namespace::parse(policy.metadata.namespace.as_deref()?).ok()?;
+    let name = format!("{namespace}/{}", policy.metadata.name.as_deref()?);
+    Some((name, ServiceKey { namespace, name: policy.spec.service.clone() }))
+}

@@ -1,0 +1,137 @@
+//! The site's DNS server, asked as a stub resolver would ask it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use futures::StreamExt;
+use futures::stream;
+use hickory_proto::op::ResponseCode;
+use linkspan_proto::configuration::Mirror;
+
+use super::report::Group;
+use super::{AT_ONCE, Checks};
+use crate::client::dns::{Answer, Transport, addresses};
+
+const GROUP: Group = Group::Dns;
+
+/// A name that can never be ours (RFC 6761).
+const FOREIGN: &str = "linkspan-check.invalid";
+
+/// Runs the checks of this group.
+pub(super) async fn check(checks: &mut Checks<'_>) {
+    let Some(server) = checks.controller.as_ref().map(|run| run.dns) else { return };
+    checks.progress.say("DNS");
+    foreign(checks, server).await;
+    let questions = questions(checks);
+    if questions.is_empty() {
+        return;
+    }
+    let names = questions.len();
+    let asked: Vec<(String, Result<(), String>)> =
+        stream::iter(questions.into_iter().map(|(name, address)| async move {
+            let mut verdict = Ok(());
+            for transport in [Transport::Udp, Transport::Tcp] {
+                let answer = addresses(server, &name, address, transport).await;
+                verdict = verdict.and_then(|()| judge(address, transport, answer));
+            }
+            (name, verdict)
+        }))
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let mut wrong: Vec<_> = asked.into_iter().filter_map(|(name, verdict)| Some((name, verdict.err()?))).collect();
+    wrong.sort();
+    if wrong.is_empty() {
+        let found = format!("{names} names, over UDP and TCP, at {server}");
+        return checks.ok(GROUP, "every mirrored name resolves to its mirror", found);
+    }
+    for (name, reason) in wrong {
+        checks.fail(
+            GROUP,
+            format!("{name} resolves to its mirror"),
+            reason,
+            format!(
+                "see it yourself with `dig @{} -p {} {name}`; the controller's log says what it mirrors",
+                server.ip(),
+                server.port()
+            ),
+        );
+    }
+}
+
+/// Every name that must resolve, with its address. An endpoint of a headless service has a name only while it is ready.
+fn questions(checks: &Checks<'_>) -> Vec<(String, IpAddr)> {
+    let resolves = |mirror: &&Mirror| {
+        let ready = || {
+            let backings = mirror.ports.iter().flat_map(|port| checks.facts.backings(mirror, port.port));
+            backings.into_iter().any(|backing| backing.ready.is_some_and(|ready| ready > 0))
+        };
+        checks.scope.covers_service(&mirror.service) && covers(checks, mirror) && (mirror.endpoint.is_none() || ready())
+    };
+    let mirrors = checks.facts.mirrors.iter().filter(resolves);
+    mirrors.filter_map(|mirror| Some((mirror.name.clone(), mirror.ports.first()?.listen.ip()))).collect()
+}
+
+/// Whether a mirror comes, among others, from the cluster that the checks are narrowed to.
+pub(super) fn covers(checks: &Checks<'_>, mirror: &Mirror) -> bool {
+    mirror.tiers.iter().flat_map(|tier| tier.clusters.keys()).any(|cluster| checks.scope.covers_cluster(cluster))
+}
+
+fn judge(expected: IpAddr, transport: Transport, answer: anyhow::Result<Answer>) -> Result<(), String> {
+    let over = match transport {
+        Transport::Udp => "UDP",
+        Transport::Tcp => "TCP",
+    };
+    match answer {
+        Err(error) => Err(format!("over {over}: {error:#}")),
+        // More addresses than a datagram holds: the client comes back over TCP.
+        Ok(answer) if answer.truncated && transport == Transport::Udp => Ok(()),
+        Ok(answer) if answer.code != ResponseCode::NoError => Err(format!("over {over} the answer is {}", answer.code)),
+        Ok(answer) if answer.addresses != [expected] => {
+            let found: Vec<String> = answer.addresses.iter().map(ToString::to_string).collect();
+            let found = if found.is_empty() { "no address".to_owned() } else { found.join(", ") };
+            Err(format!("over {over} it has {found}, and the mirror is at {expected}"))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// A server that answers for names that are not its own would break the resolver that forwards to it.
+async fn foreign(checks: &mut Checks<'_>, server: SocketAddr) {
+    let name = "the DNS server answers, and refuses foreign names";
+    match addresses(server, FOREIGN, IpAddr::from([127, 0, 0, 1]), Transport::Udp).await {
+        Ok(answer) if answer.code == ResponseCode::Refused => checks.ok(GROUP, name, server.to_string()),
+        Ok(answer) => checks.fail(
+            GROUP,
+            name,
+            format!("{server} answered {} for {FOREIGN}: another DNS server has taken this address", answer.code),
+            "find it with `ss -lunp`, and give one of the two another address (dns.listen in site.yaml)",
+        ),
+        Err(error) => checks.fail(
+            GROUP,
+            name,
+            format!("{server}: {error:#}"),
+            "look for a local firewall and at the controller's log; dns.listen in site.yaml names the address",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_must_be_the_mirrors_address_and_nothing_else() {
+        let expected: IpAddr = "127.80.0.1".parse().expect("address");
+        let answer = |code, addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| address.parse().expect("address")).collect();
+            Ok(Answer { code, addresses, truncated: false })
+        };
+        let judge = |answer| judge(expected, Transport::Tcp, answer);
+        assert_eq!(judge(answer(ResponseCode::NoError, &["127.80.0.1"])), Ok(()));
+        let wrong = judge(answer(ResponseCode::NoError, &["127.80.0.9"])).expect_err("wrong");
+        assert_eq!(wrong, "over TCP it has 127.80.0.9, and the mirror is at 127.80.0.1");
+        assert!(judge(answer(ResponseCode::NoError, &[])).expect_err("wrong").contains("no address"));
+        assert!(judge(answer(ResponseCode::NXDomain, &[])).expect_err("wrong").contains("Non-Existent"));
+        assert!(judge(Err(anyhow::anyhow!("no answer"))).expect_err("wrong").contains("no answer"));
+    }
+}

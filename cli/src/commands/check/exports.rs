@@ -1,0 +1,121 @@
+//! What this site exports: every wish granted, every port with a ready endpoint, every ready endpoint there.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use linkspan_proto::configuration::Export;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::report::Group;
+use super::{AT_ONCE, Checks};
+use crate::client::status;
+
+const GROUP: Group = Group::Exports;
+
+/// How long an endpoint may take to accept; the gateway itself gives it as long.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Endpoints of one export that are tried. A sample is enough to see a wrong port or a stopped service.
+const SAMPLE: usize = 16;
+
+/// Runs the checks of this group.
+pub(super) async fn check(checks: &mut Checks<'_>) {
+    checks.progress.say("exports");
+    refused_exports(checks);
+    let exports: Vec<Export> =
+        checks.facts.exports.values().filter(|export| checks.scope.covers_service(&export.service)).cloned().collect();
+    for export in exports {
+        ready(checks, &export);
+        endpoints(checks, &export).await;
+    }
+}
+
+/// Wishes that the controller did not grant.
+fn refused_exports(checks: &mut Checks<'_>) {
+    for wish in status::read(&checks.folder, "exports") {
+        let key = wish.key();
+        let covered = checks.scope.service.as_ref().is_none_or(|wanted| wanted.to_string() == key);
+        let complaint = wish.conditions().iter().find(|condition| condition.complains());
+        if let Some(complaint) = complaint.filter(|_| covered) {
+            let remedy = match complaint.reason.as_str() {
+                "NoService" => "create the Service of this name in this namespace, or remove the ServiceExport",
+                "InvalidServiceType" => "export a Service with endpoints: not of type ExternalName, and no mirror",
+                _ => "correct what the message names, in the Service or the ServiceExport",
+            };
+            checks.fail(GROUP, format!("{key} can be exported"), complaint.sentence(), remedy);
+        }
+    }
+}
+
+fn ready(checks: &mut Checks<'_>, export: &Export) {
+    let service = &export.service;
+    let name = format!("{service} has ready endpoints");
+    let empty: Vec<String> = export
+        .ports
+        .iter()
+        .filter(|port| !port.endpoints.iter().any(|endpoint| endpoint.ready))
+        .map(|port| port.port.to_string())
+        .collect();
+    if export.ports.is_empty() {
+        checks.warn(GROUP, name, "none of its ports is TCP", "only TCP ports are carried");
+    } else if empty.is_empty() {
+        let ready: BTreeSet<SocketAddr> = export
+            .ports
+            .iter()
+            .flat_map(|port| &port.endpoints)
+            .filter(|endpoint| endpoint.ready)
+            .map(|endpoint| endpoint.address)
+            .collect();
+        checks.ok(GROUP, name, format!("{} ready", ready.len()));
+    } else {
+        checks.fail(
+            GROUP,
+            name,
+            format!("port {} has none", empty.join(", ")),
+            format!(
+                "add an endpoint to an EndpointSlice with the label kubernetes.io/service-name: {} (its port must have the \
+                 name that the Service's port has), or set `ready`",
+                service.name
+            ),
+        );
+    }
+}
+
+/// Whether something listens where the EndpointSlices say so.
+async fn endpoints(checks: &mut Checks<'_>, export: &Export) {
+    let ready = export.ports.iter().flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
+    let addresses: BTreeSet<SocketAddr> = ready.map(|endpoint| endpoint.address).take(SAMPLE).collect();
+    if addresses.is_empty() {
+        return;
+    }
+    let count = addresses.len();
+    let mut refused: Vec<(SocketAddr, String)> = stream::iter(addresses.into_iter().map(|address| async move {
+        match timeout(CONNECT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some((address, error.to_string())),
+            Err(_) => Some((address, "no answer within 1 s".to_owned())),
+        }
+    }))
+    .buffer_unordered(AT_ONCE)
+    .filter_map(|refused| async move { refused })
+    .collect()
+    .await;
+    refused.sort();
+    let name = format!("{}: ready endpoints accept connections", export.service);
+    if refused.is_empty() {
+        return checks.ok(GROUP, name, format!("{count} tried"));
+    }
+    let all = refused.len() == count;
+    let reason = refused.iter().map(|(address, why)| format!("{address}: {why}")).collect::<Vec<_>>().join("; ");
+    let remedy = "start the service, correct the address in the EndpointSlice, or set `ready: false` while it is away";
+    if all {
+        checks.fail(GROUP, name, reason, remedy);
+    } else {
+        // The gateway tries another endpoint when one refuses: clients are served.
+        checks.warn(GROUP, name, reason, remedy);
+    }
+}

@@ -1,0 +1,180 @@
+//! `site.yaml`, the manifests, the processes and their versions.
+
+use std::fs;
+use std::path::PathBuf;
+
+use linkspan_proto::manifest;
+
+use super::Checks;
+use super::report::Group;
+use crate::client::facts::Facts;
+use crate::client::http;
+
+const GROUP: Group = Group::Site;
+
+/// Runs the checks of this group, and learns what the later groups need.
+pub(super) async fn check(checks: &mut Checks<'_>) {
+    checks.progress.say("reading the site's folder");
+    let dir = checks.dir();
+    match checks.folder.site() {
+        Ok(site) => {
+            let found = format!("{}, trust domain {}", site.metadata.name, site.trust_domain());
+            checks.site = Some(site);
+            checks.ok(GROUP, "site.yaml is valid", found);
+        }
+        Err(error) => checks.fail(
+            GROUP,
+            "site.yaml is valid",
+            format!("{error:#}"),
+            format!(
+                "correct {}; `linkspan site init NAME --dir DIR` makes one with every field explained",
+                checks.folder.dir().join("site.yaml").display()
+            ),
+        ),
+    }
+    manifests(checks);
+    gateway(checks, &dir).await;
+    controller(checks, &dir).await;
+    versions(checks);
+}
+
+fn manifests(checks: &mut Checks<'_>) {
+    let (mut good, mut files) = (0, 0);
+    let mut errors = Vec::new();
+    for file in yaml_files(checks.folder.manifests()) {
+        files += 1;
+        let shown = file.strip_prefix(checks.folder.dir()).unwrap_or(&file).display().to_string();
+        match fs::read_to_string(&file) {
+            Ok(text) => {
+                for document in manifest::parse(&text, &shown) {
+                    match document {
+                        Ok(_) => good += 1,
+                        Err(error) => errors.push(error.to_string()),
+                    }
+                }
+            }
+            Err(error) => errors.push(format!("{shown}: {error}")),
+        }
+    }
+    if errors.is_empty() {
+        return checks.ok(GROUP, "the manifests are valid", format!("{good} objects in {files} files"));
+    }
+    for error in errors {
+        checks.fail(
+            GROUP,
+            "the manifests are valid",
+            error,
+            "correct it at this place; until then the last good state of this object stays in force, and all others are \
+             not touched",
+        );
+    }
+}
+
+/// The files that the controller watches.
+pub(super) fn yaml_files(dir: PathBuf) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|file| {
+        let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        !hidden && file.is_file() && file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+    });
+    files.sort();
+    files
+}
+
+async fn gateway(checks: &mut Checks<'_>, dir: &str) {
+    checks.progress.say("asking the gateway");
+    let name = "the gateway runs";
+    let run = match checks.folder.gateway() {
+        Ok(run) => run,
+        Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), start(dir)),
+    };
+    match Facts::ask(&run, &checks.folder).await {
+        Ok(facts) => {
+            checks.facts = facts;
+            checks.ok(GROUP, name, format!("process {}, link on {}/udp", run.pid, run.link));
+            ready(checks, "the gateway", run.admin).await;
+            checks.gateway = Some(run);
+        }
+        Err(error) => checks.fail(
+            GROUP,
+            name,
+            format!("state/run/gateway.json says process {}, but {error:#}", run.pid),
+            format!("look at its log; {}", start(dir)),
+        ),
+    }
+}
+
+async fn controller(checks: &mut Checks<'_>, dir: &str) {
+    checks.progress.say("asking the controller");
+    let name = "the controller runs";
+    let run = match checks.folder.controller() {
+        Ok(run) => run,
+        Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), start(dir)),
+    };
+    let answer = match run.admin {
+        Some(admin) => http::get(admin, "/live").await.map(drop),
+        None => Ok(()),
+    };
+    match answer {
+        Ok(()) => {
+            checks.ok(GROUP, name, format!("process {}, DNS on {}", run.pid, run.dns));
+            // In one process with the gateway both have one list, and it was asked already.
+            let shared = checks.gateway.as_ref().map(|gateway| gateway.admin);
+            if let Some(admin) = run.admin.filter(|admin| Some(*admin) != shared) {
+                ready(checks, "the controller", admin).await;
+            }
+            checks.controller = Some(run);
+        }
+        Err(error) => checks.fail(
+            GROUP,
+            name,
+            format!("state/run/controller.json says process {}, but {error:#}", run.pid),
+            format!("look at its log; {}; meanwhile the gateway serves with the last good configuration", start(dir)),
+        ),
+    }
+}
+
+fn start(dir: &str) -> String {
+    format!("start the site with `linkspan site run --dir {dir}`")
+}
+
+async fn ready(checks: &mut Checks<'_>, who: &str, admin: std::net::SocketAddr) {
+    let name = format!("{who} is ready");
+    match http::fetch(admin, "/ready").await {
+        Ok((status, _)) if status.is_success() => checks.ok(GROUP, name, ""),
+        Ok((_, body)) => checks.fail(
+            GROUP,
+            name,
+            String::from_utf8_lossy(&body).trim().to_owned(),
+            "wait a moment; if it stays so, the log says what the named part is waiting for",
+        ),
+        Err(error) => checks.fail(GROUP, name, format!("{error:#}"), "look at its log"),
+    }
+}
+
+fn versions(checks: &mut Checks<'_>) {
+    let ours = env!("CARGO_PKG_VERSION");
+    let gateway = checks.gateway.as_ref().map(|run| ("gateway", run.version.clone()));
+    let controller = checks.controller.as_ref().map(|run| ("controller", run.version.clone()));
+    let others: Vec<String> = [gateway, controller]
+        .into_iter()
+        .flatten()
+        .filter(|(_, version)| version != ours)
+        .map(|(half, version)| format!("the {half} is {version}"))
+        .collect();
+    if checks.gateway.is_none() && checks.controller.is_none() {
+        return;
+    }
+    let name = "the versions agree";
+    if others.is_empty() {
+        checks.ok(GROUP, name, ours);
+    } else {
+        checks.warn(
+            GROUP,
+            name,
+            format!("this command is {ours}, {}", others.join(", ")),
+            "restart what is older after an upgrade; use the command of the same release",
+        );
+    }
+}
