@@ -15,7 +15,8 @@
 //!   with a clean FIN.
 //! - Numbers: [`OPEN_TIMEOUT`] 1 s, [`HEADER_TIMEOUT`] 5 s, [`STREAMS_PER_PEER`] 4,096.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,14 +27,32 @@ use linkspan_proto::names::ClusterName;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::StreamHeader;
 
+mod accept;
+mod congestion;
 mod connection;
+mod control;
+mod driver;
+mod endpoint;
+mod exchange;
 mod health;
+mod keys;
 mod pool;
+mod resolve;
+mod serve;
+mod socket;
 mod state;
 mod stream;
 pub mod tls;
+mod trouble;
 
-pub use pool::Links;
+#[cfg(test)]
+pub(crate) mod testkit;
+#[cfg(test)]
+mod tests;
+
+pub use endpoint::Limits;
+pub use keys::Keys;
+pub use pool::{LinkConfig, Links};
 pub use stream::{RecvHalf, SendHalf, StreamError};
 
 /// How long [`Links::open`] waits for stream credit of a connected peer. Long enough for a burst to drain over a
@@ -82,6 +101,23 @@ pub trait Ingress: Send + Sync + 'static {
     /// Serves one stream to its end. Only kinds `Tcp` and `Http` come here; probes and the catalogue exchange are the
     /// link's own. Polled in a task of its own: a panic costs this stream alone.
     fn stream(&self, incoming: Incoming) -> BoxFuture<'static, ()>;
+}
+
+/// Hears what links count. Implemented over the metrics.
+pub trait Observer: Send + Sync + 'static {
+    /// A probe was answered in time, or not.
+    fn probe(&self, peer: &ClusterName, answered: bool);
+
+    /// Further packets to this peer were lost.
+    fn lost_packets(&self, peer: &ClusterName, more: u64);
+}
+
+/// Binds the gateway's UDP port, one socket for each worker. A port of 0 is resolved once, for all.
+///
+/// # Errors
+/// When the address is not to be had: in use (by another gateway too), not of this machine, or forbidden.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+    socket::listen(address, workers)
 }
 
 /// Why no stream could be opened. Nothing was sent: trying another cluster is safe.

@@ -1,15 +1,20 @@
 //! One QUIC connection to a peer, and what is counted on it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::FutureExt;
 use linkspan_runtime::task;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf};
+
+/// After a goaway for the end of the process, streams that were opened before it arrived are still served for so long.
+const SHUT_GRACE: Duration = Duration::from_secs(1);
 
 /// Names a connection in the state machine and in logs; unique within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,11 +29,25 @@ pub(super) struct Connection {
     /// Replaced when the Link object changes without touching trust.
     pub(super) info: ArcSwap<PeerInfo>,
     pub(super) streams: Arc<Streams>,
+    /// Since when the peer knows that this gateway ends.
+    shut: OnceLock<Instant>,
 }
 
 impl Connection {
     pub(super) fn new(id: ConnectionId, quinn: quinn::Connection, worker: usize, info: Arc<PeerInfo>) -> Self {
-        Self { id, quinn, worker, info: ArcSwap::new(info), streams: Arc::new(Streams::default()) }
+        let streams = Arc::new(Streams::default());
+        Self { id, quinn, worker, info: ArcSwap::new(info), streams, shut: OnceLock::new() }
+    }
+
+    /// The peer is told that this gateway ends.
+    pub(super) fn shut(&self) {
+        // A second time changes nothing: the first counts.
+        self.shut.get_or_init(Instant::now);
+    }
+
+    /// Whether the peer should know by now that no new streams are welcome.
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut.get().is_some_and(|since| since.elapsed() >= SHUT_GRACE)
     }
 
     /// A stream, if the peer's credit allows one now.
@@ -92,9 +111,9 @@ impl Streams {
         }
     }
 
-    /// Streams in use, rounded up.
-    pub(super) fn open(&self) -> usize {
-        self.halves.load(Ordering::Relaxed).div_ceil(2)
+    /// Whether no half is left.
+    pub(super) fn is_idle(&self) -> bool {
+        self.halves.load(Ordering::Acquire) == 0
     }
 }
 
@@ -105,6 +124,11 @@ pub(super) struct StreamCount {
 }
 
 impl StreamCount {
+    /// A half that nobody counts.
+    pub(super) fn none() -> Self {
+        Arc::new(Streams::default()).count()
+    }
+
     /// Whether the connection waits for its streams to end.
     pub(super) fn is_draining(&self) -> bool {
         self.streams.draining.load(Ordering::Acquire)

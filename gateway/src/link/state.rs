@@ -153,6 +153,8 @@ pub(super) enum Event {
     GoAway { connection: ConnectionId, leave: Leave },
     /// A connection is gone. `None`: as wished.
     Closed { connection: ConnectionId, trouble: Option<Trouble> },
+    /// Somebody who claims to be the peer was refused.
+    Refused(Trouble),
     /// We have a new certificate.
     Rotated,
     /// This gateway ends.
@@ -252,6 +254,11 @@ impl LinkState {
             Event::Hello { connection, facts } => self.hello(connection, facts, now),
             Event::GoAway { connection, leave } => self.goaway(connection, leave, now),
             Event::Closed { connection, trouble } => self.closed(connection, trouble, now),
+            Event::Refused(trouble) => {
+                if self.usable().is_empty() {
+                    self.note(trouble);
+                }
+            }
             Event::Rotated => self.rotated(),
             Event::Shutdown => self.shutdown(),
         }

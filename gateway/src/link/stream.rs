@@ -104,6 +104,11 @@ impl SendHalf {
         }
     }
 
+    /// The connection need not wait for this stream when it is left.
+    pub(super) fn uncount(&mut self) {
+        self.count = StreamCount::none();
+    }
+
     /// Sends this stream's data before that of streams with a lower priority; 0 is usual.
     pub(super) fn prioritise(&self, priority: i32) {
         // An error says that the stream is over already.
@@ -135,12 +140,13 @@ pub struct RecvHalf {
     unread: Option<Bytes>,
     /// FIN, reset or stop: nothing is left to say when this is dropped.
     ended: bool,
-    _count: StreamCount,
+    /// Held for its drop.
+    count: StreamCount,
 }
 
 impl RecvHalf {
     pub(super) fn new(stream: quinn::RecvStream, count: StreamCount) -> Self {
-        Self { stream, unread: None, ended: false, _count: count }
+        Self { stream, unread: None, ended: false, count }
     }
 
     /// The next bytes, at most `max`, uncopied; `None` at the peer's FIN. Cancel-safe.
@@ -183,6 +189,11 @@ impl RecvHalf {
             None => bytes,
             Some(later) => [bytes, later].concat().into(),
         });
+    }
+
+    /// The connection need not wait for this stream when it is left.
+    pub(super) fn uncount(&mut self) {
+        self.count = StreamCount::none();
     }
 
     /// Reads no more, and tells the peer why.

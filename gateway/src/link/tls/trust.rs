@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use linkspan_proto::identity::{SpiffeId, TrustDomain};
@@ -60,6 +60,8 @@ pub struct PeerTrust {
     roots: Arc<RootCertStore>,
     as_client: Arc<dyn ClientCertVerifier>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// Why somebody who claimed to be this peer was refused last.
+    refused: Mutex<Option<TrustFailure>>,
 }
 
 impl PeerTrust {
@@ -96,7 +98,7 @@ impl PeerTrust {
             .map_err(|_| BundleError::Empty)?;
         let gateway = SpiffeId::gateway(&trust_domain);
         let algorithms = provider.signature_verification_algorithms;
-        Ok(Self { cluster, trust_domain, gateway, roots, as_client, algorithms })
+        Ok(Self { cluster, trust_domain, gateway, roots, as_client, algorithms, refused: Mutex::new(None) })
     }
 
     /// The peer's name.
@@ -115,6 +117,11 @@ impl PeerTrust {
     #[must_use]
     pub fn gateway(&self) -> &SpiffeId {
         &self.gateway
+    }
+
+    /// Why somebody who claimed to be this peer was refused since the last call.
+    pub(in super::super) fn take_refusal(&self) -> Option<TrustFailure> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether both believe the same of the same peer.
@@ -256,8 +263,13 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let svid = Svid::read(leaf)?;
         let peer = self.trust.get(svid.id.trust_domain()).ok_or(TrustFailure::UnknownPeer)?;
-        peer.verify(Role::Client, leaf, above, now)?;
-        Ok(ClientCertVerified::assertion())
+        match peer.verify(Role::Client, leaf, above, now) {
+            Ok(_) => Ok(ClientCertVerified::assertion()),
+            Err(failure) => {
+                *peer.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                Err(failure.into())
+            }
+        }
     }
 
     fn verify_tls12_signature(

@@ -1,0 +1,108 @@
+//! Congestion control that lets health probes through a stalled path.
+//!
+//! After a blackout of two seconds the congestion window is full of packets that are lost but not yet declared so: nothing
+//! more may be sent until the next probe timeout of QUIC, whose back-off may then lie seconds ahead. Our health probes
+//! would wait behind it, and a link that works again would be judged dead. RFC 9002 section 7.5 exempts probes from the
+//! window; quinn exempts its own only. So each health probe in doubt raises the window by a little. An acknowledgement
+//! takes the raise back; it also tells quinn what was lost, so everything else recovers at the same moment.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
+use quinn_proto::RttEstimator;
+
+/// The first raise: above what QUIC's own probes (two packets for each of a handful of timeouts) have put into flight
+/// beyond the window.
+const FIRST: u64 = 32 * 1024;
+
+/// Each further raise: two packets, as many as a probe timeout of QUIC may send.
+const FURTHER: u64 = 2 * 1500;
+
+/// The most that silence may add: ten seconds of probes, more than a connection lives without an answer.
+const MOST: u64 = FIRST + 50 * FURTHER;
+
+/// Makes [`Nudged`] controllers over Cubic.
+#[derive(Debug, Default)]
+pub(super) struct NudgedFactory(Arc<CubicConfig>);
+
+impl ControllerFactory for NudgedFactory {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let inner = Arc::clone(&self.0).build(now, current_mtu);
+        Box::new(Nudged { inner, extra: Arc::default() })
+    }
+}
+
+/// A controller whose window can be raised from outside.
+struct Nudged {
+    inner: Box<dyn Controller>,
+    extra: Arc<AtomicU64>,
+}
+
+/// Raises the window of a connection that does not hear from its peer.
+pub(super) fn nudge(connection: &quinn::Connection) {
+    let Ok(controller) = connection.congestion_state().into_any().downcast::<Nudged>() else { return };
+    let raise = |extra: u64| if extra == 0 { FIRST } else { (extra + FURTHER).min(MOST) };
+    // The closure always gives a value, so this cannot fail.
+    let _before = controller.extra.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |extra| Some(raise(extra)));
+}
+
+impl Controller for Nudged {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.extra.store(0, Ordering::Relaxed);
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
+        self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        self.inner.window() + self.extra.load(Ordering::Relaxed)
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.inner.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        // The raise is shared on purpose: a clone is how it is reached, and how a path is continued after a rebind.
+        Box::new(Self { inner: self.inner.clone_box(), extra: Arc::clone(&self.extra) })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_shares_the_raise_and_silence_bounds_it() {
+        let controller = Arc::new(NudgedFactory::default()).build(Instant::now(), 1200);
+        let before = controller.window();
+        let copy = controller.clone_box().into_any().downcast::<Nudged>().expect("what the factory makes");
+        copy.extra.store(FIRST, Ordering::Relaxed);
+        assert_eq!(controller.window(), before + FIRST);
+    }
+}

@@ -1,0 +1,69 @@
+//! The control stream of a connection: our hello and goaways out, the peer's in.
+//!
+//! - In: the peer's only unidirectional stream.
+//! - Out: [`ControlMessage`]s of the peer.
+//! - Refuses when: the stream breaks its protocol, ends, or a second one is opened: the connection is then closed.
+
+use linkspan_proto::control::{self, ControlMessage, ControlReader};
+use quinn::{Connection, SendStream};
+use tokio::sync::mpsc;
+
+use super::trouble::{self, CloseCode};
+
+/// Control data goes before everything else on the connection: it is small, and a goaway that waits behind bulk data is
+/// late.
+const PRIORITY: i32 = 200;
+
+/// Bytes read at once; messages are far smaller.
+const CHUNK: usize = 4096;
+
+/// Sends `hello`, then what comes. Ends with the connection or with the channel.
+pub(super) async fn send(connection: &Connection, hello: ControlMessage, mut more: mpsc::Receiver<ControlMessage>) {
+    let Some(mut stream) = open(connection, hello).await else { return };
+    while let Some(message) = more.recv().await {
+        if stream.write_chunk(control::encode(&message)).await.is_err() {
+            return;
+        }
+    }
+    // The channel's end is the connection's: dropping the stream would end it cleanly, which the peer takes for a breach.
+    connection.closed().await;
+}
+
+async fn open(connection: &Connection, hello: ControlMessage) -> Option<SendStream> {
+    let mut stream = connection.open_uni().await.ok()?;
+    stream.set_priority(PRIORITY).ok()?;
+    stream.write_all_chunks(&mut [control::open(), control::encode(&hello)]).await.ok()?;
+    Some(stream)
+}
+
+/// Passes the peer's messages to `deliver`; ends when the connection does or when the peer broke the protocol, which
+/// closes it.
+pub(super) async fn receive<F, D>(connection: &Connection, deliver: D)
+where
+    D: Fn(ControlMessage) -> F,
+    F: Future<Output = ()>,
+{
+    let Ok(mut stream) = connection.accept_uni().await else { return };
+    let mut reader = ControlReader::new();
+    loop {
+        let chunk = match stream.read_chunk(CHUNK, true).await {
+            Ok(Some(chunk)) => chunk,
+            Err(quinn::ReadError::ConnectionLost(_)) => return,
+            // A control stream lives as long as its connection.
+            Ok(None) | Err(_) => break,
+        };
+        reader.push(&chunk.bytes);
+        loop {
+            match reader.next() {
+                Ok(Some(message)) => deliver(message).await,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(remote = %connection.remote_address(), %error, "control stream broke the protocol");
+                    trouble::close(connection, CloseCode::Protocol);
+                    return;
+                }
+            }
+        }
+    }
+    trouble::close(connection, CloseCode::Protocol);
+}

@@ -1,0 +1,121 @@
+//! Probes over the data path, and what follows from their verdict.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use linkspan_proto::stream_header::{StreamHeader, StreamKind};
+use linkspan_runtime::task;
+
+use super::{Connection, ConnectionId, Driver, Message, Probe, Verdict, congestion, serve};
+use crate::link::health::PROBE_TIMEOUT;
+
+/// An answer has one byte; a peer that sends more than this does not answer, it floods.
+const MOST: usize = 16;
+
+impl Driver {
+    /// Sends the probes that are due.
+    pub(super) fn send_probes(&mut self, now: Instant) {
+        for (id, standing) in &mut self.standing {
+            let Some(health) = &mut standing.health else { continue };
+            let Some(probe) = health.poll(now) else { continue };
+            if health.is_in_doubt() {
+                congestion::nudge(&standing.connection.quinn);
+            }
+            let (id, connection, inbox) = (*id, Arc::clone(&standing.connection), self.link.inbox.clone());
+            // Ends with its timeout.
+            drop(task::spawn("link_probe", async move {
+                let answered = send(&connection).await;
+                drop(inbox.send(Message::Probed { id, probe, answered }).await);
+            }));
+        }
+    }
+
+    /// Takes the result of a probe in.
+    pub(super) fn probed(&mut self, id: ConnectionId, probe: Probe, answered: Option<Duration>, now: Instant) {
+        let Some(health) = self.standing.get_mut(&id).and_then(|standing| standing.health.as_mut()) else { return };
+        let before = health.verdict();
+        match answered {
+            Some(took) => {
+                health.answer(probe, now);
+                self.figures.probe = Some(took);
+            }
+            None => health.miss(probe, now),
+        }
+        if before != health.verdict() {
+            let verdict = if health.verdict() == Verdict::Up { "up" } else { "down" };
+            tracing::info!(peer = %self.link.cluster, connection = id.0, verdict, "probes changed their verdict");
+        }
+        self.shared.config.observer.probe(&self.link.cluster, answered.is_some());
+    }
+
+    /// Shows the data path what may be used, and everybody how the link stands.
+    pub(super) fn publish(&mut self, now: Instant) {
+        let usable: Vec<_> = self.state.usable();
+        let verdict = |id: &ConnectionId| {
+            self.standing.get(id).and_then(|standing| standing.health.as_ref()).map(|health| health.verdict())
+        };
+        let up: Vec<ConnectionId> = usable.iter().filter(|id| verdict(id) == Some(Verdict::Up)).copied().collect();
+        let all_down = !usable.is_empty() && usable.iter().all(|id| verdict(id) == Some(Verdict::Down));
+        let changed = self.health.update(!up.is_empty(), all_down, now);
+        if changed {
+            self.figures.turn();
+            let alive = self.health.verdict() == Verdict::Up;
+            tracing::info!(peer = %self.link.cluster, alive, "link changed");
+        }
+        self.link.healthy.store(self.health.verdict() == Verdict::Up, Ordering::Relaxed);
+
+        let present = self.link.connections.load();
+        if !present.iter().map(|connection| connection.id).eq(up.iter().copied()) {
+            let connections: Vec<Arc<Connection>> = up
+                .iter()
+                .filter_map(|id| self.standing.get(id))
+                .map(|standing| Arc::clone(&standing.connection))
+                .collect();
+            let connected = !connections.is_empty();
+            self.link.connections.store(Arc::new(connections));
+            self.link.connected.send_if_modified(|old| std::mem::replace(old, connected) != connected);
+        }
+        drop(present);
+        self.share_window(usable.len());
+        self.report(&usable);
+    }
+
+    /// Gives each connection its share of what one peer may make us hold.
+    fn share_window(&mut self, usable: usize) {
+        let ready = self.standing.values().filter(|standing| standing.health.is_some()).count();
+        let window = self.shared.config.limits.window(self.state.target().max(ready).max(usable));
+        for standing in self.standing.values_mut().filter(|standing| standing.health.is_some()) {
+            if standing.window != window.into_inner() {
+                standing.window = window.into_inner();
+                standing.connection.quinn.set_receive_window(window);
+            }
+        }
+    }
+}
+
+/// One probe; how long its answer took, if it came in time.
+async fn send(connection: &Connection) -> Option<Duration> {
+    let started = tokio::time::Instant::now();
+    let exchange = async {
+        let (mut send, mut recv) = match connection.try_open() {
+            Some(opened) => opened.ok()?,
+            None => connection.open().await.ok()?,
+        };
+        send.uncount();
+        recv.uncount();
+        send.prioritise(serve::PROBE_PRIORITY);
+        let header = StreamHeader::new(StreamKind::Probe).encode().ok()?;
+        send.write(header).await.ok()?;
+        send.finish().ok()?;
+        let mut seen = 0;
+        while let Some(chunk) = recv.read(MOST).await.ok()? {
+            seen += chunk.len();
+            if seen > MOST {
+                return None;
+            }
+        }
+        Some(())
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, exchange).await.ok().flatten().map(|()| started.elapsed())
+}

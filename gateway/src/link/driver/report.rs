@@ -1,0 +1,177 @@
+//! What the link looks like from outside.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
+
+use super::{ConnectionId, Driver, Verdict};
+
+/// Loss is told over the last minute, sampled each second.
+const SAMPLES: usize = 60;
+
+/// Figures that move all the time.
+#[derive(Debug)]
+pub(super) struct Figures {
+    /// The peer's software, from its last hello.
+    pub(super) version: Option<String>,
+    /// The last answered probe.
+    pub(super) probe: Option<Duration>,
+    since: SystemTime,
+    /// Sent and lost packets, newest last.
+    samples: VecDeque<(u64, u64)>,
+    /// Totals of each connection at the last sample, by quinn's stable id.
+    totals: HashMap<usize, (u64, u64)>,
+    /// Of connections that ended since the last sample.
+    left: (u64, u64),
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Self {
+            version: None,
+            probe: None,
+            since: SystemTime::now(),
+            samples: VecDeque::new(),
+            totals: HashMap::new(),
+            left: (0, 0),
+        }
+    }
+}
+
+impl Figures {
+    /// `alive` has changed.
+    pub(super) fn turn(&mut self) {
+        self.since = SystemTime::now();
+    }
+
+    /// Takes the last figures of a connection that has ended.
+    pub(super) fn leave(&mut self, connection: &quinn::Connection) {
+        let (sent, lost) = self.advance(connection);
+        self.totals.remove(&connection.stable_id());
+        self.left.0 += sent;
+        self.left.1 += lost;
+    }
+
+    /// Takes one sample; gives the packets that were lost since the one before.
+    pub(super) fn sample(&mut self, connections: &[&quinn::Connection]) -> u64 {
+        let (mut sent, mut lost) = std::mem::take(&mut self.left);
+        for connection in connections {
+            let (more_sent, more_lost) = self.advance(connection);
+            sent += more_sent;
+            lost += more_lost;
+        }
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((sent, lost));
+        lost
+    }
+
+    fn advance(&mut self, connection: &quinn::Connection) -> (u64, u64) {
+        let path = connection.stats().path;
+        // A new path after a rebind starts from zero.
+        let now = (path.sent_packets, path.lost_packets);
+        let before = self.totals.insert(connection.stable_id(), now).unwrap_or((0, 0));
+        let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+        (since(now.0, before.0), since(now.1, before.1))
+    }
+
+    fn loss(&self) -> f64 {
+        let (sent, lost) = self.samples.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        if sent == 0 { 0.0 } else { (lost as f64 / sent as f64).min(1.0) }
+    }
+}
+
+/// The report of a link that has just been configured.
+pub(in super::super) fn first_report(peer: &Peer) -> LinkReport {
+    LinkReport {
+        cluster: peer.cluster.clone(),
+        alive: false,
+        state: LinkPhase::Connecting,
+        message: String::new(),
+        reason: "Connecting".to_owned(),
+        connections: 0,
+        version: None,
+        rtt_micros: None,
+        probe_micros: None,
+        loss: 0.0,
+        since_unix: unix(SystemTime::now()),
+        remote: None,
+    }
+}
+
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Driver {
+    /// Stores the report; counts a change where an operator would see one.
+    pub(super) fn report(&self, usable: &[ConnectionId]) {
+        let alive = self.health.verdict() == Verdict::Up;
+        let (state, reason, message) = self.phase(usable, alive);
+        let quinn = usable.iter().filter_map(|id| self.standing.get(id)).map(|standing| &standing.connection.quinn);
+        let connected = !usable.is_empty();
+        let report = LinkReport {
+            cluster: self.link.cluster.clone(),
+            alive,
+            state,
+            message,
+            reason,
+            connections: u32::try_from(usable.len()).unwrap_or(u32::MAX),
+            version: self.figures.version.clone(),
+            rtt_micros: quinn.clone().map(|connection| micros(connection.rtt())).min(),
+            probe_micros: self.figures.probe.filter(|_| connected).map(micros),
+            loss: self.figures.loss(),
+            since_unix: unix(self.figures.since),
+            remote: quinn.map(quinn::Connection::remote_address).next(),
+        };
+        let old = self.link.report.load();
+        let noticed = old.alive != report.alive
+            || old.state != report.state
+            || old.reason != report.reason
+            || old.message != report.message
+            || old.connections != report.connections
+            || old.version != report.version
+            || old.remote != report.remote;
+        drop(old);
+        self.link.report.store(Arc::new(report));
+        if noticed {
+            self.shared.changed.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    fn phase(&self, usable: &[ConnectionId], alive: bool) -> (LinkPhase, String, String) {
+        let say = |phase, reason: &str, message: &str| (phase, reason.to_owned(), message.to_owned());
+        if !usable.is_empty() {
+            return if alive {
+                say(LinkPhase::Connected, "Connected", "")
+            } else {
+                let message = "the connection stands, but probes over it are not answered";
+                say(LinkPhase::Connected, "ProbesUnanswered", message)
+            };
+        }
+        if self.state.is_peer_leaving() {
+            return say(LinkPhase::Draining, "PeerShutDown", "the peer's gateway is shutting down");
+        }
+        let waits = self.certified && !self.state.is_dialable();
+        let phase = if waits { LinkPhase::Waiting } else { LinkPhase::Connecting };
+        match self.state.trouble() {
+            Some(trouble) => say(phase, trouble.reason, &trouble.message),
+            None if !self.certified => {
+                let message = "the controller has not yet signed this gateway's certificate; is it running?";
+                say(phase, "NoCertificate", message)
+            }
+            None if waits => {
+                let message = "the Link has no addresses: the peer must dial this cluster";
+                say(phase, "WaitingForPeer", message)
+            }
+            None => say(phase, "Connecting", ""),
+        }
+    }
+}

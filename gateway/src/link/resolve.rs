@@ -1,0 +1,98 @@
+//! The addresses of a peer: `host:port` texts to socket addresses, host names through DNS.
+//!
+//! The resolver is made anew for each round, so that a changed `resolv.conf` or `hosts` counts at once; a round runs every
+//! ten seconds at most.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::LookupIpStrategy;
+
+use super::state::Trouble;
+use super::trouble::trouble;
+
+/// Addresses of one peer. A name with more records is a misconfiguration or an attack on our sockets.
+const MAX_ADDRESSES: usize = 16;
+
+/// Looks all of them up. Succeeds if any does; IPv6 and IPv4 alternate (RFC 8305 section 4).
+pub(super) async fn resolve(addresses: &[String]) -> Result<Vec<SocketAddr>, Trouble> {
+    let mut found: Vec<SocketAddr> = Vec::new();
+    let mut failed = None;
+    for address in addresses {
+        match resolve_one(address).await {
+            Ok(more) => found.extend(more),
+            Err(trouble) => failed = Some(trouble),
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|address| seen.insert(*address));
+    found.truncate(MAX_ADDRESSES);
+    match failed {
+        Some(trouble) if found.is_empty() => Err(trouble),
+        _ => Ok(found),
+    }
+}
+
+async fn resolve_one(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
+    if let Ok(literal) = address.parse::<SocketAddr>() {
+        return Ok(vec![literal]);
+    }
+    let bad = || trouble("InvalidAddress", format!("{address:?} is not host:port; correct the Link's addresses"));
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    let port: u16 = port.parse().map_err(|_| bad())?;
+    if host.is_empty() || port == 0 {
+        return Err(bad());
+    }
+    let failed = |error: &dyn std::fmt::Display| {
+        trouble("ResolveFailed", format!("cannot look up {host}: {error}; does the name exist, is DNS reachable?"))
+    };
+    let mut builder = TokioResolver::builder_tokio().map_err(|error| failed(&error))?;
+    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    // A name with a dot is a full name: no detour over the search list.
+    builder.options_mut().ndots = 1;
+    let resolver = builder.build().map_err(|error| failed(&error))?;
+    let lookup = resolver.lookup_ip(host).await.map_err(|error| failed(&error))?;
+    Ok(alternate(lookup.iter().collect()).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+}
+
+fn alternate(mut ips: Vec<IpAddr>) -> Vec<IpAddr> {
+    // DNS servers rotate records; a stable order keeps a link where it is.
+    ips.sort_unstable();
+    ips.dedup();
+    let (six, four): (Vec<IpAddr>, Vec<IpAddr>) = ips.into_iter().partition(IpAddr::is_ipv6);
+    let longest = six.len().max(four.len());
+    (0..longest).flat_map(|index| [six.get(index), four.get(index)]).flatten().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn literals_need_no_resolver() {
+        let texts = ["192.0.2.1:4143".to_owned(), "[2001:db8::1]:4143".to_owned(), "192.0.2.1:4143".to_owned()];
+        let found = resolve(&texts).await.unwrap();
+        assert_eq!(found, ["192.0.2.1:4143".parse().unwrap(), "[2001:db8::1]:4143".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_named() {
+        for text in ["west", "west:", ":4143", "west:99999", "west:0"] {
+            let trouble = resolve(&[text.to_owned()]).await.unwrap_err();
+            assert_eq!(trouble.reason, "InvalidAddress", "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn localhost_is_found_without_a_network() {
+        let found = resolve(&["localhost:4143".to_owned()]).await.unwrap();
+        assert!(found.contains(&"127.0.0.1:4143".parse().unwrap()), "{found:?}");
+    }
+
+    #[test]
+    fn families_alternate() {
+        let ips = ["192.0.2.2", "192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).to_vec();
+        let order: Vec<String> = alternate(ips).iter().map(ToString::to_string).collect();
+        assert_eq!(order, ["2001:db8::1", "192.0.2.1", "192.0.2.2"]);
+    }
+}

@@ -1,0 +1,162 @@
+//! Serves one connection: its control stream, and the streams that the peer opens.
+//!
+//! - In: an authenticated connection of either direction.
+//! - Out: messages to the driver; streams with their header read to the [`Ingress`](super::Ingress).
+//! - Refuses when: a header is malformed (`BadHeader`) or slow (`Deadline`), its kind unknown (`UnsupportedKind`), the
+//!   peer has too many streams (`Overloaded`), this gateway ends and has said so long enough ago (`Draining`).
+//! - Never does: read beyond the header into the payload and keep it; let one stream's panic cost another.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use linkspan_proto::control::{ControlMessage, Hello};
+use linkspan_proto::refusal::Refusal;
+use linkspan_proto::stream_header::{Decoded, MAX_HEADER_LEN, StreamHeader, StreamKind};
+use linkspan_runtime::task;
+use tokio::sync::mpsc;
+
+use super::accept::Counted;
+use super::connection::Connection;
+use super::driver::Message;
+use super::pool::{PeerLink, Shared};
+use super::state::Leave;
+use super::{HEADER_TIMEOUT, Incoming, RecvHalf, STREAMS_PER_PEER, SendHalf, StreamError, control, exchange};
+
+/// Read at once while the header is looked for; most come whole, with the first payload behind them.
+const CHUNK: usize = 64 * 1024;
+
+/// Probes go before data, behind the control stream.
+pub(super) const PROBE_PRIORITY: i32 = 100;
+
+/// What answers a probe.
+const PROBE_ANSWER: &[u8] = &[0];
+
+/// Runs on the connection's worker until the connection is gone, and says so.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    link: Arc<PeerLink>,
+    connection: Arc<Connection>,
+    hello: Hello,
+    goaways: mpsc::Receiver<ControlMessage>,
+) {
+    let quinn = &connection.quinn;
+    let deliver = |message| async {
+        let id = connection.id;
+        let message = match message {
+            ControlMessage::Hello(hello) => Message::Hello { id, hello },
+            ControlMessage::GoAway(away) => Message::GoAway { id, leave: Leave::from_word(&away.reason) },
+        };
+        // An error says that the driver has ended; the connection follows.
+        drop(link.inbox.send(message).await);
+    };
+    futures::join!(
+        control::send(quinn, ControlMessage::Hello(hello), goaways),
+        control::receive(quinn, deliver),
+        accept_streams(&shared, &link, &connection),
+    );
+    let error = quinn.closed().await;
+    drop(link.inbox.send(Message::Closed { id: connection.id, error }).await);
+}
+
+async fn accept_streams(shared: &Arc<Shared>, link: &Arc<PeerLink>, connection: &Arc<Connection>) {
+    while let Ok((send, recv)) = connection.quinn.accept_bi().await {
+        let send = SendHalf::new(send, connection.streams.count());
+        let recv = RecvHalf::new(recv, connection.streams.count());
+        let stream = serve_stream(Arc::clone(shared), Arc::clone(link), Arc::clone(connection), send, recv);
+        // Ends with its stream, which ends with its connection.
+        drop(task::spawn("link_stream", stream));
+    }
+}
+
+async fn serve_stream(
+    shared: Arc<Shared>,
+    link: Arc<PeerLink>,
+    connection: Arc<Connection>,
+    mut send: SendHalf,
+    mut recv: RecvHalf,
+) {
+    let refusal = if connection.is_shut() { Refusal::Draining } else { Refusal::Overloaded };
+    let place = Counted::below(&link.streams, STREAMS_PER_PEER).filter(|_| !connection.is_shut());
+    let Some(_place) = place else { return refuse(&mut send, &mut recv, refusal) };
+    let header = match tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut recv)).await {
+        Ok(Ok(header)) => header,
+        Ok(Err(refusal)) => return refuse(&mut send, &mut recv, refusal),
+        Err(_) => return refuse(&mut send, &mut recv, Refusal::Deadline),
+    };
+    match header.kind {
+        StreamKind::Probe => answer_probe(send).await,
+        StreamKind::Exchange => {
+            let Some(_pipe) = Counted::below(&link.pipes, exchange::PIPES_PER_PEER) else {
+                return refuse(&mut send, &mut recv, Refusal::Overloaded);
+            };
+            exchange::publish(&link.cluster, shared.config.exchange_socket.as_deref(), send, recv).await;
+        }
+        StreamKind::Udp => refuse(&mut send, &mut recv, Refusal::UnsupportedKind),
+        StreamKind::Tcp | StreamKind::Http => match shared.ingress.get() {
+            Some(ingress) => {
+                let peer = connection.info.load_full();
+                ingress.stream(Incoming { peer, header, send, recv, worker: connection.worker }).await;
+            }
+            None => refuse(&mut send, &mut recv, Refusal::Draining),
+        },
+    }
+}
+
+fn refuse(send: &mut SendHalf, recv: &mut RecvHalf, why: Refusal) {
+    send.reset(why);
+    recv.stop(why);
+}
+
+async fn answer_probe(mut send: SendHalf) {
+    send.prioritise(PROBE_PRIORITY);
+    let answered = match send.write(Bytes::from_static(PROBE_ANSWER)).await {
+        Ok(()) => send.finish(),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%error, "probe not answered");
+    }
+}
+
+/// Reads the header; what came behind it in the same packets stays readable.
+async fn read_header(recv: &mut RecvHalf) -> Result<StreamHeader, Refusal> {
+    let mut first = next_chunk(recv).await?;
+    // The usual case: all there, nothing copied.
+    if let Some(header) = decode(&mut first, recv)? {
+        return Ok(header);
+    }
+    let mut so_far = BytesMut::from(first);
+    loop {
+        let more = next_chunk(recv).await?;
+        so_far.extend_from_slice(&more);
+        let mut all = so_far.freeze();
+        if let Some(header) = decode(&mut all, recv)? {
+            return Ok(header);
+        }
+        debug_assert!(all.len() <= MAX_HEADER_LEN + 3, "an incomplete header is below its cap");
+        so_far = BytesMut::from(all);
+    }
+}
+
+async fn next_chunk(recv: &mut RecvHalf) -> Result<Bytes, Refusal> {
+    match recv.read(CHUNK).await {
+        Ok(Some(chunk)) => Ok(chunk),
+        Ok(None) => Err(Refusal::BadHeader),
+        Err(StreamError::Reset(_) | StreamError::Stopped(_)) => Err(Refusal::Cancelled),
+        Err(StreamError::LinkLost | StreamError::Closed) => Err(Refusal::Cancelled),
+    }
+}
+
+fn decode(bytes: &mut Bytes, recv: &mut RecvHalf) -> Result<Option<StreamHeader>, Refusal> {
+    match StreamHeader::decode(bytes) {
+        Ok(Decoded::Complete { header, consumed }) => {
+            recv.unread(bytes.split_off(consumed));
+            Ok(Some(header))
+        }
+        Ok(Decoded::Incomplete) => Ok(None),
+        Err(error) => {
+            tracing::debug!(%error, "stream header refused");
+            Err(error.refusal())
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! UDP sockets of the link.
+//!
+//! Every worker has a socket of its own on the one port of the gateway; the kernel spreads peers over them by a hash of
+//! addresses and ports (SO_REUSEPORT). That hash changes when a NAT gives the peer another port, and then the packets of a
+//! connection come out at a worker that does not know it. So the worker stands in the connection id, and a packet that
+//! came out at the wrong one is handed over (F-10). On the straight path this costs one comparison for each buffer.
+//!
+//! ```text
+//! connection id: worker (1 byte) | random (4 bytes) | tag (3 bytes of HMAC over the rest)
+//! ```
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use aws_lc_rs::{hmac, rand};
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, TokioRuntime, UdpPoller};
+use quinn_proto::InvalidCid;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// What the kernel may queue for a socket. Its default of 208 KiB loses packets even on loopback.
+const BUFFER: usize = 8 * 1024 * 1024;
+
+/// Buffers that wait for a worker that they were handed to. They only come in bursts after a rebind; what does not fit is
+/// lost, and QUIC sends it again.
+const HANDED_OVER: usize = 1024;
+
+const NONCE_LEN: usize = 4;
+const TAG_LEN: usize = 3;
+const CID_LEN: usize = 1 + NONCE_LEN + TAG_LEN;
+
+/// The largest payload of an IPv4 UDP datagram; a batch of segments must stay below it.
+const MAX_BATCH: usize = 65_507;
+
+/// Binds one socket for each worker to the same address. A port of 0 is resolved once. Fails when anybody else, another
+/// gateway of the same user included, has the port.
+pub(super) fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+    // The first binds alone, so that a port in use is found out: with SO_REUSEPORT set beforehand two gateways would
+    // silently share it. The option counts from the moment it is set, also on a bound socket.
+    let first = unbound(address)?;
+    first.bind(&address.into())?;
+    first.set_reuse_port(true)?;
+    let first = UdpSocket::from(first);
+    let address = first.local_addr()?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        let socket = unbound(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        sockets.push(socket.into());
+    }
+    Ok(sockets)
+}
+
+/// A socket of its own for dialling `remote`. A fresh port for each dial: after a failure no state of a NAT or a
+/// conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
+pub(super) fn dial(remote: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
+    let socket = unbound(any)?;
+    socket.bind(&any.into())?;
+    Ok(socket.into())
+}
+
+fn unbound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // `[::]` serves IPv4 too; where the kernel forbids that, IPv6 alone is better than nothing.
+        let _dual = socket.set_only_v6(false);
+    }
+    socket.set_nonblocking(true)?;
+    grow_buffers(&socket);
+    Ok(socket)
+}
+
+/// As large as we may: beyond `net.core.rmem_max` and `wmem_max` only with CAP_NET_ADMIN.
+fn grow_buffers(socket: &Socket) {
+    let forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, BUFFER)
+        .and_then(|()| rustix::net::sockopt::set_socket_send_buffer_size_force(socket, BUFFER));
+    if forced.is_ok() {
+        return;
+    }
+    // Capped by the sysctls without an error, so what was obtained is what counts.
+    let grown = socket.set_recv_buffer_size(BUFFER).and_then(|()| socket.set_send_buffer_size(BUFFER));
+    let got = socket.recv_buffer_size().unwrap_or(0);
+    if grown.is_err() || got < BUFFER {
+        tracing::debug!(bytes = got, wanted = BUFFER, "small UDP buffers; raise net.core.rmem_max and wmem_max");
+    }
+}
+
+/// Hands packets from the worker at which they came out to the one that knows them. One for all sockets of a port.
+#[derive(Debug)]
+pub(super) struct Steering {
+    inboxes: Vec<Inbox>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    buffers: Mutex<VecDeque<(RecvMeta, Bytes)>>,
+    waker: AtomicWaker,
+}
+
+impl Steering {
+    pub(super) fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self { inboxes: (0..workers).map(|_| Inbox::default()).collect() })
+    }
+
+    /// Whose packet this is, where that is somebody else's.
+    fn other(&self, own: usize, datagram: &[u8]) -> Option<&Inbox> {
+        // Short headers only: during the handshake the addresses do not change.
+        let (first, rest) = datagram.split_first()?;
+        let worker = usize::from(*rest.first()?);
+        if first & 0x80 != 0 || rest.len() < CID_LEN || worker == own {
+            return None;
+        }
+        self.inboxes.get(worker)
+    }
+}
+
+impl Inbox {
+    fn put(&self, meta: RecvMeta, buffer: &[u8]) {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < HANDED_OVER {
+            buffers.push_back((meta, Bytes::copy_from_slice(buffer)));
+            drop(buffers);
+            self.waker.wake();
+        }
+    }
+
+    fn take(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta) {
+            let Some((handed, bytes)) = buffers.pop_front() else { break };
+            let Some(space) = buf.get_mut(..bytes.len()) else { continue };
+            space.copy_from_slice(&bytes);
+            *meta = handed;
+            taken += 1;
+        }
+        taken
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+/// A socket as quinn uses it: tokio's, with packets of other workers handed over and batches kept below 64 KiB.
+#[derive(Debug)]
+pub(super) struct LinkSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    steering: Option<(usize, Arc<Steering>)>,
+    max_segments: usize,
+}
+
+impl LinkSocket {
+    /// Wraps `socket` on the current runtime. `mtu` is the largest packet that will be sent on it.
+    pub(super) fn new(socket: UdpSocket, steering: Option<(usize, Arc<Steering>)>, mtu: u16) -> io::Result<Arc<Self>> {
+        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        // A batch over 64 KiB fails with EMSGSIZE, which quinn takes for a black hole and falls to the smallest MTU.
+        let max_segments = (MAX_BATCH / usize::from(mtu.max(1))).max(1);
+        Ok(Arc::new(Self { inner, steering, max_segments }))
+    }
+
+    /// Takes out of `bufs` what other workers know. Gives the number of buffers that are left.
+    fn hand_over(&self, count: usize, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let Some((own, steering)) = &self.steering else { return count };
+        let mut kept = 0;
+        for index in 0..count {
+            let found = meta[index];
+            let buffer = &mut bufs[index][..found.len];
+            let stride = found.stride.max(1);
+            if buffer.chunks(stride).any(|datagram| steering.other(*own, datagram).is_some()) {
+                let mut left = 0;
+                for start in (0..found.len).step_by(stride) {
+                    let end = (start + stride).min(found.len);
+                    match steering.other(*own, &buffer[start..end]) {
+                        Some(inbox) => inbox.put(RecvMeta { len: end - start, ..found }, &buffer[start..end]),
+                        None => {
+                            buffer.copy_within(start..end, left);
+                            left += end - start;
+                        }
+                    }
+                }
+                meta[index].len = left;
+                if left == 0 {
+                    continue;
+                }
+            }
+            if kept != index {
+                let (before, after) = bufs.split_at_mut(index);
+                let len = meta[index].len;
+                before[kept][..len].copy_from_slice(&after[0][..len]);
+                meta[kept] = meta[index];
+            }
+            kept += 1;
+        }
+        kept
+    }
+}
+
+impl AsyncUdpSocket for LinkSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.inner).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        if let Some((own, steering)) = &self.steering {
+            let inbox = &steering.inboxes[*own];
+            inbox.waker.register(cx.waker());
+            let taken = inbox.take(bufs, meta);
+            if taken > 0 {
+                return Poll::Ready(Ok(taken));
+            }
+        }
+        loop {
+            let count = ready!(self.inner.poll_recv(cx, bufs, meta))?;
+            let kept = self.hand_over(count, bufs, meta);
+            if kept > 0 || count == 0 {
+                return Poll::Ready(Ok(kept));
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments().min(self.max_segments)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+/// Gives out connection ids that name their worker.
+pub(super) struct WorkerIds {
+    worker: u8,
+    key: hmac::Key,
+}
+
+impl WorkerIds {
+    pub(super) fn new(worker: usize, key: hmac::Key) -> Self {
+        // Workers are at most 256; see `Config`. A wrong byte would only cost a hop.
+        Self { worker: u8::try_from(worker).unwrap_or(u8::MAX), key }
+    }
+
+    fn tag(&self, marked: &[u8]) -> [u8; TAG_LEN] {
+        let full = hmac::sign(&self.key, marked);
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(&full.as_ref()[..TAG_LEN]);
+        tag
+    }
+}
+
+impl ConnectionIdGenerator for WorkerIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; CID_LEN];
+        id[0] = self.worker;
+        rand::fill(&mut id[1..=NONCE_LEN]).expect("the operating system gives random bytes");
+        let tag = self.tag(&id[..=NONCE_LEN]);
+        id[1 + NONCE_LEN..].copy_from_slice(&tag);
+        ConnectionId::new(&id)
+    }
+
+    /// Also true for ids of an earlier life of this gateway: those are answered with a stateless reset.
+    fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
+        match id.split_at_checked(1 + NONCE_LEN) {
+            Some((marked, tag)) if tag == self.tag(marked) => Ok(()),
+            _ => Err(InvalidCid),
+        }
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
