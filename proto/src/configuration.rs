@@ -232,6 +232,7 @@ pub struct Capacity {
     /// The exported service.
     pub service: ServiceKey,
     /// Ready endpoints by port number. A port that is missing is not exported by that cluster.
+    #[serde(deserialize_with = "wire::by_port")]
     pub ready: BTreeMap<u16, u32>,
     /// Names of the ready endpoints of a headless service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -80,7 +80,9 @@ pub fn site_from_yaml(text: &str, file: &str) -> Result<Site, ManifestError> {
     });
     let node = loop {
         match documents.next() {
-            None => return Err(located(file, 1, 1, Problem::new("the file is empty: `linkspan site init` writes one"))),
+            None => {
+                return Err(located(file, 1, 1, Problem::new("the file is empty: `linkspan site init` writes one")));
+            }
             Some(Ok(Node { value: Value::Null, .. })) => {}
             Some(node) => break node?,
         }
@@ -159,7 +161,10 @@ fn kind(node: &Node) -> Result<Kind, Problem> {
         }
     };
     if !matches!(node.value, Value::Map(_)) {
-        return Err(Problem::new(format!("found {}, expected a resource with apiVersion, kind and metadata", node.value)));
+        return Err(Problem::new(format!(
+            "found {}, expected a resource with apiVersion, kind and metadata",
+            node.value
+        )));
     }
     let (place, name) = text("kind")?;
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == name) else {

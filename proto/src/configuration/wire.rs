@@ -1,6 +1,10 @@
 //! Resources as the messages of `proto/configuration.proto`, and back.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::{Report, Resource, ResourceKey};
 use crate::generated::configuration as wire;
@@ -93,4 +97,14 @@ pub fn encode_report(report: &Report) -> Result<wire::GatewayReport, Configurati
 /// When the message is no report that this build knows.
 pub fn decode_report(report: &wire::GatewayReport) -> Result<Report, ConfigurationError> {
     Ok(serde_json::from_slice(&report.body)?)
+}
+
+/// Numbers by port. JSON's keys are texts, and serde's reader of tagged enums does not turn them back into numbers.
+pub(super) fn by_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u16, u32>, D::Error> {
+    BTreeMap::<String, u32>::deserialize(deserializer)?
+        .into_iter()
+        .map(|(port, number)| {
+            Ok((port.parse().map_err(|_| D::Error::custom(format!("`{port}` is not a port")))?, number))
+        })
+        .collect()
 }

@@ -19,13 +19,16 @@ use super::{FrameError, HttpVersion, MAX_HEAD_LEN, MAX_HEADERS, RequestHead, Res
 /// The top bit of a name id.
 const SENSITIVE: u8 = 0x80;
 
+/// The longest method; the longest registered one has 17 bytes.
+const MAX_METHOD_LEN: usize = 64;
+
 const VERSION_H1: u8 = 1;
 const VERSION_H2: u8 = 2;
 const SCHEME_HTTP: u8 = 0;
 const SCHEME_HTTPS: u8 = 1;
 
 pub(super) fn put_request(head: &RequestHead, out: &mut BytesMut) -> Result<(), FrameError> {
-    if head.method == Method::CONNECT {
+    if head.method == Method::CONNECT || head.method.as_str().len() > MAX_METHOD_LEN {
         return Err(FrameError::Malformed("method"));
     }
     out.put_u8(match head.version {
@@ -89,9 +92,9 @@ pub(super) fn take_request(mut payload: Bytes) -> Result<RequestHead, FrameError
         VERSION_H2 => HttpVersion::H2,
         _ => return Err(FrameError::Malformed("version")),
     };
-    let method =
-        Method::from_bytes(&take_text(&mut payload, "method")?).map_err(|_| FrameError::Malformed("method"))?;
-    if method == Method::CONNECT {
+    let method = take_text(&mut payload, "method")?;
+    let method = Method::from_bytes(&method).map_err(|_| FrameError::Malformed("method"))?;
+    if method == Method::CONNECT || method.as_str().len() > MAX_METHOD_LEN {
         return Err(FrameError::Malformed("method"));
     }
     let scheme = match take_byte(&mut payload, "scheme")? {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::{Options, Spanned};
+use serde_saphyr::{MessageFormatter, Options, Spanned, UserMessageFormatter};
 
 use super::typed::Problem;
 
@@ -134,8 +134,12 @@ pub(super) fn read(text: &str, first_line: usize) -> Result<Node, Problem> {
         }
         Err(error) => {
             let error = error.without_snippet();
-            let place = error.location().map(|place| (to_usize(place.line()) + first_line - 1, to_usize(place.column())));
-            let mut problem = Problem::new(format!("not readable as YAML: {error}"));
+            let place =
+                error.location().map(|place| (to_usize(place.line()) + first_line - 1, to_usize(place.column())));
+            // The place is ours to show: without the offset it would be wrong.
+            let message = UserMessageFormatter.format_message(error);
+            let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            let mut problem = Problem::new(format!("not readable as YAML: {message}"));
             problem.place = place;
             Err(problem)
         }

@@ -7,7 +7,9 @@
 use std::fmt;
 
 use serde::de::value::StrDeserializer;
-use serde::de::{self, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{
+    self, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 use serde::forward_to_deserialize_any;
 
 use super::tree::{Key, Node, Value, shown};
@@ -90,12 +92,35 @@ fn listed(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn unknown(fields: &[&str]) -> String {
-    if fields.is_empty() {
-        "unknown field: nothing may stand here".to_owned()
-    } else {
-        format!("unknown field: known here are {}", listed(fields))
+/// The most fields that a message lists.
+const MAX_LISTED: usize = 12;
+
+/// What to say about a field that a type with these fields does not know.
+fn unknown(found: &str, fields: &[&str]) -> String {
+    let nearest = fields.iter().map(|field| (distance(found, field), *field)).min();
+    match nearest {
+        None => "unknown field: nothing may stand here".to_owned(),
+        Some((distance, field)) if distance <= 2 => format!("unknown field: did you mean `{field}`?"),
+        Some(_) if fields.len() <= MAX_LISTED => format!("unknown field: known here are {}", listed(fields)),
+        Some(_) => "unknown field: look for it in the documentation of this kind".to_owned(),
     }
+}
+
+/// How many characters differ (Levenshtein), letters of either case being equal; at most 64 characters are looked at.
+fn distance(one: &str, other: &str) -> usize {
+    let chars = |text: &str| text.chars().take(64).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
+    let (one, other) = (chars(one), chars(other));
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, left) in one.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = index + 1;
+        for (column, right) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(left != right);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(row[column] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
 }
 
 impl de::Error for Problem {
@@ -116,8 +141,8 @@ impl de::Error for Problem {
     }
 
     // The key's own reader adds the path.
-    fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(unknown(expected))
+    fn unknown_field(found: &str, expected: &'static [&'static str]) -> Self {
+        Self::new(unknown(found, expected))
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
@@ -131,17 +156,17 @@ pub(super) struct Typed<'a> {
     node: &'a Node,
     /// Leave out apiVersion and kind, which the type does not know.
     skip_type_meta: bool,
-    /// The fields of the type that this node stands in, for messages about this node being unknown there.
-    siblings: &'static [&'static str],
+    /// The key before this node and the fields of the type around it, should it know no such field.
+    entry: Option<(&'a Key, &'static [&'static str])>,
 }
 
 impl<'a> Typed<'a> {
     pub(super) const fn new(node: &'a Node) -> Self {
-        Self { node, skip_type_meta: false, siblings: &[] }
+        Self { node, skip_type_meta: false, entry: None }
     }
 
     pub(super) const fn without_type_meta(node: &'a Node) -> Self {
-        Self { node, skip_type_meta: true, siblings: &[] }
+        Self { node, skip_type_meta: true, entry: None }
     }
 
     fn mismatch(&self, expected: &str) -> Problem {
@@ -158,7 +183,7 @@ impl<'a> Typed<'a> {
         let mut problem = problem;
         if problem.place.is_none()
             && let Value::Text(text) = &self.node.value
-            && !problem.message.contains(shown(text).as_str())
+            && !problem.message.contains(&format!("`{}`", shown(text)))
         {
             problem.message = format!("`{}`: {}", shown(text), problem.message);
         }
@@ -297,7 +322,10 @@ impl<'a> Deserializer<'a> for Typed<'a> {
 
     /// Serde ignores what a type does not know; here that is an error.
     fn deserialize_ignored_any<V: Visitor<'a>>(self, _: V) -> Result<V::Value, Problem> {
-        Err(Problem::new(unknown(self.siblings)).at(self.node))
+        let Some((key, fields)) = self.entry else { return Err(self.mismatch("nothing here")) };
+        let mut problem = Problem::new(unknown(&key.text, fields));
+        problem.place = Some((key.line, key.column));
+        Err(problem)
     }
 
     forward_to_deserialize_any! {
@@ -352,7 +380,7 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         let Some((key, node)) = self.value.take() else {
             return Err(Problem::new("a value without a key"));
         };
-        let typed = Typed { node, skip_type_meta: false, siblings: self.fields };
+        let typed = Typed { node, skip_type_meta: false, entry: Some((key, self.fields)) };
         seed.deserialize(typed).map_err(|problem| problem.inside_key(&key.text))
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 
 use super::{ClusterTrafficPolicy, ExportPolicy, FieldError, Link, ServiceExport, kubernetes};
-use crate::names::{ClusterName, Namespace, NameError, ServiceAccountName, ServiceName};
+use crate::names::{ClusterName, NameError, Namespace, ServiceAccountName, ServiceName};
 
 /// The kinds that a manifest may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

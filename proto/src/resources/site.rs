@@ -52,6 +52,7 @@ pub struct SiteSpec {
     pub admin: AdminSpec,
     /// Where mirrored services get their local addresses from. Default: 127.80.0.0/12, loopback. A service keeps its
     /// address across restarts; changing the range moves them all.
+    #[serde(deserialize_with = "crate::text::network")]
     pub mirror_addresses: IpNet,
     /// Which client addresses belong to which workload; the longest prefix wins. Default: none, all clients are known
     /// only as clients of this site.
@@ -68,12 +69,14 @@ pub struct SiteSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GatewaySpec {
     /// UDP address of the link. Default: 0.0.0.0:4143. Port 0 lets the system choose.
+    #[serde(deserialize_with = "crate::text::socket_address")]
     pub listen: SocketAddr,
     /// `host:port` where peers reach the link; `linkspan link export` prints it. Port 0 stands for the port that `listen` got.
     /// Default: none, peers cannot dial this site and it dials them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub advertise: Vec<HostPort>,
     /// TCP address for local clients that show their own certificate. Default: 127.0.0.1:4193; null turns it off.
+    #[serde(deserialize_with = "crate::text::optional_socket_address")]
     pub mtls_listen: Option<SocketAddr>,
     /// Worker threads. Default: one for each CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,6 +90,7 @@ pub struct GatewaySpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DnsSpec {
     /// UDP and TCP address. Default: 127.0.0.1:5353.
+    #[serde(deserialize_with = "crate::text::socket_address")]
     pub listen: SocketAddr,
 }
 
@@ -95,8 +99,10 @@ pub struct DnsSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AdminSpec {
     /// TCP address of the gateway's admin server, or of both halves in `linkspan site run`. Default: 127.0.0.1:4191.
+    #[serde(deserialize_with = "crate::text::socket_address")]
     pub listen: SocketAddr,
     /// TCP address of the controller's admin server where it is a process of its own. Default: none.
+    #[serde(deserialize_with = "crate::text::optional_socket_address")]
     pub controller_listen: Option<SocketAddr>,
 }
 
@@ -105,6 +111,7 @@ pub struct AdminSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadSpec {
     /// Client addresses, such as 10.0.0.0/24 or 10.0.0.7/32.
+    #[serde(deserialize_with = "crate::text::network")]
     pub cidr: IpNet,
     /// Namespace of the workload.
     pub namespace: Namespace,

@@ -41,6 +41,8 @@ pub struct ClusterTrafficPolicySpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TierSpec {
     /// Weight by cluster name, 0 to 1000000; the local cluster by its own name. 0 gets exactly nothing.
+    // Kubernetes' schemas know no patterns for keys.
+    #[schemars(with = "BTreeMap<String, u32>")]
     pub clusters: BTreeMap<ClusterName, u32>,
     /// The tier serves while this percentage of its weight is healthy, 1 to 100. Default: 1, any healthy cluster.
     #[serde(default = "default_min_healthy_percent")]
