@@ -455,3 +455,6 @@ pub(crate) struct CompletionsArgs {
     #[arg(value_name = "SHELL")]
     pub(crate) shell: clap_complete::Shell,
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,10 @@ fn colour_only_when_asked_and_without_effect_on_widths() {
 }
 
 #[test]
-fn the_argument_tree_is_sound() {
-    use clap::CommandFactory;
-    crate::args::Cli::command().debug_assert();
+fn words_for_a_shell() {
+    use super::shell_word;
+    assert_eq!(shell_word("/srv/east-1.d"), "/srv/east-1.d");
+    assert_eq!(shell_word("my site"), "'my site'");
+    assert_eq!(shell_word("it's"), "'it'\\''s'");
+    assert_eq!(shell_word(""), "''");
 }

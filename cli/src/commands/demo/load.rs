@@ -221,3 +221,6 @@ async fn send(shared: &Shared) -> anyhow::Result<String> {
     }
     reply.headers.get("x-cluster").and_then(|value| value.to_str().ok()).map(str::to_owned).context("no x-cluster")
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,3 +68,28 @@ fn write(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
         .and_then(|()| std::fs::rename(&temporary, &path))
         .with_context(|| format!("cannot write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use linkspan_proto::manifest;
+
+    #[test]
+    fn what_is_written_is_valid() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("manifests")).unwrap();
+        super::write_service(folder.path(), "127.80.0.11:8080".parse().unwrap()).unwrap();
+        super::write_weights(folder.path(), 90, 10).unwrap();
+        super::write_weights(folder.path(), 0, 100).unwrap();
+        let files: Vec<_> =
+            std::fs::read_dir(folder.path().join("manifests")).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(files.len(), 2);
+        let mut objects = 0;
+        for file in files {
+            for document in manifest::parse(&std::fs::read_to_string(file).unwrap(), "test") {
+                document.unwrap();
+                objects += 1;
+            }
+        }
+        assert_eq!(objects, 4);
+    }
+}

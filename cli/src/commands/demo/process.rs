@@ -93,3 +93,55 @@ impl Process {
         self.name
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use super::Process;
+
+    fn shell(script: &str, log: &Path) -> Process {
+        Process::start("shell", Path::new("/bin/sh"), &["-c".to_owned(), script.to_owned()], log).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_child_ends_with_its_input_and_its_log_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut child = shell("echo begun; cat; echo ended >&2", &log);
+        child.still_runs().unwrap();
+        let begun = Instant::now();
+        child.end().await;
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "begun\nended\n");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ended_by_itself_is_reported_with_its_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = shell("echo no port; exit 3", &folder.path().join("log"));
+        child.ended().await.unwrap();
+        let error = child.still_runs().unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("no port"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_killed_child_is_gone_and_a_dropped_one_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = shell("sleep 60", &folder.path().join("log"));
+        let proc =
+            |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok().filter(|stat| !stat.contains(") Z "));
+        assert!(proc(child.pid()).is_some());
+        child.kill().await.unwrap();
+        assert!(proc(child.pid()).is_none());
+        let child = shell("sleep 60", &folder.path().join("log"));
+        let pid = child.pid();
+        drop(child);
+        let begun = Instant::now();
+        while proc(pid).is_some() && begun.elapsed() < Duration::from_secs(2) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(proc(pid).is_none());
+    }
+}

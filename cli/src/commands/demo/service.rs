@@ -55,7 +55,7 @@ pub(super) async fn run(cluster: String, listen: SocketAddr) -> anyhow::Result<(
 }
 
 /// Accepts for ever.
-async fn accept(listener: TcpListener, cluster: Arc<str>) {
+pub(super) async fn accept(listener: TcpListener, cluster: Arc<str>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -1,0 +1,75 @@
+use clap::{CommandFactory, Parser};
+
+use super::{Cli, Command, DemoFormat, Format, Half, LinkCommand, SiteCommand};
+
+fn parse(line: &str) -> Result<Command, String> {
+    Cli::try_parse_from(line.split(' ')).map(|cli| cli.command).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_tree_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_verb_has_help_with_exit_codes() {
+    fn walk(command: &clap::Command, path: &str) {
+        let path = format!("{path} {}", command.get_name());
+        assert!(command.get_about().is_some(), "{path} has no about text");
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        if command.get_subcommands().next().is_none() {
+            assert!(after.contains("Exit codes:"), "{path} does not name its exit codes");
+        }
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            assert!(argument.get_help().is_some(), "{path}: {} has no help", argument.get_id());
+        }
+        for below in command.get_subcommands() {
+            walk(below, &path);
+        }
+    }
+    walk(&Cli::command(), "");
+}
+
+#[test]
+fn defaults() {
+    let Ok(Command::Demo(demo)) = parse("linkspan demo") else { panic!("demo") };
+    assert!(!demo.check && !demo.keep && demo.output == DemoFormat::Text && demo.serve.is_none());
+    let Ok(Command::Site(SiteCommand::Run(run))) = parse("linkspan site run") else { panic!("site run") };
+    assert_eq!(run.site.dir, std::path::Path::new("."));
+    assert_eq!(run.log, "info");
+    assert!(run.only.is_none() && !run.until_stdin_ends);
+    let Ok(Command::Link(LinkCommand::List(list))) = parse("linkspan link list -d east -o json") else {
+        panic!("list")
+    };
+    assert_eq!(list.output.output, Format::Json);
+    let Ok(Command::Link(LinkCommand::Import(import))) = parse("linkspan link import - -d east") else {
+        panic!("import")
+    };
+    assert_eq!(import.file, std::path::Path::new("-"));
+    let Ok(Command::Site(SiteCommand::Run(run))) = parse("linkspan site run --only controller") else { panic!("half") };
+    assert_eq!(run.only, Some(Half::Controller));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    for line in [
+        "linkspan",
+        "linkspan link",
+        "linkspan site init --dir x",
+        "linkspan site init east",
+        "linkspan site run --only both",
+        "linkspan link import",
+        "linkspan link export --no-address --address a:1",
+        "linkspan identity issue -n a -s b",
+        "linkspan identity issue -n a -s b --out x --hours 0",
+        "linkspan identity issue -n a -s b --out x --hours 721",
+        "linkspan demo --serve east",
+        "linkspan demo -o yaml",
+        "linkspan stat --window 0",
+        "linkspan stat --window 61",
+        "linkspan completions cmd",
+    ] {
+        let error = parse(line).expect_err(line);
+        assert!(error.contains("Usage:") || error.contains("--help"), "{line}: {error}");
+    }
+}
