@@ -102,7 +102,8 @@ spec:
   # Folder of the CA, sockets, stable addresses, mirrors and status, relative to this file. Mode 0700: it holds the
   # site's private key. Default: state.
   stateDir: state
-  # Folder of the manifests, relative to this file; watched, a change takes effect in under a second. Default: manifests.
+  # Folder of the manifests, relative to this file; watched: a change takes effect in under a second.
+  # Default: manifests.
   manifests: manifests
 "#
     )
