@@ -1,0 +1,442 @@
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use linkspan_proto::configuration::DefaultPolicy;
+use linkspan_proto::exchange::Protocol;
+use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::manifest;
+use linkspan_proto::names::EndpointName;
+use proptest::prelude::*;
+
+use super::*;
+
+fn catalog() -> Catalog {
+    let own = Own {
+        cluster: ClusterName::parse("east").unwrap(),
+        trust_domain: TrustDomain::parse("east.linkspan.internal").unwrap(),
+    };
+    Catalog::new(own, "127.80.0.0/12".parse().unwrap())
+}
+
+fn objects(text: &str) -> Vec<Object> {
+    manifest::parse(text, "test").into_iter().map(|parsed| parsed.unwrap().0).collect()
+}
+
+fn apply(catalog: &mut Catalog, text: &str) {
+    for object in objects(text) {
+        catalog.handle(Event::Apply(Box::new(object)));
+    }
+}
+
+fn delete(catalog: &mut Catalog, kind: Kind, name: &str) {
+    let namespace = if kind.is_namespaced() { "shop".to_owned() } else { String::new() };
+    catalog.handle(Event::Delete(ObjectKey { kind, namespace, name: name.to_owned() }));
+}
+
+fn key(text: &str) -> ServiceKey {
+    ServiceKey::parse(text).unwrap()
+}
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {app.kubernetes.io/name: web, team: a}}
+spec:
+  ports:
+    - {name: http, port: 80, targetPort: 8080, appProtocol: http}
+    - {name: grpc, port: 90, appProtocol: grpc}
+";
+const SLICE: &str = "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints:
+  - {addresses: [10.0.0.1], conditions: {ready: true}}
+  - {addresses: [10.0.0.2], conditions: {ready: false}}
+  - {addresses: [10.0.0.3]}
+ports:
+  - {name: http, port: 8080}
+";
+const EXPORT: &str = "
+apiVersion: multicluster.x-k8s.io/v1alpha1
+kind: ServiceExport
+metadata: {name: web, namespace: shop}
+";
+
+fn verdicts(snapshot: &Snapshot, name: &str) -> Vec<(String, String)> {
+    let Some(report) = snapshot.exports.get(&key(name)) else { return Vec::new() };
+    report
+        .verdicts
+        .iter()
+        .map(|verdict| (format!("{}={}", verdict.kind, verdict.status.as_str()), verdict.reason.clone()))
+        .collect()
+}
+
+fn expected(valid: &str, why_valid: &str, ready: &str, why_ready: &str) -> Vec<(String, String)> {
+    vec![(format!("Valid={valid}"), why_valid.to_owned()), (format!("Ready={ready}"), why_ready.to_owned())]
+}
+
+#[test]
+fn an_export_is_its_service_with_its_slices() {
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{SLICE}---{EXPORT}"));
+    let snapshot = catalog.snapshot();
+    assert_eq!(verdicts(&snapshot, "shop/web"), expected("True", "Valid", "True", "Exported"));
+    let entry = &snapshot.exported[&key("shop/web")];
+    assert!(!entry.headless && entry.endpoints.is_empty());
+    let ports: Vec<_> = entry.ports.iter().map(|port| (port.port, port.protocol, port.ready)).collect();
+    assert_eq!(ports, [(80, Protocol::Tcp, 2), (90, Protocol::Tcp, 0)]);
+    assert_eq!(entry.labels, BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())]));
+    let reachable = &snapshot.reachable[&key("shop/web")];
+    let endpoints: Vec<_> =
+        reachable.ports[0].endpoints.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.ready)).collect();
+    assert_eq!(
+        endpoints,
+        [("10.0.0.1:8080".to_owned(), true), ("10.0.0.2:8080".to_owned(), false), ("10.0.0.3:8080".to_owned(), true)]
+    );
+    assert!(reachable.ports[1].endpoints.is_empty());
+    let message = &snapshot.exports[&key("shop/web")].verdicts[1].message;
+    assert!(message.contains("2 of 3 endpoints are ready") && message.contains("port grpc"), "{message}");
+    assert!(reachable.rules.is_none() && !reachable.proxy_protocol);
+
+    delete(&mut catalog, Kind::EndpointSlice, "web-1");
+    assert_eq!(catalog.snapshot().exported[&key("shop/web")].ports[0].ready, 0);
+    delete(&mut catalog, Kind::ServiceExport, "web");
+    let snapshot = catalog.snapshot();
+    assert!(snapshot.exported.is_empty() && snapshot.reachable.is_empty() && snapshot.exports.is_empty());
+}
+
+#[test]
+fn what_cannot_be_exported_says_why() {
+    let export = |text: &str| {
+        let mut catalog = catalog();
+        apply(&mut catalog, text);
+        let snapshot = catalog.snapshot();
+        assert!(snapshot.exported.is_empty() && snapshot.reachable.is_empty(), "{text}");
+        verdicts(&snapshot, "shop/web")
+    };
+    let with = |from: &str, to: &str| format!("{}---{SLICE}---{EXPORT}", SERVICE.replace(from, to));
+    assert_eq!(export(EXPORT), expected("False", "NoService", "False", "Pending"));
+    let external = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {type: ExternalName, externalName: a.b}\n";
+    assert_eq!(export(&format!("{external}---{EXPORT}")), expected("False", "InvalidServiceType", "False", "Pending"));
+    for label in ["mirror.linkspan.io/cluster-name: west", "mirror.linkerd.io/mirrored-service: \"true\""] {
+        assert_eq!(export(&with("team: a", label)), expected("False", "InvalidServiceType", "False", "Pending"));
+    }
+    assert_eq!(
+        export(&format!(
+            "{SERVICE}---{SLICE}---{}",
+            EXPORT.replace("namespace: shop}", "namespace: shop, annotations: {linkspan.io/proxy-protocol: v1}}")
+        )),
+        expected("True", "Valid", "False", "Failed")
+    );
+}
+
+/// An API server or a parser may check less than ours: what peers would refuse must not leave.
+#[test]
+fn ports_that_peers_would_refuse_are_not_exported() {
+    for (number, protocol, name) in [
+        (0, "TCP", "a"),
+        (70_000, "TCP", "a"),
+        (90, "TCP", "a"),
+        (1, "ICMP", "a"),
+        (1, "TCP", "A_b"),
+        (1, "UDP", "grpc"),
+    ] {
+        let mut catalog = catalog();
+        apply(&mut catalog, &format!("{SLICE}---{EXPORT}"));
+        let Object::Service(mut service) = objects(SERVICE).remove(0) else { unreachable!() };
+        let port = &mut service.spec.as_mut().unwrap().ports.as_mut().unwrap()[0];
+        (port.port, port.protocol, port.name) = (number, Some(protocol.to_owned()), Some(name.to_owned()));
+        catalog.handle(Event::Apply(Box::new(Object::Service(service))));
+        let snapshot = catalog.snapshot();
+        assert!(snapshot.exported.is_empty(), "{number} {protocol} {name}");
+        assert_eq!(verdicts(&snapshot, "shop/web"), expected("True", "Valid", "False", "Failed"));
+    }
+}
+
+#[test]
+fn reserved_namespaces_are_not_exported() {
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{EXPORT}").replace("namespace: shop", "namespace: kube-system"));
+    let snapshot = catalog.snapshot();
+    assert!(snapshot.exported.is_empty());
+    assert_eq!(verdicts(&snapshot, "kube-system/web"), expected("True", "Valid", "False", "Failed"));
+}
+
+#[test]
+fn linkerds_label_exports_too() {
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{}---{SLICE}", SERVICE.replace("team: a", "mirror.linkerd.io/exported: \"true\"")));
+    let snapshot = catalog.snapshot();
+    assert!(snapshot.exported.contains_key(&key("shop/web")));
+    assert!(snapshot.exports[&key("shop/web")].by_label);
+    apply(&mut catalog, SERVICE);
+    assert!(catalog.snapshot().exports.is_empty());
+}
+
+#[test]
+fn endpoints_that_are_mirrors_are_left_out() {
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{}---{EXPORT}", SLICE.replace("10.0.0.1", "127.80.3.4")));
+    let snapshot = catalog.snapshot();
+    assert_eq!(snapshot.exported[&key("shop/web")].ports[0].ready, 1);
+    assert!(snapshot.exports[&key("shop/web")].verdicts[1].message.contains("mirrors of other clusters"));
+}
+
+#[test]
+fn a_headless_service_names_its_endpoints_and_never_their_addresses() {
+    let mut catalog = catalog();
+    let service = SERVICE.replace("spec:", "spec:\n  clusterIP: None");
+    let slice = SLICE
+        .replace("{addresses: [10.0.0.1],", "{addresses: [10.0.0.1], hostname: web-0,")
+        .replace("{addresses: [10.0.0.2],", "{addresses: [10.0.0.2], targetRef: {kind: Pod, name: web-1},");
+    apply(&mut catalog, &format!("{service}---{slice}---{EXPORT}"));
+    let snapshot = catalog.snapshot();
+    let entry = &snapshot.exported[&key("shop/web")];
+    assert!(entry.headless);
+    let names: Vec<_> = entry.endpoints.iter().map(|(name, ready)| (name.as_str(), *ready)).collect();
+    assert_eq!(names.len(), 3);
+    assert_eq!(&names[1..], [("web-0", true), ("web-1", false)]);
+    assert!(names[0].0.starts_with("e-") && names[0].1);
+    assert!(!format!("{entry:?}").contains("10.0.0"));
+    let of = |name: &str| Some(EndpointName::parse(name).unwrap());
+    assert!(
+        snapshot.reachable[&key("shop/web")].ports[0].endpoints.iter().any(|endpoint| endpoint.name == of("web-0"))
+    );
+}
+
+#[test]
+fn policies_of_the_namespace_become_rules() {
+    let policy = |name: &str, services: &str, allow: &str| {
+        format!(
+            "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{services: {services}, allow: {allow}}}\n"
+        )
+    };
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{SLICE}---{EXPORT}"));
+    apply(&mut catalog, &policy("other", "[api]", "[]"));
+    let rules = |catalog: &mut Catalog| catalog.snapshot().reachable[&key("shop/web")].rules.clone();
+    assert_eq!(rules(&mut catalog), None);
+    apply(&mut catalog, &policy("all", "[]", "[{peers: [west], minimumAssurance: mtls}]"));
+    apply(&mut catalog, &policy("web", "[web]", "[{ports: [80]}]"));
+    let found = rules(&mut catalog).unwrap();
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].peers, [ClusterName::parse("west").unwrap()]);
+    assert_eq!(found[1].ports, [80]);
+    delete(&mut catalog, Kind::ExportPolicy, "all");
+    apply(&mut catalog, &policy("web", "[web]", "[]"));
+    assert_eq!(rules(&mut catalog), Some(vec![]), "a policy without rules denies all");
+    delete(&mut catalog, Kind::ExportPolicy, "web");
+    assert_eq!(rules(&mut catalog), None);
+}
+
+#[test]
+fn an_export_that_comes_with_an_unreadable_policy_is_closed_and_an_old_one_stays() {
+    let unreadable = || {
+        Event::Unreadable(ObjectKey { kind: Kind::ExportPolicy, namespace: "shop".to_owned(), name: "p".to_owned() })
+    };
+    let rules = |catalog: &mut Catalog| catalog.snapshot().reachable[&key("shop/web")].rules.clone();
+    let all = format!("{SERVICE}---{SLICE}---{EXPORT}");
+
+    let mut fresh = catalog();
+    fresh.handle(Event::Init);
+    apply(&mut fresh, &all);
+    fresh.handle(unreadable());
+    assert!(!fresh.is_complete());
+    fresh.handle(Event::InitDone);
+    assert!(fresh.is_complete());
+    assert_eq!(rules(&mut fresh), Some(vec![]));
+    assert!(fresh.snapshot().exports[&key("shop/web")].verdicts[1].message.contains("cannot be read"));
+    delete(&mut fresh, Kind::ExportPolicy, "p");
+    assert_eq!(rules(&mut fresh), None);
+
+    let mut old = catalog();
+    apply(&mut old, &all);
+    old.snapshot();
+    old.handle(unreadable());
+    assert_eq!(rules(&mut old), None, "what held before still holds");
+}
+
+/// The root of `west.linkspan.internal`.
+fn bundle() -> &'static str {
+    static BUNDLE: OnceLock<String> = OnceLock::new();
+    BUNDLE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let domain = TrustDomain::parse("west.linkspan.internal").unwrap();
+        crate::ca::create(&dir.path().join("ca"), &domain).unwrap().trust_bundle_pem().to_owned()
+    })
+}
+
+fn link(name: &str, domain: &str) -> Object {
+    let bundle: String = bundle().lines().map(|line| format!("    {line}\n")).collect();
+    let text = format!(
+        "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata: {{name: {name}}}\nspec:\n  trustDomain: {domain}\n  \
+         addresses: [\"west.example.com:4143\"]\n  trustBundle: |\n{bundle}"
+    );
+    objects(&text).remove(0)
+}
+
+fn accepted(snapshot: &Snapshot, name: &str) -> (bool, String) {
+    let verdict = &snapshot.links[name].verdict;
+    (verdict.holds(), verdict.reason.clone())
+}
+
+#[test]
+fn a_link_is_checked_as_a_whole() {
+    let mut catalog = catalog();
+    catalog.handle(Event::Apply(Box::new(link("west", "west.linkspan.internal"))));
+    let snapshot = catalog.snapshot();
+    assert_eq!(accepted(&snapshot, "west"), (true, "Accepted".to_owned()));
+    let peer = &snapshot.peers[&ClusterName::parse("west").unwrap()];
+    assert_eq!(peer.addresses, ["west.example.com:4143"]);
+    assert_eq!(peer.default_policy, DefaultPolicy::Allow);
+
+    for (name, domain, reason) in [
+        ("east", "north.linkspan.internal", "SelfLink"),
+        ("north", "east.linkspan.internal", "SelfLink"),
+        ("north", "north.linkspan.internal", "InvalidTrustBundle"),
+        ("xorth", "west.linkspan.internal", "TrustDomainInUse"),
+    ] {
+        catalog.handle(Event::Apply(Box::new(link(name, domain))));
+        let snapshot = catalog.snapshot();
+        assert_eq!(accepted(&snapshot, name), (false, reason.to_owned()));
+        assert_eq!(snapshot.peers.len(), 1, "{name}");
+        assert!(!snapshot.links[name].in_force);
+        delete(&mut catalog, Kind::Link, name);
+    }
+
+    catalog.handle(Event::Apply(Box::new(link("west", "changed.linkspan.internal"))));
+    let snapshot = catalog.snapshot();
+    assert_eq!(accepted(&snapshot, "west"), (false, "InvalidTrustBundle".to_owned()));
+    assert_eq!(snapshot.peers.len(), 1, "the version before stays in force");
+    assert!(snapshot.links["west"].in_force);
+    delete(&mut catalog, Kind::Link, "west");
+    assert!(catalog.snapshot().peers.is_empty());
+}
+
+#[test]
+fn the_first_traffic_policy_for_a_service_holds() {
+    let policy = |name: &str, tiers: &str| {
+        format!(
+            "apiVersion: linkspan.io/v1alpha1\nkind: ClusterTrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{service: web, tiers: {tiers}}}\n"
+        )
+    };
+    let mut catalog = catalog();
+    apply(&mut catalog, &policy("b", "[{clusters: {east: 1, west: 9}, minHealthyPercent: 50}]"));
+    let traffic = |catalog: &mut Catalog| Arc::clone(&catalog.snapshot().traffic[&key("shop/web")]);
+    assert_eq!(traffic(&mut catalog).policy, "b");
+    assert!(traffic(&mut catalog).verdict.holds());
+    apply(&mut catalog, &policy("a", "[{clusters: {east: 1}}]"));
+    assert_eq!(traffic(&mut catalog).policy, "a");
+    assert_eq!(traffic(&mut catalog).verdict.reason, "PolicyConflict");
+    apply(&mut catalog, &policy("a", "[{clusters: {east: 0}}]"));
+    assert_eq!(traffic(&mut catalog).tiers[0].clusters.values().sum::<u32>(), 1, "the version before stays in force");
+    delete(&mut catalog, Kind::ClusterTrafficPolicy, "a");
+    assert_eq!(traffic(&mut catalog).policy, "b");
+}
+
+#[test]
+fn a_relist_is_one_atomic_replace() {
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{SLICE}---{EXPORT}"));
+    let before = catalog.snapshot();
+    catalog.handle(Event::Init);
+    apply(&mut catalog, &SERVICE.replace("web", "api"));
+    assert_eq!(catalog.snapshot(), before);
+    catalog.handle(Event::InitDone);
+    let after = catalog.snapshot();
+    assert!(after.exported.is_empty());
+    assert_eq!(after.services.iter().collect::<Vec<_>>(), [&key("shop/api")]);
+}
+
+#[test]
+fn unchanged_parts_keep_their_allocation() {
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{SLICE}---{EXPORT}"));
+    let before = catalog.snapshot();
+    apply(&mut catalog, &format!("{SERVICE}---{SLICE}---{EXPORT}"));
+    let after = catalog.snapshot();
+    assert!(Arc::ptr_eq(&before.exported, &after.exported));
+    assert!(Arc::ptr_eq(&before.reachable, &after.reachable));
+}
+
+#[test]
+fn exports_beyond_the_cap_are_told_so() {
+    let mut catalog = catalog();
+    for index in 0..=MAX_SERVICES {
+        apply(&mut catalog, &format!("{SERVICE}---{EXPORT}").replace("web", &format!("web-{index:05}")));
+    }
+    let snapshot = catalog.snapshot();
+    assert_eq!(snapshot.exported.len(), MAX_SERVICES);
+    assert_eq!(snapshot.reachable.len(), MAX_SERVICES);
+    assert_eq!(verdicts(&snapshot, &format!("shop/web-{MAX_SERVICES}")), expected("True", "Valid", "False", "Failed"));
+}
+
+/// Objects about three services, each in several versions.
+fn pool() -> Vec<Object> {
+    let mut all = Vec::new();
+    for name in ["web", "api", "db"] {
+        let rename = |text: &str| text.replace("web", name);
+        for text in [
+            rename(SERVICE),
+            rename(SERVICE).replace("spec:", "spec:\n  clusterIP: None"),
+            rename(SERVICE).replace("team: a", "mirror.linkerd.io/exported: \"true\""),
+            rename(SLICE),
+            rename(SLICE).replace("10.0.0.1", "10.0.9.1"),
+            rename(SLICE).replace(&format!("service-name: {name}"), "service-name: db"),
+            rename(EXPORT),
+            format!(
+                "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{services: [{name}], allow: [{{}}]}}\n"
+            ),
+            format!(
+                "apiVersion: linkspan.io/v1alpha1\nkind: ClusterTrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{service: web, tiers: [{{clusters: {{{name}: 1}}}}]}}\n"
+            ),
+        ] {
+            all.extend(objects(&text));
+        }
+    }
+    all.push(link("west", "west.linkspan.internal"));
+    all.push(link("north", "west.linkspan.internal"));
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The same objects give the same snapshot, whatever happened before and in whatever order they came.
+    #[test]
+    fn any_order_gives_the_same_snapshot(ops in prop::collection::vec((0..29_usize, prop::bool::weighted(0.3), prop::bool::ANY), 0..80)) {
+        let pool = pool();
+        let mut walked = catalog();
+        let mut present: BTreeMap<ObjectKey, Object> = BTreeMap::new();
+        for (index, remove, look) in ops {
+            let object = &pool[index % pool.len()];
+            if remove {
+                present.remove(&object.key());
+                walked.handle(Event::Delete(object.key()));
+            } else {
+                present.insert(object.key(), object.clone());
+                walked.handle(Event::Apply(Box::new(object.clone())));
+            }
+            if look {
+                walked.snapshot();
+            }
+        }
+        let mut forwards = catalog();
+        let mut listed = catalog();
+        listed.handle(Event::Init);
+        for object in present.values() {
+            forwards.handle(Event::Apply(Box::new(object.clone())));
+        }
+        for object in present.values().rev() {
+            listed.handle(Event::Apply(Box::new(object.clone())));
+        }
+        listed.handle(Event::InitDone);
+        let expected = forwards.snapshot();
+        prop_assert_eq!(&walked.snapshot(), &expected);
+        prop_assert_eq!(&listed.snapshot(), &expected);
+    }
+}

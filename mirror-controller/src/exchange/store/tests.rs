@@ -1,0 +1,73 @@
+use std::time::Instant;
+
+use linkspan_proto::names::ClusterName;
+
+use super::*;
+
+fn cluster(name: &str) -> ClusterName {
+    ClusterName::parse(name).unwrap()
+}
+
+fn entries(names: &[&str]) -> Entries {
+    names
+        .iter()
+        .map(|name| {
+            let service = ServiceKey::parse(&format!("shop/{name}")).unwrap();
+            let entry = CatalogueEntry {
+                service: service.clone(),
+                headless: true,
+                ports: vec![CataloguePort {
+                    port: 80,
+                    name: Some(PortName::parse("http").unwrap()),
+                    protocol: Protocol::Tcp,
+                    app_protocol: Some("kubernetes.io/h2c".to_owned()),
+                    ready: 2,
+                }],
+                endpoints: vec![
+                    (EndpointName::parse("a-0").unwrap(), true),
+                    (EndpointName::parse("a-1").unwrap(), false),
+                ],
+                labels: BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())]),
+            };
+            (service, Arc::new(entry))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_saved_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path().to_owned());
+    let west = cluster("west");
+    assert_eq!(store.load(&west), (None, Entries::new()));
+    let nothing = Subscriber::new(cluster("east"), None, Entries::new(), Instant::now());
+    let saver = store.saver(&west, &nothing);
+    let catalogue = Catalogue::new(7, 9, Arc::new(entries(&["a", "b"])));
+    let held = Subscriber::new(cluster("east"), Some(catalogue.clone()), entries(&["gone"]), Instant::now());
+    saver.finish(&held).await;
+    assert_eq!(store.load(&west), (Some(catalogue), entries(&["gone"])));
+    store.retain([&west]);
+    assert!(store.load(&west).0.is_some());
+    store.retain([&cluster("other")]);
+    assert!(store.load(&west).0.is_none());
+}
+
+#[test]
+fn a_damaged_file_counts_as_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path().to_owned());
+    let good = r#"{"cluster":"west","epoch":1,"version":2,"entries":[{"service":"shop/a","ports":[{"port":80,"protocol":"TCP","ready":1}]}]}"#;
+    let west = cluster("west");
+    for (text, good) in [
+        (good.to_owned(), true),
+        (good.replace("west", "north"), false),
+        (good.replace("shop/a", "Shop/a"), false),
+        (good.replace("\"port\":80", "\"port\":0"), false),
+        (good.replace("TCP", "ICMP"), false),
+        (good.replace("}]}]}", ""), false),
+        (good.replace("\"epoch\"", "\"age\""), false),
+    ] {
+        fs::write(dir.path().join("west.json"), &text).unwrap();
+        assert_eq!(store.load(&west).0.is_some(), good, "{text}");
+    }
+}

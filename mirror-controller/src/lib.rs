@@ -1,0 +1,48 @@
+//! The control plane of one cluster: turns what peers export into local names. A Service's path, in reading order:
+//!
+//! ```text
+//!        objects                exported services             peers' catalogues           mirrors
+//! watch ---------> catalog -----------------------> exchange --------------------> mirror --------> gateway, DNS, files
+//!                     |                          peers | ^ peers                      |
+//!                     +----------- links, traffic policies, local names --------------+
+//! ```
+//!
+//! Each stage hands an immutable snapshot to the next; [`app`] is the only place that knows all four. What decides is
+//! pure (`catalog`, `exchange::session`, `mirror::{desired, plan, collect, addresses}`) and tested without a clock or a
+//! socket; what talks (`watch::directory`, `exchange::{pipe, server, client}`, `mirror::apply`, `configuration`, `status`)
+//! is thin. Nothing here is on the path of a request: gateways keep serving what they were last told.
+
+// The order is the order of the path, not the alphabet.
+
+
+/// 1. Where objects come from.
+pub mod watch;
+
+/// 2. What this cluster exports.
+pub mod catalog;
+
+/// 3. Catalogues to peers and from peers.
+pub mod exchange;
+
+
+
+/// The cluster's certificate authority.
+pub mod ca;
+
+/// Answers DNS queries for the mirrored names.
+pub mod dns;
+
+
+
+/// Labels on objects.
+pub mod labels;
+
+/// Findings about objects.
+pub mod verdict;
+
+/// Names that no peer may take.
+pub mod reserved;
+
+
+mod diff;
+mod files;

@@ -1,0 +1,29 @@
+//! Names that belong to the cluster itself: nothing that a peer says puts anything there (S-35).
+
+use linkspan_proto::names::{Namespace, ServiceKey};
+
+/// Namespaces of Kubernetes and of Linkspan. `default` is one of them: it holds the API server's own Service.
+const NAMESPACES: [&str; 5] = ["default", "kube-node-lease", "kube-public", "kube-system", "linkspan"];
+
+/// Services that every cluster has.
+const SERVICES: [&str; 2] = ["kube-dns", "kubernetes"];
+
+/// Whether nothing of this namespace is mirrored.
+#[must_use]
+pub fn is_reserved(namespace: &Namespace) -> bool {
+    NAMESPACES.contains(&namespace.as_str())
+}
+
+/// Why a service of a peer is not mirrored, if its name forbids it.
+#[must_use]
+pub fn refusal(service: &ServiceKey) -> Option<String> {
+    if is_reserved(&service.namespace) {
+        return Some(format!(
+            "the namespace {} belongs to each cluster itself and is never mirrored; export from a namespace of your own",
+            service.namespace
+        ));
+    }
+    SERVICES
+        .contains(&service.name.as_str())
+        .then(|| format!("{} is a service that every cluster has of its own; it is never mirrored", service.name))
+}
