@@ -73,6 +73,11 @@ impl Pair {
         );
         let folder = tempfile::Builder::new().prefix("linkspan-bench-").tempdir()?;
         let root = folder.path().to_owned();
+        Self::start_in(folder, linkspan, options).with_context(|| format!("the sites do not start{}", logs(&root)))
+    }
+
+    fn start_in(folder: tempfile::TempDir, linkspan: PathBuf, options: &Options) -> anyhow::Result<Self> {
+        let root = folder.path().to_owned();
         let mut children = Vec::new();
         let (direct, http_backend) = start_backends(&root, &mut children)?;
 
@@ -109,6 +114,12 @@ impl Pair {
     pub(crate) fn keep(&mut self) -> PathBuf {
         self.folder.take().map(tempfile::TempDir::keep).unwrap_or_default()
     }
+}
+
+/// What the sites logged last, for somebody who must find out why they do not start.
+fn logs(root: &Path) -> String {
+    let tail = |name: &str| process::tail(&root.join(name)).map(|tail| format!("\n--- {name}\n{tail}"));
+    ["east.log", "west.log", "nginx.log"].into_iter().filter_map(tail).collect()
 }
 
 /// nginx for HTTP where it is installed, ours for the rest.
@@ -151,9 +162,9 @@ fn nginx_config(folder: &Path, http: SocketAddr, h2: SocketAddr) -> String {
         .iter()
         .map(|name| format!("  {name}_temp_path {root}/{name};\n"))
         .collect();
-    // `listen ... http2` and not `http2 on`: older releases know only the former, and newer ones still take it.
+    // One process, or its worker would outlive it when it is killed. `listen ... http2` and not `http2 on`: older releases know only the former, and newer ones still take it.
     format!(
-        "daemon off;\nworker_processes 1;\npid {root}/pid;\nevents {{ worker_connections 8192; }}\nhttp {{\n{paths}  \
+        "daemon off;\nmaster_process off;\npid {root}/pid;\nevents {{ worker_connections 8192; }}\nhttp {{\n{paths}  \
          access_log off;\n  keepalive_requests 100000000;\n  default_type application/json;\n  \
          server {{ listen {http} backlog=4096; listen {h2} http2 backlog=4096; location / {{ return 200 '{body}'; }} }}\n}}\n",
         body = backend::BODY.replace('\n', "\\n"),
@@ -197,6 +208,17 @@ fn wait_until_mirrored(east: &Site, children: &mut [(&'static str, Process)]) ->
     Ok(targets)
 }
 
+/// A site whose ports the kernel chooses. The mirrored addresses are this run's own, so that two runs do not meet.
+fn site_yaml(name: &str, run: u32, number: usize, workers: Option<u16>) -> String {
+    let mirrors = format!("127.{}.{}.0/24", 112 + run / 128 % 16, run % 128 * 2 + u32::from(number > 0));
+    let workers = workers.map(|workers| format!(", workers: {workers}")).unwrap_or_default();
+    format!(
+        "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway: \
+         {{listen: \"127.0.0.1:0\", advertise: [\"127.0.0.1:0\"], mtlsListen: \"127.0.0.1:0\"{workers}}}\n  \
+         dns: {{listen: \"127.0.0.1:0\"}}\n  admin: {{listen: \"127.0.0.1:0\"}}\n  mirrorAddresses: {mirrors}\n"
+    )
+}
+
 /// One site's folder and its commands.
 #[derive(Debug)]
 struct Site {
@@ -216,15 +238,7 @@ impl Site {
     /// run's own.
     fn init(&self, number: usize, workers: Option<u16>) -> anyhow::Result<()> {
         process::output(self.command().args(["site", "init", self.name, "--dir"]).arg(&self.dir))?;
-        let run = std::process::id();
-        let mirrors = format!("127.{}.{}.0/24", 112 + run / 256 % 14, (run % 128) * 2 + number as u32);
-        let workers = workers.map(|workers| format!(", workers: {workers}")).unwrap_or_default();
-        let name = self.name;
-        let yaml = format!(
-            "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway: \
-             {{listen: \"127.0.0.1:0\", advertise: [\"127.0.0.1:0\"], mtlsListen: \"127.0.0.1:0\"{workers}}}\n  \
-             dns: {{listen: \"127.0.0.1:0\"}}\n  admin: {{listen: \"127.0.0.1:0\"}}\n  mirrorAddresses: {mirrors}\n"
-        );
+        let yaml = site_yaml(self.name, std::process::id(), number, workers);
         fs::write(self.dir.join("site.yaml"), yaml).context("cannot write site.yaml")
     }
 
@@ -242,5 +256,27 @@ impl Site {
         fs::write(&file, link)?;
         process::output(self.command().args(["link", "import"]).arg(&file).arg("--dir").arg(&self.dir))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_proto::manifest;
+
+    use super::*;
+
+    #[test]
+    fn the_set_up_is_valid() {
+        let direct: SocketAddr = "127.0.0.1:4711".parse().expect("an address");
+        let parsed = manifest::parse(&manifest(Targets { http: direct, h2: Some(direct), tcp: direct }), "web.yaml");
+        assert_eq!(parsed.len(), 3);
+        for document in parsed {
+            document.expect("valid");
+        }
+        for (run, workers) in [(1, None), (u32::MAX, Some(2))] {
+            let text = site_yaml("east", run, 1, workers);
+            let site = manifest::site_from_yaml(&text, "site.yaml").expect("valid");
+            assert_eq!(site.spec.gateway.workers, workers);
+        }
     }
 }

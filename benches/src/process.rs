@@ -10,6 +10,9 @@ use anyhow::Context;
 /// Clock ticks a second in `/proc`: fixed at 100 on every architecture that Linkspan builds for.
 const TICKS: f64 = 100.0;
 
+/// Lines of a log that stand in an error.
+const TAIL: usize = 20;
+
 /// A child that is killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -35,10 +38,7 @@ impl Process {
     /// Fails with the end of the log when the program has ended.
     pub(crate) fn must_run(&mut self, name: &str) -> anyhow::Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
-            let from = log.lines().count().saturating_sub(20);
-            let tail: Vec<&str> = log.lines().skip(from).collect();
-            anyhow::bail!("{name} ended ({status}):\n{}", tail.join("\n"));
+            anyhow::bail!("{name} ended ({status}):\n{}", tail(&self.log).unwrap_or_default());
         }
         Ok(())
     }
@@ -50,6 +50,14 @@ impl Drop for Process {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// The last lines of a log; `None` when there is none, or nothing in it.
+pub(crate) fn tail(log: &Path) -> Option<String> {
+    let log = fs::read_to_string(log).ok()?;
+    let from = log.lines().count().saturating_sub(TAIL);
+    let tail: Vec<&str> = log.lines().skip(from).collect();
+    (!tail.is_empty()).then(|| tail.join("\n"))
 }
 
 /// CPU time in seconds that a process and its descendants have used.
