@@ -35,8 +35,8 @@ pub mod context;
 /// A failure of any stage, as the path sees it.
 pub mod error;
 
-// /// HTTP at both edges.
-// pub mod http;
+/// HTTP at both edges.
+pub mod http;
 
 /// Copying between a socket and a stream, both ways.
 pub mod relay;
@@ -62,8 +62,8 @@ pub mod access_log;
 /// Figures of the last minute for `linkspan stat`.
 pub mod stat;
 
-// /// The whole trip of a byte.
-// pub mod path;
+/// The whole trip of a byte.
+pub mod path;
 
 // /// Wiring.
 // pub mod app;

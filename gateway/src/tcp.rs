@@ -28,6 +28,7 @@ mod local;
 
 pub use egress::serve as egress;
 pub use ingress::serve as ingress;
+pub(crate) use local::{FromBackend, ToBackend};
 
 /// Client bytes that are sent ahead of the answer and kept for another target. One read of the relay: a client that has
 /// more to say waits for the answer, which it would do anyway for its window.

@@ -47,10 +47,10 @@ pub(super) async fn carry(
 }
 
 /// The backend's socket as the sending half of a stream.
-struct ToBackend(OwnedWriteHalf);
+pub(crate) struct ToBackend(pub(crate) OwnedWriteHalf);
 
 /// The backend's socket as the receiving half of a stream.
-struct FromBackend(OwnedReadHalf);
+pub(crate) struct FromBackend(pub(crate) OwnedReadHalf);
 
 impl SendSide for ToBackend {
     async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
