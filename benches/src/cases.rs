@@ -119,6 +119,7 @@ pub(crate) fn measure(pair: &mut Pair, kinds: &[Kind], seconds: f64, rounds: usi
         cases.push(Case {
             name,
             unit: kind.unit(),
+            cpu_per: kind.unit().work(),
             direct: report::median(direct),
             linkspan: report::median(linkspan),
         });

@@ -19,9 +19,6 @@ const OPEN_LOOP_CONNECTIONS: usize = 64;
 /// How long one answer may take before it counts as a failure.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Part of the measurement's time that h2load runs before it counts.
-const WARM_UP_SHARE: f64 = 0.25;
-
 /// Requests as fast as answers come, over `connections` keep-alive connections, HTTP/1.1.
 pub(crate) fn closed_loop(target: SocketAddr, connections: usize, duration: Duration) -> anyhow::Result<Seen> {
     if process::find("h2load").is_some() {
@@ -57,7 +54,7 @@ fn h2load(target: SocketAddr, how: &[&str], duration: Duration) -> anyhow::Resul
     let program = process::find("h2load").context("h2load is not installed (Debian: nghttp2-client)")?;
     let mut command = Command::new(program);
     command.args(how).args(["-t", "1", "-D", &duration.as_secs_f64().ceil().to_string()]);
-    command.arg(format!("--warm-up-time={}ms", (duration.as_secs_f64() * WARM_UP_SHARE * 1e3) as u64));
+    // No warm-up: its requests would cost CPU time and not be counted.
     let text = process::output(command.arg(format!("http://{target}/")))?;
     parse_h2load(&text).with_context(|| format!("h2load says:\n{text}"))
 }

@@ -47,6 +47,8 @@ pub(crate) struct Memory {
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) unit: Unit,
+    /// What the CPU seconds of both paths are for: [`Unit::work`].
+    pub(crate) cpu_per: &'static str,
     pub(crate) direct: Path,
     pub(crate) linkspan: Path,
 }
@@ -72,7 +74,16 @@ impl Unit {
         }
     }
 
-    /// What CPU seconds are divided by, and the factor from seconds to the shown unit.
+    /// What CPU seconds are divided by.
+    pub(crate) const fn work(self) -> &'static str {
+        match self {
+            Self::RequestsPerSecond | Self::Milliseconds => "1000 requests",
+            Self::ConnectionsPerSecond => "1000 connections",
+            Self::GigabitsPerSecond => "gigabyte",
+        }
+    }
+
+    /// How the table shows that, and the factor from seconds to the shown unit.
     const fn cpu(self) -> (&'static str, f64) {
         match self {
             // Seconds per thousand are milliseconds each; microseconds read better.
@@ -94,7 +105,8 @@ pub(crate) struct Path {
     pub(crate) p99: Option<f64>,
     /// Requests, connections or transfers that failed, over all rounds.
     pub(crate) failed: u64,
-    /// CPU seconds by process: for a thousand requests or connections, or for a gigabyte.
+    /// CPU seconds by process, for the work that the case names.
+    #[serde(rename = "cpuSeconds")]
     pub(crate) cpu: BTreeMap<String, f64>,
 }
 
@@ -234,12 +246,14 @@ mod tests {
                 Case {
                     name: "HTTP/1.1 throughput".to_owned(),
                     unit: Unit::RequestsPerSecond,
+                    cpu_per: Unit::RequestsPerSecond.work(),
                     direct: path(40_000.0, 0),
                     linkspan: path(10_000.0, 2),
                 },
                 Case {
                     name: "latency".to_owned(),
                     unit: Unit::Milliseconds,
+                    cpu_per: Unit::Milliseconds.work(),
                     direct: Path { p99: Some(0.2), ..path(0.1, 0) },
                     linkspan: Path { p99: Some(0.9), ..path(0.4, 0) },
                 },
