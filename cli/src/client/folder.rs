@@ -118,3 +118,53 @@ pub(crate) fn gone(error: anyhow::Error, half: &str, pid: u32, dir: &Path) -> an
          start the site again with `linkspan site run --dir {dir}`"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::facts::Facts;
+
+    fn folder(gateway: Option<&str>) -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().expect("folder");
+        if let Some(text) = gateway {
+            let run = dir.path().join("state/run");
+            fs::create_dir_all(&run).expect("folder");
+            fs::write(run.join("gateway.json"), text).expect("written");
+        }
+        let folder = Folder::new(dir.path());
+        (dir, folder)
+    }
+
+    #[tokio::test]
+    async fn a_site_that_does_not_run_names_the_command_that_starts_it() {
+        let (_dir, folder) = folder(None);
+        let error = format!("{:#}", Facts::read(&folder).await.expect_err("no site"));
+        assert!(error.contains("does not run") && error.contains("linkspan site run --dir"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_gone_is_told_from_one_that_never_ran() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("bound");
+        let (_dir, folder) = folder(Some(&format!(
+            r#"{{"pid":4711,"version":"0.1.0","link":"127.0.0.1:4143","admin":"{closed}","mtls":null,"workers":2}}"#
+        )));
+        assert_eq!(folder.gateway().expect("a run file").pid, 4711);
+        let error = format!("{:#}", Facts::read(&folder).await.expect_err("no answer"));
+        assert!(error.contains("process 4711") && error.contains("linkspan site run --dir"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_named() {
+        let (_dir, folder) = folder(Some("{}"));
+        let error = format!("{:#}", folder.gateway().expect_err("not ours"));
+        assert!(error.contains("gateway.json") && error.contains("restart the site"), "{error}");
+    }
+
+    #[test]
+    fn folders_have_their_defaults_while_site_yaml_cannot_be_read() {
+        let (dir, folder) = folder(None);
+        fs::write(dir.path().join("site.yaml"), "gatewy: {}").expect("written");
+        assert_eq!(folder.state(), dir.path().join("state"));
+        assert_eq!(folder.manifests(), dir.path().join("manifests"));
+    }
+}
