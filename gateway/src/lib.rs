@@ -9,6 +9,8 @@
 //! The modules stand in the order in which a byte passes them; [`path`] shows both trips in one place. `discovery` and
 //! `identity` feed them, `app` wires them together. Nothing here imports the controller: the two meet in `proto`.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests spawn as they like: their tasks die with them"))]
+
 // A doc comment and a blank line between the modules keep rustfmt from sorting them.
 
 /// 1 Sockets of the mirrored names: bind, accept, limit.
@@ -22,6 +24,9 @@ pub mod route;
 
 /// 4 Streams to and from the gateways of peer clusters.
 pub mod link;
+
+/// The mTLS port of local clients.
+pub mod mtls;
 
 /// 5 What a peer may reach here.
 pub mod remote;

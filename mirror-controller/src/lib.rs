@@ -12,6 +12,8 @@
 //! socket; what talks (`watch::directory`, `exchange::{pipe, server, client}`, `mirror::apply`, `configuration`, `status`)
 //! is thin. Nothing here is on the path of a request: gateways keep serving what they were last told.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests spawn as they like: their tasks die with them"))]
+
 // The order is the order of the path, not the alphabet.
 
 

@@ -9,6 +9,8 @@
 //! readiness and metrics on the same [`admin::Admin`], [`readiness::Readiness`] and [`metrics::Registry`]; all three
 //! are cheap handles to shared state. Nothing here knows what a gateway or a controller is.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests spawn as they like: their tasks die with them"))]
+
 // The order is the order of a process's life, not the alphabet.
 
 /// Version, commit and profile of this build.

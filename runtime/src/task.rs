@@ -25,6 +25,7 @@ static PANICS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
 /// Runs `future` as a task of this name on the current runtime.
 ///
 /// Dropping the handle detaches the task: give it a [`Signal`] or keep the handle.
+#[allow(clippy::disallowed_methods, reason = "the one place that may")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,

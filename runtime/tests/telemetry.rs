@@ -1,5 +1,7 @@
 //! Logging of a whole process: this binary runs itself as a child and reads the child's stderr.
 
+#![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
+
 use std::process::{Command, Stdio};
 
 use linkspan_runtime::telemetry::{self, Format};

@@ -9,6 +9,8 @@
 //! Everything is real: the binaries that users run, nginx, PostgreSQL, Redis, curl, dig, gRPC and WebSocket programs.
 //! A host is a network namespace, so tests neither share ports nor touch the machine's own network; namespaces need root.
 
+#![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
+
 pub mod process;
 
 pub mod world;

@@ -1,6 +1,8 @@
 //! An open-loop HTTP/1.1 load generator: requests are due at fixed times, whatever became of the earlier ones, and
 //! latency counts from the time a request was due, so a stalled server cannot hide (coordinated omission).
 
+#![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
