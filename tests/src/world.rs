@@ -98,6 +98,19 @@ impl World {
         self.hosts.iter().find(|h| h.name == name).cloned().unwrap_or_else(|| panic!("no host {name}"))
     }
 
+    /// Lets every host resolve these names (its `/etc/hosts`): pairs of name and host.
+    ///
+    /// # Panics
+    /// When a host is not there.
+    pub fn name_hosts(&self, names: &[(&str, &str)]) {
+        let lines: String =
+            names.iter().map(|(name, host)| format!("{} {name}\n", self.host(host).address())).collect();
+        for netns in self.hosts.iter().filter_map(|host| host.netns.as_ref()) {
+            let file = PathBuf::from("/etc/netns").join(netns).join("hosts");
+            fs::write(file, format!("127.0.0.1 localhost\n{lines}")).expect("hosts file of the host");
+        }
+    }
+
     /// A folder of the world's own.
     pub fn dir(&self) -> &Path {
         self.dir.path()

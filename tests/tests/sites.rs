@@ -24,4 +24,6 @@ mod sites {
     mod cli;
 
     mod demo;
+
+    mod readme;
 }

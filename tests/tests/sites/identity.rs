@@ -60,10 +60,10 @@ fn an_mtls_client_is_known_by_its_own_certificate() {
     let (east, west) = (&sites[0], &sites[1]);
     let _web = web(west);
     east.wait_resolves(WEB);
-    east.linkspan(&["identity", "issue", "--namespace", "bank", "--service-account", "teller", "--out", "svid"]);
-    let svid = "svid";
+    let svid = east.host.dir().join("svid").display().to_string();
+    east.linkspan(&["identity", "issue", "--namespace", "bank", "--service-account", "teller", "--out", &svid]);
     let curl = format!(
-        "curl -sS --max-time 5 --cert {svid}/cert.pem --key {svid}/key.pem --cacert {svid}/bundle.pem \
+        "curl -sS --max-time 5 --cert {svid}/tls.crt --key {svid}/tls.key --cacert {svid}/ca.crt \
          --connect-to {WEB}:443:127.0.0.1:4193 https://{WEB}:443/"
     );
     // The certificate of the mTLS port follows the mirrored namespaces.
@@ -83,11 +83,12 @@ fn an_mtls_client_is_known_by_its_own_certificate() {
             .try_sh(&format!("curl -sS --max-time 5 -k --connect-to {WEB}:443:127.0.0.1:4193 https://{WEB}:443/"))
             .0
     );
-    west.linkspan(&["identity", "issue", "--namespace", "bank", "--service-account", "teller", "--out", "foreign"]);
     let foreign = west.host.dir().join("foreign");
-    let foreign = curl.replace(&format!("{svid}/cert"), &format!("{}/cert", foreign.display()));
-    let foreign =
-        foreign.replace(&format!("{svid}/key"), &format!("{}/key", west.host.dir().join("foreign").display()));
+    let out = foreign.display().to_string();
+    west.linkspan(&["identity", "issue", "--namespace", "bank", "--service-account", "teller", "--out", &out]);
+    let foreign = curl
+        .replace(&format!("{svid}/tls.crt"), &foreign.join("tls.crt").display().to_string())
+        .replace(&format!("{svid}/tls.key"), &foreign.join("tls.key").display().to_string());
     assert!(!east.host.try_sh(&foreign).0);
 }
 
