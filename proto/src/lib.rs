@@ -15,40 +15,42 @@
 //! Nothing here trusts its input: every decoder has a cap, refuses what it does not know for certain, and allocates no
 //! more than the sender's bytes back.
 
+// Plain comments: an outer doc comment here would make rustdoc look for the links of the module's own documentation in this file.
+
 mod text;
 
-/// Names that are parsed once.
+// Names that are parsed once.
 pub mod names;
 
-/// Trust domains, SPIFFE IDs, assurance.
+// Trust domains, SPIFFE IDs, assurance.
 pub mod identity;
 
-/// The closed set of reasons why a stream ends early.
+// The closed set of reasons why a stream ends early.
 pub mod refusal;
 
-/// First bytes of every stream on a link.
+// First bytes of every stream on a link.
 pub mod stream_header;
 
-/// HTTP on a link.
+// HTTP on a link.
 pub mod frames;
 
-/// Control streams of a link.
+// Control streams of a link.
 pub mod control;
 
-/// Catalogues between controllers.
+// Catalogues between controllers.
 pub mod exchange;
 
-/// First line of the pipe that carries a catalogue between gateway and controller.
+// First line of the pipe that carries a catalogue between gateway and controller.
 pub mod exchange_socket;
 
-/// Controller to gateway and back.
+// Controller to gateway and back.
 pub mod configuration;
 
-/// Resource types.
+// Resource types.
 pub mod resources;
 
-/// YAML to resources and back.
+// YAML to resources and back.
 pub mod manifest;
 
-/// Code generated from `proto/*.proto`.
+// Code generated from `proto/*.proto`.
 pub mod generated;

@@ -335,7 +335,7 @@ fn caps_hold_in_both_directions() {
     let long = "v".repeat(MAX_HEAD_LEN);
     assert_eq!(encode_request_head(&request(&[("x-long", &long)])), Err(FrameError::TooLong));
     assert_eq!(encode_trailers(&headers(&[("x-long", &long)])), Err(FrameError::TooLong));
-    assert!(encode_trailers(&headers(&[("x-long", &long[..MAX_HEAD_LEN - 100])])).is_ok());
+    assert!(encode_trailers(&headers(&[("x-long", &"v".repeat(MAX_HEAD_LEN - 100))])).is_ok());
 
     let mut length = [0; varint::MAX];
     for (kind, size) in [(frame::HEAD, MAX_HEAD_LEN + 1), (frame::HEAD, usize::MAX >> 1), (frame::UPGRADED, 1)] {

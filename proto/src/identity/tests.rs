@@ -172,11 +172,7 @@ fn in_grammar(text: &str) -> bool {
     let path: String = rest.chars().skip_while(|c| *c != '/').collect();
     let domain_char = |c: char| "abcdefghijklmnopqrstuvwxyz0123456789._-".contains(c);
     let segment_char = |c: char| domain_char(c) || "ABCDEFGHIJKLMNOPQRSTUVWXYZ".contains(c);
-    let ascii_punycode = format!(".{domain}.").contains(".xn--") && format!("{domain}.").contains("-.");
-    let fake = ascii_punycode
-        && domain.split('.').any(|label| {
-            label.len() >= 4 && label.is_char_boundary(4) && &label[..4] == "xn--" && label.ends_with('-')
-        });
+    let fake = domain.split('.').any(|label| label.starts_with("xn--") && label.ends_with('-'));
     if domain.is_empty() || domain.len() > 255 || !domain.chars().all(domain_char) || fake || text.len() > 2048 {
         return false;
     }
@@ -264,7 +260,7 @@ proptest! {
     fn print_and_parse_are_inverse(text in "spiffe://[a-z0-9._-]{1,40}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}){1,6}") {
         if in_grammar(&text) {
             let parsed = id(&text);
-            prop_assert_eq!(SpiffeId::parse(&parsed.to_string()).unwrap(), parsed.clone());
+            prop_assert_eq!(format!("{parsed}").parse::<SpiffeId>().unwrap(), parsed.clone());
             let json = serde_json::to_string(&parsed).unwrap();
             prop_assert_eq!(serde_json::from_str::<SpiffeId>(&json).unwrap(), parsed);
         }

@@ -16,16 +16,18 @@ pub(super) struct Document<'a> {
 pub(super) fn split(text: &str) -> Vec<Document<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
+    // Lines begin and end at characters, so the range is always there.
+    let piece = |from, to, first_line| Document { text: text.get(from..to).unwrap_or_default(), first_line };
     let (mut start, mut first_line, mut position) = (0, 1, 0);
     // Whether the present document has nothing yet but comments and directives, which belong to a `---` behind them.
     let mut only_prefix = true;
     for (line, number) in text.split_inclusive('\n').zip(1..) {
         let end = position + line.len();
         if is_marker(line, "---") && !only_prefix {
-            documents.push(Document { text: &text[start..position], first_line });
+            documents.push(piece(start, position, first_line));
             (start, first_line) = (position, number);
         } else if is_marker(line, "...") {
-            documents.push(Document { text: &text[start..end], first_line });
+            documents.push(piece(start, end, first_line));
             (start, first_line, only_prefix) = (end, number + 1, true);
             position = end;
             continue;
@@ -34,7 +36,7 @@ pub(super) fn split(text: &str) -> Vec<Document<'_>> {
         position = end;
     }
     if start < text.len() {
-        documents.push(Document { text: &text[start..], first_line });
+        documents.push(piece(start, text.len(), first_line));
     }
     documents
 }

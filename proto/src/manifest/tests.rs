@@ -311,6 +311,49 @@ fn nothing_counts_as_empty_where_kubernetes_has_it_so() {
 }
 
 #[test]
+fn what_kubectl_prints_is_read() {
+    let text = "\
+apiVersion: v1
+kind: Service
+metadata:
+  annotations:
+    kubectl.kubernetes.io/last-applied-configuration: |
+      {\"apiVersion\":\"v1\"}
+  creationTimestamp: 2026-01-02T03:04:05Z
+  generation: 1
+  managedFields:
+  - apiVersion: v1
+    fieldsType: FieldsV1
+    fieldsV1:
+      f:spec:
+        f:ports:
+          .: {}
+          k:{\"port\":80,\"protocol\":\"TCP\"}: {f:port: {}, f:n: 1}
+    manager: kubectl
+    operation: Update
+    time: \"2026-01-02T03:04:05Z\"
+  name: web
+  namespace: shop
+  resourceVersion: \"42\"
+  uid: 0c9c7d2e-0000-4000-8000-000000000000
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  internalTrafficPolicy: Cluster
+  ipFamilies: [IPv4]
+  ports:
+  - {name: http, port: 80, protocol: TCP, targetPort: 8080}
+  - {name: grpc, port: 81, protocol: TCP, targetPort: grpc}
+  selector: {app: web}
+  sessionAffinity: None
+  type: ClusterIP
+status:
+  loadBalancer: {}
+";
+    assert_eq!(outcomes(text), ["1 Service shop/web"]);
+}
+
+#[test]
 fn yes_is_text() {
     let text = SERVICE.replace("appProtocol: http", "appProtocol: yes");
     assert_eq!(outcomes(&text), ["1 Service shop/web"]);

@@ -153,7 +153,7 @@ impl Random {
         let count = 1 + self.next(6);
         let text = (0..count).map(|_| PARTS[self.next(PARTS.len())]).collect::<Vec<_>>().join("-");
         let text = text.trim_matches('-');
-        let cut = &text[..text.len().min(MAX_LABEL)];
+        let cut = text.get(..MAX_LABEL).unwrap_or(text);
         match cut.trim_matches('-') {
             "" => "a".to_owned(),
             text => text.to_owned(),
