@@ -1,5 +1,9 @@
 //! What the controller wants: its configuration as immutable snapshots.
 //!
+//! ```text
+//! controller.sock --Update parts--> assembly --whole--> watch<Snapshot> --> app applies --> `applied` --> Acknowledged
+//! ```
+//!
 //! - In: `Update` messages over the controller's socket (see `proto::configuration`).
 //! - Out: a [`Snapshot`] behind a `watch` channel, replaced as a whole when the last part of an update is in; reports
 //!   back to the controller.
@@ -12,6 +16,11 @@ use std::sync::Arc;
 use linkspan_proto::configuration::{Rejection, Resource, ResourceKey};
 use tokio::sync::watch;
 
+mod assembly;
+mod client;
+
+pub use client::{Client, channel};
+
 /// All resources of one generation. Cheap to clone behind its `Arc`; resources that did not change between two
 /// generations are the same `Arc` in both.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +29,13 @@ pub struct Snapshot {
     pub generation: u64,
     /// By key.
     pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
+}
+
+impl Snapshot {
+    /// The resources themselves.
+    pub fn resources(&self) -> impl Iterator<Item = &Resource> {
+        self.resources.values().map(AsRef::as_ref)
+    }
 }
 
 /// Where stages complain about resources that they cannot put into force; the complaints go to the controller.

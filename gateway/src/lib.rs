@@ -52,8 +52,8 @@ pub mod tcp;
 /// The controller's configuration as immutable snapshots.
 pub mod discovery;
 
-// /// Certificates of this gateway.
-// pub mod identity;
+/// Certificates of this gateway.
+pub mod identity;
 
 /// How a connection or request ended.
 pub mod outcome;
@@ -70,8 +70,8 @@ pub mod stat;
 /// The whole trip of a byte.
 pub mod path;
 
-// /// Wiring.
-// pub mod app;
+/// Wiring.
+pub mod app;
 
-// /// What was typed, and what it means.
-// pub mod config;
+/// What was typed, and what it means.
+pub mod config;

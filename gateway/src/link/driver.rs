@@ -59,6 +59,8 @@ pub(super) enum Message {
     Configure(Arc<PeerConfig>),
     /// The Link object is gone.
     Remove,
+    /// The gateway will end.
+    Announce,
     /// The gateway ends.
     Shutdown { deadline: Duration },
     /// The addresses behind the Link's names.
@@ -193,6 +195,7 @@ impl Driver {
                 self.close_all(CloseCode::LinkRemoved);
                 return Next::End;
             }
+            Message::Announce => self.state.handle(Event::Announce, now),
             Message::Shutdown { deadline } => {
                 self.deadline = Some(now + deadline);
                 self.exchange.take().inspect(JoinHandle::abort);

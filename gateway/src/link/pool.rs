@@ -36,6 +36,11 @@ use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, accept};
 /// does nothing but take them.
 const INBOX: usize = 256;
 
+/// After an announcement peers have two round trips to act on it, with these bounds for one.
+const ANNOUNCED: Duration = Duration::from_millis(25);
+
+const ANNOUNCED_MOST: Duration = Duration::from_millis(500);
+
 /// How long a driver may take beyond the drain's deadline to close what is left.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -181,7 +186,23 @@ impl Links {
         rejections
     }
 
-    /// Tells all peers that this gateway ends, waits for their streams until `deadline`, closes the rest.
+    /// Tells all peers that this gateway will end, so that they open no new streams, and takes no new connections. Streams
+    /// go on, and new ones are still served and may still be opened. Resolves when the peers should have heard.
+    pub async fn announce(&self) {
+        let shared = &self.0;
+        shared.ending.store(true, Ordering::Release);
+        let _configuring = shared.configuring.lock().await;
+        let peers = shared.peers.load_full();
+        let mut longest = Duration::ZERO;
+        for link in peers.values().filter(|link| !link.connections.load().is_empty()) {
+            longest = longest.max(self.rtt(&link.cluster).unwrap_or_default()).max(ANNOUNCED);
+            // An error says that the driver has ended already.
+            drop(link.inbox.send(Message::Announce).await);
+        }
+        tokio::time::sleep((longest * 2).min(ANNOUNCED_MOST)).await;
+    }
+
+    /// Leaves all peers: waits for the streams until `deadline`, closes the rest. Call [`Self::announce`] before.
     pub async fn drain(&self, deadline: Duration) {
         let shared = &self.0;
         shared.ending.store(true, Ordering::Release);

@@ -157,7 +157,9 @@ pub(super) enum Event {
     Refused(Trouble),
     /// We have a new certificate.
     Rotated,
-    /// This gateway ends.
+    /// This gateway will end: peers shall know before anything is refused.
+    Announce,
+    /// This gateway ends: leave every connection when its streams have ended.
     Shutdown,
 }
 
@@ -260,7 +262,11 @@ impl LinkState {
                 }
             }
             Event::Rotated => self.rotated(),
-            Event::Shutdown => self.shutdown(),
+            Event::Announce => self.announce(now),
+            Event::Shutdown => {
+                self.announce(now);
+                self.shutdown();
+            }
         }
         self.advance(now);
     }
@@ -296,7 +302,7 @@ impl LinkState {
     /// Connections that take new streams: those of the kept direction, else the others, else those that are about to be
     /// replaced.
     pub(super) fn usable(&self) -> Vec<ConnectionId> {
-        let ready = |known: &Known| known.hello.is_some() && !known.is_shut();
+        let ready = |known: &Known| known.hello.is_some() && known.leaving != Some(Leave::Shutdown);
         let mut usable: Vec<_> = self.known.iter().filter(|(_, known)| ready(known) && !known.is_leaving()).collect();
         if usable.is_empty() {
             usable = self.known.iter().filter(|(_, known)| ready(known) && !known.finishing).collect();
@@ -315,7 +321,7 @@ impl LinkState {
 
     /// Whether every connection is about to end because the peer said so.
     pub(super) fn is_peer_leaving(&self) -> bool {
-        !self.known.is_empty() && self.known.values().all(Known::is_shut)
+        !self.known.is_empty() && self.known.values().all(|known| known.leaving == Some(Leave::Shutdown))
     }
 
     /// What went wrong last, while nothing stands.
@@ -560,20 +566,29 @@ impl LinkState {
         }
     }
 
-    fn shutdown(&mut self) {
+    fn announce(&mut self, now: Instant) {
         self.ending = true;
         self.resolve_at = None;
-        let ids: Vec<_> = self.known.keys().copied().collect();
+        self.abandon_dials(now);
         for slot in &mut self.slots {
-            for attempt in slot.abandon() {
-                self.actions.push_back(Action::Abandon { attempt });
-            }
             slot.current = None;
-            slot.pending = None;
-            slot.replace = None;
         }
-        for connection in ids {
-            self.leave(connection, Leave::Shutdown);
+        for (id, known) in &mut self.known {
+            if known.hello.is_none() {
+                self.actions.push_back(Action::Close { connection: *id, why: CloseWhy::Shutdown });
+            } else if known.left != Some(Leave::Shutdown) {
+                known.left = Some(Leave::Shutdown);
+                self.actions.push_back(Action::GoAway { connection: *id, leave: Leave::Shutdown });
+            }
+        }
+    }
+
+    fn shutdown(&mut self) {
+        for (id, known) in &mut self.known {
+            if !known.finishing {
+                known.finishing = true;
+                self.actions.push_back(Action::Finish { connection: *id });
+            }
         }
     }
 
@@ -581,8 +596,7 @@ impl LinkState {
     fn leave(&mut self, connection: ConnectionId, leave: Leave) {
         let Some(known) = self.known.get_mut(&connection) else { return };
         if known.hello.is_none() {
-            let why = if leave == Leave::Shutdown { CloseWhy::Shutdown } else { CloseWhy::Unneeded };
-            self.actions.push_back(Action::Close { connection, why });
+            self.actions.push_back(Action::Close { connection, why: CloseWhy::Unneeded });
             return;
         }
         if known.left != Some(leave) {
@@ -658,11 +672,6 @@ impl LinkState {
 impl Known {
     fn new(dialled: Option<(usize, SocketAddr)>, now: Instant) -> Self {
         Self { dialled, since: now, hello: None, leaving: None, left: None, finishing: false, missing: 0 }
-    }
-
-    /// No new streams, whatever else there is.
-    fn is_shut(&self) -> bool {
-        self.leaving == Some(Leave::Shutdown) || self.left == Some(Leave::Shutdown)
     }
 
     fn is_leaving(&self) -> bool {

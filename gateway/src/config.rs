@@ -1,0 +1,184 @@
+//! What was typed ([`Args`]), and what it means ([`Config`]): resolved once, checked by types.
+//!
+//! - In: arguments and the site's `site.yaml`.
+//! - Out: addresses, paths and numbers, with all defaults in them; `/config` on the admin port shows them.
+//! - Refuses when: `site.yaml` cannot be read or has an unknown or impossible field, named by line and column.
+//! - Never does: read the environment; look at anything but `site.yaml`: everything else comes from the controller.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::manifest::{ManifestError, site_from_yaml};
+use linkspan_proto::names::ClusterName;
+use linkspan_proto::resources::Site;
+use linkspan_runtime::telemetry::Format;
+use serde::Serialize;
+
+/// The name of a site's configuration inside its directory.
+pub const SITE_FILE: &str = "site.yaml";
+
+/// Connection ids name their worker in one byte.
+const MAX_WORKERS: usize = 256;
+
+/// The gateway of a standalone site: carries the traffic; the controller of the same site tells it what to carry.
+#[derive(Debug, Parser)]
+#[command(name = "linkspan-gateway", version)]
+pub struct Args {
+    /// The site's directory, with site.yaml in it.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+
+    /// How log lines look: text for people, json for machines.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+
+    /// Which log lines are written: error, warn, info, debug, trace, or per module as in
+    /// info,linkspan_gateway=debug; access=off leaves the access log out.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_filter: String,
+}
+
+/// What it means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// The cluster's name.
+    pub cluster: ClusterName,
+    /// The cluster's trust domain.
+    pub trust_domain: TrustDomain,
+    /// The site's directory.
+    pub dir: PathBuf,
+    /// Keys, sockets, last good state.
+    pub state_dir: PathBuf,
+    /// UDP address of the link; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// TCP address for local clients that show their own certificate; `None`: off.
+    pub mtls_listen: Option<SocketAddr>,
+    /// TCP address of the admin server.
+    pub admin_listen: SocketAddr,
+    /// Worker threads, each with its own runtime and sockets.
+    pub workers: usize,
+    /// How long running streams may take to finish when the gateway stops.
+    #[serde(rename = "drainSeconds", serialize_with = "seconds")]
+    pub drain: Duration,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or cannot be read.
+    #[error("cannot read {}: {error}; `linkspan site init` writes one", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file says something that is not a site.
+    #[error(transparent)]
+    Invalid(#[from] ManifestError),
+}
+
+impl Config {
+    /// Reads `site.yaml` in `dir`.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        let path = dir.join(SITE_FILE);
+        let text = fs::read_to_string(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
+        Ok(Self::resolve(&site_from_yaml(&text, &path.display().to_string())?, dir))
+    }
+
+    /// What a site, which is valid by its type, means in `dir`.
+    #[must_use]
+    pub fn resolve(site: &Site, dir: &Path) -> Self {
+        let gateway = &site.spec.gateway;
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cluster: site.cluster().clone(),
+            trust_domain: site.trust_domain(),
+            dir: dir.to_owned(),
+            state_dir: dir.join(&site.spec.state_dir),
+            listen: gateway.listen,
+            mtls_listen: gateway.mtls_listen,
+            admin_listen: site.spec.admin.listen,
+            workers: gateway.workers.map_or_else(cores, usize::from).clamp(1, MAX_WORKERS),
+            drain: Duration::from_secs(gateway.drain_seconds.into()),
+        }
+    }
+
+    /// The controller's socket for configuration and certificates.
+    #[must_use]
+    pub fn controller_socket(&self) -> PathBuf {
+        self.state_dir.join("controller.sock")
+    }
+
+    /// The controller's socket for the catalogue exchange.
+    #[must_use]
+    pub fn exchange_socket(&self) -> PathBuf {
+        self.state_dir.join("exchange.sock")
+    }
+
+    /// Where the bound addresses are written when the gateway is ready.
+    #[must_use]
+    pub fn run_file(&self) -> PathBuf {
+        self.state_dir.join("run").join("gateway.json")
+    }
+
+    /// The seed of the transport's keys.
+    #[must_use]
+    pub fn seed_file(&self) -> PathBuf {
+        self.state_dir.join("gateway.seed")
+    }
+}
+
+fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_and_paths_are_resolved() {
+        let site = Site::new(ClusterName::parse("east").unwrap());
+        let config = Config::resolve(&site, Path::new("/srv/east"));
+        assert_eq!(config.trust_domain.as_str(), "east.linkspan.internal");
+        assert_eq!(config.controller_socket(), Path::new("/srv/east/state/controller.sock"));
+        assert_eq!(config.run_file(), Path::new("/srv/east/state/run/gateway.json"));
+        assert!(config.workers >= 1);
+        assert_eq!(config.drain, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec:\n  gatway: {}\n";
+        fs::write(dir.path().join(SITE_FILE), text).unwrap();
+        let error = Config::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("site.yaml:5") && error.contains("gatway"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_says_how_to_make_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Config::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("linkspan site init"), "{error}");
+    }
+
+    #[test]
+    fn arguments_have_defaults() {
+        let args = Args::parse_from(["linkspan-gateway"]);
+        assert_eq!((args.dir.to_str(), args.log_format), (Some("."), Format::Text));
+        let args = Args::parse_from(["linkspan-gateway", "--dir", "/srv/east", "--log-format", "json"]);
+        assert_eq!((args.dir.to_str(), args.log_format), (Some("/srv/east"), Format::Json));
+    }
+}
