@@ -13,7 +13,7 @@ use super::http;
 /// Everything that the gateway says, read at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
-    /// Our own cluster, where the gateway or `site.yaml` names it.
+    /// Our own cluster.
     pub(crate) own: Option<ClusterName>,
     /// The links, by peer.
     pub(crate) links: BTreeMap<ClusterName, LinkReport>,
@@ -43,6 +43,24 @@ pub(crate) struct Listener {
     /// Why not, in words with the remedy.
     #[serde(default)]
     pub(crate) message: String,
+}
+
+/// `/config`, of which the gateway's part alone is of interest.
+#[derive(Deserialize)]
+struct ConfigPage {
+    gateway: ConfigPart,
+}
+
+#[derive(Deserialize)]
+struct ConfigPart {
+    resolved: Resolved,
+    /// Every resource in force.
+    resources: Vec<Resource>,
+}
+
+#[derive(Deserialize)]
+struct Resolved {
+    cluster: ClusterName,
 }
 
 /// One cluster behind a mirrored port.
@@ -108,17 +126,17 @@ impl Facts {
     /// Asks the running gateway.
     pub(crate) async fn read(folder: &Folder) -> anyhow::Result<(GatewayRun, Self)> {
         let run = folder.gateway()?;
-        let facts = Self::ask(&run, folder).await.map_err(|error| gone(error, "gateway", run.pid, folder.dir()))?;
+        let facts = Self::ask(&run).await.map_err(|error| gone(error, "gateway", run.pid, folder.dir()))?;
         Ok((run, facts))
     }
 
     /// Asks the gateway that runs as `run` says.
-    pub(crate) async fn ask(run: &GatewayRun, folder: &Folder) -> anyhow::Result<Self> {
+    pub(crate) async fn ask(run: &GatewayRun) -> anyhow::Result<Self> {
         let links: Vec<LinkReport> = http::json(run.admin, "/links").await?;
         let listeners: Vec<Listener> = http::json(run.admin, "/mirrors").await?;
-        let resources: Vec<Resource> = http::json(run.admin, "/resources").await?;
-        let own = folder.site().ok().map(|site| site.metadata.name);
-        Ok(Self::of(own, links, listeners, resources))
+        let config: ConfigPage = http::json(run.admin, "/config").await?;
+        let ConfigPart { resolved, resources } = config.gateway;
+        Ok(Self::of(Some(resolved.cluster), links, listeners, resources))
     }
 
     /// Sorts what the gateway said.

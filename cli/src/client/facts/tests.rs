@@ -191,3 +191,20 @@ fn services_are_counted_by_peer() {
     let web = service("shop/web");
     assert_eq!(facts.exporters_of(&web).map(ClusterName::as_str).collect::<Vec<_>>(), ["north", "west"]);
 }
+
+#[test]
+fn the_admin_page_is_read_as_the_gateway_writes_it() {
+    let resources = vec![
+        peer("west", &["10.77.0.2:4143"]),
+        mirror("web-west.shop.svc.cluster.local", "shop/web", "127.80.0.1:80", &[&[("west", 1)]]),
+        capacity("west", "shop/web", 2),
+        export("shop/web", &[true, false]),
+    ];
+    let page = serde_json::json!({
+        "controller": {"anything": "else"},
+        "gateway": {"resolved": {"cluster": "east", "workers": 2}, "generation": 7, "resources": resources},
+    });
+    let page: ConfigPage = serde_json::from_str(&page.to_string()).expect("the page is read");
+    assert_eq!(page.gateway.resources, resources);
+    assert_eq!(page.gateway.resolved.cluster, cluster("east"));
+}

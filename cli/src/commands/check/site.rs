@@ -89,7 +89,7 @@ async fn gateway(checks: &mut Checks<'_>, dir: &str) {
         Ok(run) => run,
         Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), start(dir)),
     };
-    match Facts::ask(&run, &checks.folder).await {
+    match Facts::ask(&run).await {
         Ok(facts) => {
             checks.facts = facts;
             checks.ok(GROUP, name, format!("process {}, link on {}/udp", run.pid, run.link));
