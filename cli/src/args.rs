@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use linkspan_runtime::telemetry::Format as LogFormat;
 
 /// Joins clusters and sites into one mesh: services of one cluster under names of the other.
 #[derive(Debug, Parser)]
@@ -169,33 +170,25 @@ pub(crate) struct SiteInitArgs {
 sockets in the state folder, as the two separate programs linkspan-gateway and linkspan-mirror-controller do.\n\n\
 Prints the bound addresses when everything listens. Ends on SIGTERM or Ctrl-C after a drain (gateway.drainSeconds in \
 site.yaml); a second signal ends it at once.",
-    after_help = "Examples:\n  linkspan site run --dir /srv/east\n  linkspan site run --dir /srv/east --log-format json --log info,linkspan_gateway=debug\n\nExit codes: 0 ended by a signal, 1 could not start or a vital part failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan site run --dir /srv/east\n  linkspan site run --dir /srv/east --log-format json --log-filter info,linkspan_gateway=debug\n\nExit codes: 0 ended by a signal, 1 could not start or a vital part failed, 2 wrong arguments."
 )]
 pub(crate) struct SiteRunArgs {
     /// Where the site is.
     #[command(flatten)]
     pub(crate) site: SiteDir,
-    /// How log lines look (they go to standard error)
+    /// How log lines look (they go to standard error): text for people, json for programs
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
-    /// Which log lines are written: error, warn, info, debug, trace, or per module as in info,linkspan_gateway=debug
+    /// Which log lines are written: error, warn, info, debug, trace, or per module as in info,linkspan_gateway=debug;
+    /// access=off leaves the access log out
     #[arg(long, value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
+    pub(crate) log_filter: String,
     /// Run one half only; for the demo
     #[arg(long, hide = true, value_name = "HALF")]
     pub(crate) only: Option<Half>,
     /// End when standard input ends; the demo's children end with it this way, however it ends
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
-}
-
-/// Forms of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
 }
 
 /// The halves of a site.

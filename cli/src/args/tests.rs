@@ -36,7 +36,7 @@ fn defaults() {
     assert!(!demo.check && !demo.keep && demo.output == DemoFormat::Text && demo.serve.is_none());
     let Ok(Command::Site(SiteCommand::Run(run))) = parse("linkspan site run") else { panic!("site run") };
     assert_eq!(run.site.dir, std::path::Path::new("."));
-    assert_eq!(run.log, "info");
+    assert_eq!(run.log_filter, "info");
     assert!(run.only.is_none() && !run.until_stdin_ends);
     let Ok(Command::Link(LinkCommand::List(list))) = parse("linkspan link list -d east -o json") else {
         panic!("list")
