@@ -27,7 +27,7 @@ mod accept;
 mod binder;
 mod io;
 
-pub use accept::{Worker, serve};
+pub use accept::{Worker, serve, serve_one};
 pub use binder::{Binder, Board, MirrorState, bind};
 pub use io::ClientIo;
 

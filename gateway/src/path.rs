@@ -19,6 +19,7 @@ use crate::error::Failure;
 use crate::http;
 use crate::link::{Incoming, Ingress, PeerInfo};
 use crate::listener::ClientConnection;
+use crate::mtls;
 use crate::outcome::{Direction, Entry, Outcome, Protocol, Record};
 use crate::remote::{Refused, Ticket, authorize};
 use crate::route::Routed;
@@ -53,6 +54,21 @@ impl Path {
         };
         let source = table.source_of(conn.client.ip());
         self.carry(conn, Routed { route: Arc::clone(route), source }).await;
+    }
+
+    /// A client's connection to the mTLS port.
+    pub async fn egress_mtls(&self, server: &mtls::Server, conn: ClientConnection) {
+        let table = self.gateway.table.load_full();
+        let client = conn.client;
+        match server.accept(&table, conn).await {
+            Ok((conn, routed)) => self.carry(conn, routed).await,
+            Err(error) => {
+                let mut record = self.record(Direction::Outbound, Protocol::Tls);
+                record.entry().client = Some(client);
+                record.entry().note = Some(error.to_string());
+                record.finish(error.outcome());
+            }
+        }
     }
 
     /// A client's connection whose destination and caller are known: from [`Self::egress`] by address, from `mtls` by

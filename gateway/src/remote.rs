@@ -156,4 +156,4 @@ impl Refused {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -264,4 +264,4 @@ impl Candidate {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -31,6 +31,33 @@ pub struct Worker {
     pub(super) board: Arc<Board>,
 }
 
+/// Accepts on one socket that is no mirror's (the mTLS port) until the drain begins; `take` as in [`serve`].
+pub async fn serve_one<T>(
+    worker: usize,
+    socket: StdListener,
+    board: Arc<Board>,
+    permits: Permits,
+    drain: Signal,
+    take: T,
+) where
+    T: Fn(ClientConnection) + Send + Sync + 'static,
+{
+    let listen = match socket.local_addr() {
+        Ok(listen) => listen,
+        Err(error) => {
+            tracing::error!(%error, "cannot use a listening socket");
+            return;
+        }
+    };
+    let close = CancellationToken::new();
+    let acceptor = Acceptor { listen, worker, permits, board, take, close: close.clone() };
+    let stop = async {
+        drain.draining().await;
+        close.cancel();
+    };
+    tokio::join!(acceptor.run(socket), stop);
+}
+
 /// Accepts on all sockets of this worker until the drain begins; `take` gets each connection and must not block.
 pub async fn serve<T>(mut worker: Worker, permits: Permits, drain: Signal, take: T)
 where

@@ -238,7 +238,7 @@ fn rejection(mirror: &str, ports: &[(SocketAddr, &'static str, String)]) -> Reje
 
 /// The workers that listen on `address`: all of them, or fewer when there are many addresses (see [`SOCKETS`]). The
 /// choice depends on the address alone, so that addresses spread over the workers.
-fn workers_for(address: SocketAddr, workers: usize, addresses: usize) -> Vec<usize> {
+pub(super) fn workers_for(address: SocketAddr, workers: usize, addresses: usize) -> Vec<usize> {
     let copies = (SOCKETS / addresses.max(1)).clamp(1, workers);
     let mut hasher = DefaultHasher::new();
     address.hash(&mut hasher);

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+/// Room for one read of [`ClientIo::fill`]: a request head or a ClientHello with post-quantum shares fits.
+const FILL: usize = 2048;
+
 /// The socket of a local client: plain TCP, or TLS that ends here (the mTLS port).
 ///
 /// Bytes read by [`ClientIo::fill`] are not lost: reads yield them first.
@@ -40,7 +43,7 @@ impl ClientIo {
 
     /// Reads once more behind the prefix; 0 is the client's FIN. Cancel-safe.
     pub async fn fill(&mut self) -> io::Result<usize> {
-        self.prefix.reserve(1);
+        self.prefix.reserve(FILL);
         match &mut self.stream {
             Stream::Tcp(stream) => stream.read_buf(&mut self.prefix).await,
             Stream::Tls(stream) => stream.read_buf(&mut self.prefix).await,

@@ -21,6 +21,9 @@ const DECAY: Duration = Duration::from_secs(10);
 /// neither flooded (as zero would do) nor starved.
 const INITIAL: Duration = Duration::from_millis(5);
 
+/// What every call costs at least: so that the queue counts even where latencies are next to nothing.
+const LEAST: Duration = Duration::from_micros(10);
+
 /// What a failed connect or a reset before the first byte counts as. Must be far above every healthy latency; equal to
 /// the connect budget of the backend stage, which is what a black-holed endpoint costs for real.
 pub const FAILURE: Duration = Duration::from_secs(1);
@@ -75,10 +78,9 @@ impl Load {
     #[must_use]
     pub fn cost(&self, now: Instant) -> f32 {
         let (average, last) = unpack(self.average.load(Ordering::Relaxed));
-        // Unseen time pulls the average back towards the initial value, so that a failed endpoint is tried again.
-        let weight = decay(self.stamp(now).wrapping_sub(last));
-        let initial = micros(INITIAL);
-        let expected = if average > initial { initial + (average - initial) * weight } else { average };
+        // Time without a sample makes an endpoint cheaper: one that was slow or failed is tried again some day, and of two
+        // equal ones the one that has rested takes the next call.
+        let expected = (average * decay(self.stamp(now).wrapping_sub(last))).max(micros(LEAST));
         #[expect(clippy::cast_precision_loss, reason = "in-flight counts are far below 2^24")]
         let queue = self.in_flight() as f32 + 1.0;
         expected * queue

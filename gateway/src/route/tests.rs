@@ -6,21 +6,21 @@ use linkspan_proto::configuration::{Capacity, Endpoint, Export, ExportPort, Mirr
 use super::*;
 use crate::discovery::Snapshot;
 
-pub(super) fn cluster(name: &str) -> ClusterName {
+pub(crate) fn cluster(name: &str) -> ClusterName {
     name.parse().expect("cluster")
 }
 
-pub(super) fn own() -> Own {
+pub(crate) fn own() -> Own {
     Own { cluster: cluster("east"), trust_domain: "east.linkspan.internal".parse().expect("domain") }
 }
 
-pub(super) fn service(name: &str) -> ServiceKey {
+pub(crate) fn service(name: &str) -> ServiceKey {
     format!("shop/{name}").parse().expect("service")
 }
 
 /// Links that are up unless named.
 #[derive(Default)]
-pub(super) struct Down(pub(super) BTreeSet<ClusterName>);
+pub(crate) struct Down(pub(crate) BTreeSet<ClusterName>);
 
 impl Health for Down {
     fn alive(&self, peer: &ClusterName) -> bool {
@@ -28,16 +28,16 @@ impl Health for Down {
     }
 }
 
-pub(super) fn down(names: &[&str]) -> Down {
+pub(crate) fn down(names: &[&str]) -> Down {
     Down(names.iter().map(|name| cluster(name)).collect())
 }
 
-pub(super) fn tier(weights: &[(&str, u32)], min_healthy_percent: u8) -> Tier {
+pub(crate) fn tier(weights: &[(&str, u32)], min_healthy_percent: u8) -> Tier {
     let clusters = weights.iter().map(|(name, weight)| (cluster(name), *weight)).collect();
     Tier { clusters, min_healthy_percent }
 }
 
-pub(super) fn mirror(name: &str, listen: &str, tiers: Vec<Tier>) -> Mirror {
+pub(crate) fn mirror(name: &str, listen: &str, tiers: Vec<Tier>) -> Mirror {
     let short = name.split('.').next().expect("label");
     Mirror {
         name: name.to_owned(),
@@ -48,7 +48,7 @@ pub(super) fn mirror(name: &str, listen: &str, tiers: Vec<Tier>) -> Mirror {
     }
 }
 
-pub(super) fn capacity(name: &str, short: &str, ready: u32) -> Resource {
+pub(crate) fn capacity(name: &str, short: &str, ready: u32) -> Resource {
     Resource::Capacity(Capacity {
         cluster: cluster(name),
         service: service(short),
@@ -57,7 +57,7 @@ pub(super) fn capacity(name: &str, short: &str, ready: u32) -> Resource {
     })
 }
 
-pub(super) fn export(short: &str, endpoints: &[(&str, bool)]) -> Export {
+pub(crate) fn export(short: &str, endpoints: &[(&str, bool)]) -> Export {
     let endpoint = |(address, ready): &(&str, bool)| Endpoint {
         address: address.parse().expect("address"),
         name: None,
@@ -76,7 +76,7 @@ pub(super) fn export(short: &str, endpoints: &[(&str, bool)]) -> Export {
     }
 }
 
-pub(super) fn snapshot(resources: impl IntoIterator<Item = Resource>) -> Arc<Snapshot> {
+pub(crate) fn snapshot(resources: impl IntoIterator<Item = Resource>) -> Arc<Snapshot> {
     let resources = resources.into_iter().map(|resource| (resource.key(), Arc::new(resource))).collect();
     Arc::new(Snapshot { generation: 1, resources })
 }

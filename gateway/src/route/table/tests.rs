@@ -61,7 +61,8 @@ fn a_change_of_weights_continues_the_sequence() {
 
 #[test]
 fn removed_mirrors_are_gone_and_addresses_may_be_handed_on() {
-    let first = RouteTable::build(&snapshot([simple("web.a", "127.80.0.1:80"), simple("db.a", "127.80.0.2:80")]), &own());
+    let first =
+        RouteTable::build(&snapshot([simple("web.a", "127.80.0.1:80"), simple("db.a", "127.80.0.2:80")]), &own());
     let route = Arc::clone(first.by_listen(at("127.80.0.1:80")).expect("route"));
     // The two swap addresses in one step.
     let second = first.next(&snapshot([simple("web.a", "127.80.0.2:80"), simple("db.a", "127.80.0.1:80")]));
