@@ -68,3 +68,6 @@ const MAX_BUFFER: usize = 128 * 1024;
 /// How long nothing may move in an exchange, in either direction (S-27). Five minutes, as Envoy has it: a server stream
 /// that is silent for longer is expected to send keep-alives of its own.
 const IDLE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests;

@@ -240,15 +240,14 @@ pub(crate) fn gather<B: Frames>(
 
 /// A backend's response body.
 pub(crate) struct BackendBody {
-    incoming: Incoming,
-    http2: bool,
+    incoming: Whole,
     ended: bool,
     grpc_status: Option<u32>,
 }
 
 impl BackendBody {
     pub(crate) fn new(incoming: Incoming, http2: bool) -> Self {
-        Self { incoming, http2, ended: false, grpc_status: None }
+        Self { incoming: Whole::new(incoming, http2, Cut::Backend), ended: false, grpc_status: None }
     }
 
     /// What the trailers said, once they were there.
@@ -259,7 +258,7 @@ impl BackendBody {
 
 impl Frames for BackendBody {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        poll_incoming(&mut self.incoming, self.http2, cx, Cut::Backend).map(|next| match next {
+        self.incoming.poll_frame(cx).map(|next| match next {
             None => {
                 self.ended = true;
                 None
@@ -281,19 +280,40 @@ impl Frames for BackendBody {
     }
 }
 
-/// hyper's body, with a cut where hyper sees an end: an HTTP/2 stream reset with `NO_ERROR` before END_STREAM.
-fn poll_incoming(
-    incoming: &mut Incoming,
+/// hyper's body, with a cut where hyper sees an end: behind an error (which it tells once only), and where an HTTP/2 stream
+/// was reset with `NO_ERROR` before END_STREAM.
+struct Whole {
+    incoming: Incoming,
     http2: bool,
-    cx: &mut Context<'_>,
-    cut: Cut,
-) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-    Pin::new(&mut *incoming).poll_frame(cx).map(|next| match next {
-        None if http2 && !incoming.is_end_stream() => Some(Err(cut)),
-        None => None,
-        Some(Ok(frame)) => Some(Ok(frame)),
-        Some(Err(_)) => Some(Err(cut)),
-    })
+    /// What a failure of this body is.
+    means: Cut,
+    failed: bool,
+}
+
+impl Whole {
+    fn new(incoming: Incoming, http2: bool, means: Cut) -> Self {
+        Self { incoming, http2, means, failed: false }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        !self.failed && self.incoming.is_end_stream()
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.failed {
+            return Poll::Ready(Some(Err(self.means)));
+        }
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        self.failed = match &polled {
+            Poll::Ready(None) => self.http2 && !self.incoming.is_end_stream(),
+            Poll::Ready(Some(Err(_))) => true,
+            _ => false,
+        };
+        if self.failed {
+            return Poll::Ready(Some(Err(self.means)));
+        }
+        polled.map(|next| next.map(|frame| frame.map_err(|_| self.means)))
+    }
 }
 
 #[cfg(test)]

@@ -8,18 +8,17 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body, Frame};
+use http_body::Frame;
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::{Cut, Frames, KEPT, poll_incoming};
+use super::{Cut, Frames, KEPT, Whole};
 use crate::http::exchange::{CONTINUE_WAIT, Exchange, Wanted};
 use crate::http::headers;
 
 /// A local client's request body.
 pub(crate) struct ClientBody {
-    incoming: Incoming,
-    http2: bool,
+    incoming: Whole,
     /// What the request's `content-length` says.
     length: Option<u64>,
     exchange: Arc<Exchange>,
@@ -43,7 +42,8 @@ struct Keep {
 
 impl ClientBody {
     pub(crate) fn new(incoming: Incoming, http2: bool, length: Option<u64>, exchange: Arc<Exchange>) -> Self {
-        Self { incoming, http2, length, exchange, hold: None, ended: false, keep: Keep::default() }
+        let incoming = Whole::new(incoming, http2, Cut::Client);
+        Self { incoming, length, exchange, hold: None, ended: false, keep: Keep::default() }
     }
 
     /// The announced length, as long as nothing was read.
@@ -105,7 +105,7 @@ impl ClientBody {
     }
 
     fn poll_fresh(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        poll_incoming(&mut self.incoming, self.http2, cx, Cut::Client).map(|next| match next {
+        self.incoming.poll_frame(cx).map(|next| match next {
             None => {
                 self.end();
                 None

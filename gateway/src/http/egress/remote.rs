@@ -238,7 +238,7 @@ impl Pump {
             let gathered = poll_fn(|cx| Poll::Ready(gather(body, cx, &mut self.chunks, |_| {}))).await;
             match gathered {
                 Ok(Gathered::End) => self.ended = true,
-                // Found again, and then dealt with, by `run`.
+                // A cut is found again, and dealt with, by `run`.
                 Ok(Gathered::Enough) | Err(_) => {}
                 Ok(Gathered::Pending) if again && self.chunks.len() == heads => {
                     tokio::task::yield_now().await;
