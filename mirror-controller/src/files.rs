@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Distinguishes temporary files of several threads of this process.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
+/// The end of temporary names.
+const TEMPORARY: &str = ".linkspan-tmp";
+
 /// Replaces `path` by `bytes` in one step and waits until they are on disk. For what must survive a power cut.
 ///
 /// # Errors
@@ -36,6 +39,11 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a file of this name is one of ours that was never renamed.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMPORARY)
+}
+
 fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     let temporary = temporary_name(path)?;
     let written = write_new(&temporary, bytes, mode, durable).and_then(|()| fs::rename(&temporary, path));
@@ -61,7 +69,7 @@ fn temporary_name(path: &Path) -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?
         .to_string_lossy();
     let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-    Ok(path.with_file_name(format!(".{name}.{}.{unique}", std::process::id())))
+    Ok(path.with_file_name(format!(".{name}.{}.{unique}{TEMPORARY}", std::process::id())))
 }
 
 #[cfg(test)]

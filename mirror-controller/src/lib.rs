@@ -8,14 +8,14 @@
 //! ```
 //!
 //! Each stage hands an immutable snapshot to the next; [`app`] is the only place that knows all four. What decides is
-//! pure (`catalog`, `exchange::session`, `mirror::{desired, plan, collect, addresses}`) and tested without a clock or a
+//! pure (`catalog`, `exchange::session`, `mirror::{desired, state, plan, collect, addresses}`) and tested without a clock or a
 //! socket; what talks (`watch::directory`, `exchange::{pipe, server, client}`, `mirror::apply`, `configuration`, `status`)
 //! is thin. Nothing here is on the path of a request: gateways keep serving what they were last told.
 
-#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests spawn as they like: their tasks die with them"))]
-
 // The order is the order of the path, not the alphabet.
 
+/// What the operator typed, and what it means.
+pub mod config;
 
 /// 1. Where objects come from.
 pub mod watch;
@@ -26,7 +26,11 @@ pub mod catalog;
 /// 3. Catalogues to peers and from peers.
 pub mod exchange;
 
+/// 4. Peers' catalogues to local objects.
+pub mod mirror;
 
+/// What the gateway is told, and what it reports.
+pub mod configuration;
 
 /// The cluster's certificate authority.
 pub mod ca;
@@ -34,7 +38,11 @@ pub mod ca;
 /// Answers DNS queries for the mirrored names.
 pub mod dns;
 
+/// Conditions on links, exports and mirrors.
+pub mod status;
 
+/// Wires the stages together.
+pub mod app;
 
 /// Labels on objects.
 pub mod labels;
@@ -44,7 +52,6 @@ pub mod verdict;
 
 /// Names that no peer may take.
 pub mod reserved;
-
 
 mod diff;
 mod files;

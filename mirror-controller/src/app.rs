@@ -1,0 +1,349 @@
+//! Wiring: builds the stages, binds the sockets, starts the tasks. The only place that knows all four stages; decides nothing.
+//!
+//! ```text
+//! Config --start--> sockets, stages, tasks --> App{addresses} --drain--> stop accepting, save catalogues, remove the run file
+//! ```
+//!
+//! What is lost when this process dies: gateways keep serving what they were last told, DNS of this site is silent, and
+//! changes wait. What it left on disk (addresses, catalogues, the certificate authority) is what the next start needs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use linkspan_proto::configuration::Resource;
+use linkspan_runtime::admin::Admin;
+use linkspan_runtime::drain::{Drain, Guard, Signal};
+use linkspan_runtime::{build_info, task};
+use serde_json::json;
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tokio::sync::{mpsc, watch};
+
+use crate::ca::{Ca, CaError};
+use crate::catalog::{Catalog, Own, Snapshot};
+use crate::config::Config;
+use crate::configuration::{self, Reports, Store};
+use crate::exchange::{self, Peers};
+use crate::mirror::{self, MirrorSet};
+use crate::watch::directory::{self, Directory};
+use crate::watch::{Event, Problem};
+use crate::{dns, files, status};
+
+mod routes;
+mod state_dir;
+mod zone;
+
+use state_dir::StateDirError;
+
+/// Between two snapshots of the catalog: a burst of events becomes one.
+const CATALOG_PACE: Duration = Duration::from_millis(10);
+/// Saving catalogues and closing connections takes far less.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the components of one process share.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// The admin server, with registry and readiness. Components add their routes; the composer serves it.
+    pub admin: Admin,
+    /// Where it listens, if it does.
+    pub admin_address: Option<SocketAddr>,
+}
+
+/// Where a running controller can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// UDP and TCP, the DNS server.
+    pub dns: SocketAddr,
+    /// TCP, the admin server of the process.
+    pub admin: Option<SocketAddr>,
+}
+
+/// A running controller. Dropping it ends it without a drain.
+#[derive(Debug)]
+pub struct App {
+    /// Where it can be reached.
+    pub addresses: Addresses,
+    drain: Drain,
+    config: Config,
+}
+
+/// Why the controller did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory or a socket in it is not to be had.
+    #[error(transparent)]
+    State(#[from] StateDirError),
+    /// The certificate authority cannot be used.
+    #[error("certificate authority: {0} (`linkspan site init` makes one)")]
+    Ca(#[from] CaError),
+    /// The addresses that were given out cannot be read.
+    #[error("addresses of mirrored names: {0}")]
+    Addresses(std::io::Error),
+    /// The address of the DNS server is not to be had.
+    #[error("cannot listen on {address} (udp and tcp) for DNS (dns.listen): {error}")]
+    Dns {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// What one stage hands to the next.
+struct Channels {
+    snapshots: watch::Sender<Snapshot>,
+    peers: watch::Sender<Arc<Peers>>,
+    mirrors: watch::Sender<MirrorSet>,
+    reports: Arc<watch::Sender<Reports>>,
+    problems: watch::Sender<Arc<Vec<Problem>>>,
+    store: Store,
+}
+
+impl App {
+    /// Starts a controller on the current runtime. It is ready when the first complete state is known.
+    ///
+    /// # Errors
+    /// When an address, the state directory or the certificate authority is not to be had. Nothing runs then.
+    pub async fn start(config: Config, process: &Process) -> Result<Self, StartError> {
+        state_dir::prepare(&config)?;
+        let ca = Arc::new(Ca::load(&config.state("ca"), &config.trust_domain)?);
+        let given = mirror::load_addresses(&config.state("addresses.json"), config.mirror_addresses)
+            .map_err(StartError::Addresses)?;
+        let (udp, tcp) =
+            bind_dns(config.dns_listen).await.map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
+        let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
+        let controller_socket = state_dir::socket(&config.state("controller.sock")).await?;
+        let exchange_socket = state_dir::socket(&config.state("exchange.sock")).await?;
+
+        let addresses = Addresses { dns: dns_address, admin: process.admin_address };
+        let (drain, signal) = Drain::new();
+        let channels = Channels {
+            snapshots: watch::Sender::new(Snapshot::default()),
+            peers: watch::Sender::new(Arc::default()),
+            mirrors: watch::Sender::new(MirrorSet::default()),
+            reports: Arc::new(watch::Sender::new(Reports::new())),
+            problems: watch::Sender::new(Arc::default()),
+            store: Store::default(),
+        };
+        routes::register(&process.admin, &config, &channels.subscribe());
+        let zone = zone::Feed::new();
+        let dns_metrics = dns::Metrics::register(process.admin.registry());
+        drop(task::vital("dns", &signal, dns::serve(zone.current(), udp, tcp, signal.clone(), dns_metrics)));
+        drop(task::vital("zone", &signal, zone.run(channels.mirrors.subscribe(), signal.clone())));
+        let serving = configuration::Context {
+            store: channels.store.clone(),
+            reports: Arc::clone(&channels.reports),
+            ca,
+            mirrors: channels.mirrors.subscribe(),
+            signal: signal.clone(),
+        };
+        drop(task::vital("configuration", &signal, configuration::serve(serving, controller_socket)));
+        let stages = Stages {
+            config: config.clone(),
+            process: process.clone(),
+            addresses,
+            channels,
+            given,
+            exchange_socket,
+            signal: signal.clone(),
+        };
+        stages.start();
+        tracing::info!(dns = %addresses.dns, cluster = %config.cluster, "controller started");
+        Ok(Self { addresses, drain, config })
+    }
+
+    /// Resolves with the name of a vital part when that has ended by itself: the process should end, too.
+    pub async fn failed(&self) -> &'static str {
+        self.drain.vital_ended().await
+    }
+
+    /// Ends the controller: the catalogues of peers are saved, sockets closed. Says whether everything finished in time.
+    pub async fn drain(self) -> bool {
+        tracing::info!("controller draining");
+        let finished = self.drain.drain(DRAIN).await;
+        state_dir::clear(&self.config);
+        tracing::info!(finished, "controller ended");
+        finished
+    }
+}
+
+/// UDP and TCP on the same port, also when the system chooses it.
+async fn bind_dns(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
+    let mut tries = 0;
+    loop {
+        let tcp = TcpListener::bind(address).await?;
+        match UdpSocket::bind(tcp.local_addr()?).await {
+            Ok(udp) => return Ok((udp, tcp)),
+            // A port that the system chose for TCP may be taken for UDP.
+            Err(error) if address.port() == 0 && tries < 16 && error.kind() == std::io::ErrorKind::AddrInUse => {
+                tries += 1
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The four stages and what hangs on them.
+struct Stages {
+    config: Config,
+    process: Process,
+    addresses: Addresses,
+    channels: Channels,
+    given: mirror::Addresses,
+    exchange_socket: UnixListener,
+    signal: Signal,
+}
+
+impl Stages {
+    /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
+    fn start(self) {
+        let Self { config, process, addresses, channels, given, exchange_socket, signal } = self;
+        let ready = process.admin.readiness().register("controller");
+        let registry = process.admin.registry().clone();
+
+        let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
+        let source = Directory::new(config.manifests.clone(), config.state("last-good"));
+        drop(task::vital("watch", &signal, directory::run(source, events, channels.problems.clone())));
+        let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
+        let catalog = Catalog::new(own, config.mirror_addresses);
+        let complete = watch::Sender::new(false);
+        let completed = complete.subscribe();
+        let snapshots = channels.snapshots.clone();
+        drop(task::vital("catalog", &signal, keep_catalog(catalog, catalogued, snapshots, complete, signal.clone())));
+
+        let exchange = exchange::Context {
+            own: config.cluster.clone(),
+            store: exchange::store::Store::new(config.state("catalogues")),
+            metrics: exchange::Metrics::register(&registry),
+            signal: signal.clone(),
+        };
+        let mirror = mirror::Context {
+            own: config.cluster.clone(),
+            range: config.mirror_addresses,
+            addresses: config.state("addresses.json"),
+            metrics: mirror::Metrics::register(&registry),
+            signal: signal.clone(),
+        };
+        let applied = mirror.metrics.applied.clone();
+        let state = mirror::State::new(config.cluster.clone(), given);
+        let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.clone());
+        let guard = signal.guard();
+        drop(task::vital("exchange", &signal, {
+            let mut completed = completed.clone();
+            async move {
+                if first(&mut completed).await {
+                    exchange::run(exchange, exchange_socket, snapshots, peers).await;
+                }
+                drop::<Guard>(guard);
+            }
+        }));
+        let store = channels.store.clone();
+        let workloads = Resource::Workloads(config.workloads.clone());
+        let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.subscribe());
+        let sets = channels.mirrors.clone();
+        drop(task::vital("mirror", &signal, {
+            let mut completed = completed.clone();
+            async move {
+                if first(&mut completed).await {
+                    // Part of the first generation, so that a gateway never knows mirrors without knowing its clients.
+                    let mut more = Some(workloads);
+                    mirror::run(mirror, state, snapshots, peers, sets, |mut changes| {
+                        if let Some(workloads) = more.take() {
+                            changes.insert(workloads.key(), Some(workloads));
+                        }
+                        store.apply(changes);
+                    })
+                    .await;
+                }
+            }
+        }));
+        drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, applied, ready, signal)));
+    }
+}
+
+/// True when the first complete state came; false when it never will.
+async fn first(completed: &mut watch::Receiver<bool>) -> bool {
+    completed.wait_for(|complete| *complete).await.is_ok()
+}
+
+/// Feeds the catalog and publishes its snapshots.
+async fn keep_catalog(
+    mut catalog: Catalog,
+    mut events: mpsc::Receiver<Event>,
+    snapshots: watch::Sender<Snapshot>,
+    complete: watch::Sender<bool>,
+    signal: Signal,
+) {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = signal.draining() => return,
+        };
+        let Some(event) = event else { return };
+        catalog.handle(event);
+        while let Ok(event) = events.try_recv() {
+            catalog.handle(event);
+        }
+        if catalog.is_complete() {
+            snapshots.send_replace(catalog.snapshot());
+            complete.send_replace(true);
+            tokio::time::sleep(CATALOG_PACE).await;
+        }
+    }
+}
+
+/// What waits for the first mirrors: objects, status, the run file, readiness.
+async fn after_mirror(
+    config: Config,
+    addresses: Addresses,
+    channels: Channels,
+    applied: mirror::Applied,
+    ready: linkspan_runtime::readiness::Handle,
+    signal: Signal,
+) {
+    let mut generation = channels.store.subscribe();
+    tokio::select! {
+        known = generation.wait_for(|generation| *generation > 0) => if known.is_err() { return },
+        () = signal.draining() => return,
+    }
+    let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
+    drop(task::spawn("apply", mirror::apply::run(sink, channels.mirrors.subscribe(), applied)));
+    let sources = status::Sources {
+        snapshots: channels.snapshots.subscribe(),
+        peers: channels.peers.subscribe(),
+        mirrors: channels.mirrors.subscribe(),
+        reports: channels.reports.subscribe(),
+        problems: channels.problems.subscribe(),
+    };
+    drop(task::spawn("status", status::run(config.state("status"), config.cluster.clone(), sources, signal.clone())));
+    let contents = json!({
+        "pid": std::process::id(),
+        "version": build_info::VERSION,
+        "dns": addresses.dns,
+        "admin": addresses.admin,
+    });
+    let path = state_dir::run_file(&config);
+    if let Err(error) = files::write_quickly(&path, format!("{contents}\n").as_bytes(), 0o600) {
+        tracing::error!(path = %path.display(), %error, "cannot write the run file; the CLI will not find this controller");
+    }
+    ready.ready();
+    // The senders live here: the tasks above end when the drain does.
+    signal.closed().await;
+    drop(channels);
+}
+
+impl Channels {
+    fn subscribe(&self) -> routes::Sources {
+        routes::Sources {
+            snapshots: self.snapshots.subscribe(),
+            peers: self.peers.subscribe(),
+            mirrors: self.mirrors.subscribe(),
+            reports: self.reports.subscribe(),
+            problems: self.problems.subscribe(),
+            store: self.store.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! What was typed ([`Args`]), and what it means ([`Config`]): resolved once, checked by types.
+//!
+//! - **In**: arguments and the site's `site.yaml`.
+//! - **Out**: addresses, paths and names, with all defaults in them; `/config` on the admin port shows them.
+//! - **Refuses when**: `site.yaml` cannot be read or has an unknown or impossible field, named by line and column.
+//! - **Never does**: read the environment, or hold a secret.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use ipnet::IpNet;
+use linkspan_proto::configuration::{WorkloadRange, Workloads};
+use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::manifest::{ManifestError, site_from_yaml};
+use linkspan_proto::names::ClusterName;
+use linkspan_proto::resources::Site;
+use linkspan_runtime::telemetry::Format;
+use serde::Serialize;
+
+/// The name of a site's configuration inside its directory.
+pub const SITE_FILE: &str = "site.yaml";
+
+/// The controller of a standalone site: mirrors the services of peers, and tells the gateway of the same site what to
+/// carry.
+#[derive(Debug, Parser)]
+#[command(name = "linkspan-mirror-controller", version)]
+pub struct Args {
+    /// The site's directory, with site.yaml in it.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+
+    /// How log lines look: text for people, json for machines.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+
+    /// Which log lines are written: error, warn, info, debug, trace, or per module as in
+    /// info,linkspan_mirror_controller=debug.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_filter: String,
+}
+
+/// What it means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// The cluster's name.
+    pub cluster: ClusterName,
+    /// The cluster's trust domain.
+    pub trust_domain: TrustDomain,
+    /// The watched folder of manifests.
+    pub manifests: PathBuf,
+    /// Keys, sockets, last good state.
+    pub state_dir: PathBuf,
+    /// UDP and TCP address of the DNS server; port 0 lets the system choose.
+    pub dns_listen: SocketAddr,
+    /// TCP address of the admin server, where the controller is a process of its own.
+    pub admin_listen: Option<SocketAddr>,
+    /// Where local addresses of mirrored names come from.
+    pub mirror_addresses: IpNet,
+    /// Which client addresses belong to which workload.
+    pub workloads: Workloads,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or cannot be read.
+    #[error("cannot read {}: {error}; `linkspan site init` writes one", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file says something that is not a site.
+    #[error(transparent)]
+    Invalid(#[from] ManifestError),
+}
+
+impl Config {
+    /// Reads `site.yaml` in `dir`.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        let path = dir.join(SITE_FILE);
+        let text = fs::read_to_string(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
+        Ok(Self::resolve(&site_from_yaml(&text, &path.display().to_string())?, dir))
+    }
+
+    /// What a site, which is valid by its type, means in `dir`.
+    #[must_use]
+    pub fn resolve(site: &Site, dir: &Path) -> Self {
+        let ranges = site.spec.workloads.iter().map(|workload| WorkloadRange {
+            cidr: workload.cidr,
+            namespace: workload.namespace.clone(),
+            service_account: workload.service_account.clone(),
+        });
+        Self {
+            cluster: site.cluster().clone(),
+            trust_domain: site.trust_domain(),
+            manifests: dir.join(&site.spec.manifests),
+            state_dir: dir.join(&site.spec.state_dir),
+            dns_listen: site.spec.dns.listen,
+            admin_listen: site.spec.admin.controller_listen,
+            mirror_addresses: site.spec.mirror_addresses,
+            workloads: Workloads { ranges: ranges.collect() },
+        }
+    }
+
+    /// A path inside the state directory.
+    #[must_use]
+    pub fn state(&self, path: &str) -> PathBuf {
+        self.state_dir.join(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_means_paths_and_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Config::load(dir.path()).unwrap_err().to_string();
+        assert!(missing.contains("linkspan site init"), "{missing}");
+        let text = "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec:\n  dns: {listen: \"127.0.0.1:0\"}\n  \
+                    stateDir: /var/lib/east\n  workloads:\n    - {cidr: 10.0.0.0/24, namespace: shop, serviceAccount: web}\n";
+        fs::write(dir.path().join(SITE_FILE), text).unwrap();
+        let config = Config::load(dir.path()).unwrap();
+        assert_eq!(config.trust_domain.as_str(), "east.linkspan.internal");
+        assert_eq!(config.manifests, dir.path().join("manifests"));
+        assert_eq!(config.state("ca"), Path::new("/var/lib/east/ca"));
+        assert_eq!(config.workloads.ranges.len(), 1);
+        assert_eq!(config.admin_listen, None);
+        fs::write(dir.path().join(SITE_FILE), text.replace("dns:", "dsn:")).unwrap();
+        let broken = Config::load(dir.path()).unwrap_err().to_string();
+        assert!(broken.contains("site.yaml:5"), "{broken}");
+    }
+}

@@ -1,0 +1,101 @@
+//! The faces of one wanted mirror: what the gateway, DNS and the capacity table see of it. Pure.
+
+use std::net::SocketAddr;
+
+use linkspan_proto::configuration::{Capacity, Mirror, MirrorPort, Tier};
+use linkspan_proto::exchange::{CatalogueEntry, Protocol};
+use linkspan_proto::names::ClusterName;
+
+use super::desired::{Host, MirrorId, Shape, Wanted};
+use crate::dns;
+
+/// What the gateway listens for: one name, or one for each endpoint of a headless mirror.
+#[must_use]
+pub fn listeners(wanted: &Wanted) -> Vec<Mirror> {
+    let ports = |address| {
+        let tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        tcp.map(|port| MirrorPort {
+            listen: SocketAddr::new(address, port.number),
+            port: port.number,
+            name: port.name.clone(),
+            app_protocol: port.app_protocol.clone(),
+        })
+        .collect()
+    };
+    let service = wanted.id.service();
+    match &wanted.shape {
+        Shape::Single { address, tiers } => vec![Mirror {
+            name: wanted.name.clone(),
+            service: service.clone(),
+            endpoint: None,
+            ports: ports(*address),
+            tiers: tiers.clone(),
+        }],
+        Shape::Headless { hosts } => hosts
+            .iter()
+            .map(|host| Mirror {
+                name: host.name.clone(),
+                service: service.clone(),
+                endpoint: Some(host.endpoint.clone()),
+                ports: ports(host.address),
+                tiers: vec![Tier { clusters: [(host.cluster.clone(), 1)].into(), min_healthy_percent: 1 }],
+            })
+            .collect(),
+    }
+}
+
+/// What DNS answers.
+#[must_use]
+pub fn dns(wanted: &Wanted) -> dns::Service {
+    let (addresses, headless) = match &wanted.shape {
+        Shape::Single { address, .. } => (vec![*address], None),
+        Shape::Headless { hosts } => (Vec::new(), Some(hosts.iter().map(dns_host).collect())),
+    };
+    dns::Service {
+        name: wanted.object.name.clone(),
+        namespace: wanted.object.namespace.clone(),
+        zone: match wanted.id {
+            MirrorId::Cluster { .. } => dns::ZoneName::ClusterLocal,
+            MirrorId::Clusterset { .. } => dns::ZoneName::Clusterset,
+        },
+        addresses,
+        ports: wanted
+            .ports
+            .iter()
+            .filter(|port| port.protocol == Protocol::Tcp)
+            .map(|port| dns::Port { name: port.name.clone(), protocol: port.protocol, port: port.number })
+            .collect(),
+        headless,
+    }
+}
+
+fn dns_host(host: &Host) -> dns::HeadlessEndpoint {
+    dns::HeadlessEndpoint {
+        name: host.endpoint.clone(),
+        cluster: host.cluster.clone(),
+        address: host.address,
+        ready: host.ready,
+    }
+}
+
+/// The names for which a mirror holds addresses.
+pub fn address_names(wanted: &Wanted) -> impl Iterator<Item = &str> {
+    let (own, hosts) = match &wanted.shape {
+        Shape::Single { .. } => (Some(wanted.name.as_str()), [].as_slice()),
+        Shape::Headless { hosts } => (None, hosts.as_slice()),
+    };
+    own.into_iter().chain(hosts.iter().map(|host| host.name.as_str()))
+}
+
+/// How much of a peer's service is ready.
+#[must_use]
+pub fn capacity(cluster: &ClusterName, entry: &CatalogueEntry) -> Capacity {
+    let tcp = entry.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let ready = entry.endpoints.iter().filter(|(_, ready)| *ready);
+    Capacity {
+        cluster: cluster.clone(),
+        service: entry.service.clone(),
+        ready: tcp.map(|port| (port.port, port.ready)).collect(),
+        ready_endpoints: ready.map(|(name, _)| name.clone()).collect(),
+    }
+}

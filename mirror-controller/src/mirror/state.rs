@@ -1,0 +1,363 @@
+//! All mirrors of this cluster, kept up to date: what changed in the inputs decides what is computed again. Pure.
+//!
+//! The result is the same as computing everything anew ([`desired`] for each service), which the tests check; the work is
+//! in proportion to the change, since ten thousand services of one peer must not be walked for one endpoint of another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use linkspan_proto::configuration::{Mirror, Resource, ResourceKey, ResourceKind};
+use linkspan_proto::names::{ClusterName, ServiceKey};
+
+use super::addresses::Addresses;
+use super::desired::{self, Conflicts, Ground, Member, MirrorId, Refused, Wanted};
+use super::faces;
+use crate::catalog::Snapshot;
+use crate::diff::{Step, walk};
+use crate::exchange::{Entries, Freshness, Peers};
+
+/// What the rest of the controller sees.
+#[derive(Clone, Debug, Default)]
+pub struct MirrorSet {
+    /// The mirrors that should exist.
+    pub wanted: Arc<BTreeMap<MirrorId, Arc<Wanted>>>,
+    /// Those that cannot.
+    pub refused: Arc<BTreeMap<MirrorId, Arc<Refused>>>,
+    /// What clusters disagree about, for services that this cluster exports.
+    pub conflicts: Arc<BTreeMap<ServiceKey, Conflicts>>,
+    /// The linked peers; true once a complete catalogue of it is known.
+    pub known: Arc<BTreeMap<ClusterName, bool>>,
+    /// Counts up when what DNS answers may have changed.
+    pub dns_version: u64,
+}
+
+/// Changes of the gateway's configuration: new values, or `None` for what is gone.
+pub type Changes = BTreeMap<ResourceKey, Option<Resource>>;
+
+/// The state from which mirrors follow, and the mirrors.
+#[derive(Debug)]
+pub struct State {
+    own: ClusterName,
+    ground: Ground,
+    addresses: Addresses,
+    snapshot: Snapshot,
+    peers: Arc<Peers>,
+    set: MirrorSet,
+    /// Local objects that cluster mirrors have or would have, to find those that a local Service touches.
+    objects: BTreeMap<ServiceKey, MirrorId>,
+    /// Mirrors without all the addresses that they want.
+    short: BTreeSet<MirrorId>,
+}
+
+impl State {
+    /// Nothing mirrored yet.
+    #[must_use]
+    pub fn new(own: ClusterName, addresses: Addresses) -> Self {
+        Self {
+            ground: Ground::new(own.clone(), BTreeSet::new()),
+            own,
+            addresses,
+            snapshot: Snapshot::default(),
+            peers: Arc::default(),
+            set: MirrorSet::default(),
+            objects: BTreeMap::new(),
+            short: BTreeSet::new(),
+        }
+    }
+
+    /// Takes new inputs; returns what the gateway must be told.
+    pub fn update(&mut self, snapshot: Snapshot, peers: Arc<Peers>) -> Changes {
+        let mut changes = Changes::new();
+        let mut dirty: BTreeSet<MirrorId> = std::mem::take(&mut self.short);
+        let linked: BTreeSet<ClusterName> = snapshot.peers.keys().cloned().collect();
+        if linked != self.ground.linked {
+            // Names of mirrors depend on who is linked: everything may change, and Links change rarely.
+            dirty.extend(self.set.wanted.keys().chain(self.set.refused.keys()).cloned());
+            dirty.extend(self.all_units(&snapshot, &peers, &linked));
+        }
+        self.touch_peers(&peers, &linked, &mut dirty, &mut changes);
+        self.touch_local(&snapshot, &mut dirty, &mut changes);
+        self.ground = Ground::new(self.own.clone(), linked);
+        self.snapshot = snapshot;
+        self.peers = peers;
+        self.settle_known();
+        // What is gone first: it may free addresses.
+        let (gone, present): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|id| !self.has_source(id));
+        for id in gone.into_iter().chain(present) {
+            self.recompute(id, &mut changes);
+        }
+        changes
+    }
+
+    /// The mirrors.
+    #[must_use]
+    pub fn set(&self) -> MirrorSet {
+        self.set.clone()
+    }
+
+    /// The addresses.
+    pub fn addresses(&mut self) -> &mut Addresses {
+        &mut self.addresses
+    }
+
+    /// Every unit that the inputs give rise to.
+    fn all_units(&self, snapshot: &Snapshot, peers: &Peers, linked: &BTreeSet<ClusterName>) -> Vec<MirrorId> {
+        let exported = snapshot.exported.keys().map(|service| MirrorId::Clusterset { service: service.clone() });
+        let mirrored = peers.iter().filter(|(cluster, _)| linked.contains(*cluster)).flat_map(|(cluster, peer)| {
+            peer.view.entries.keys().flat_map(|service| {
+                [
+                    MirrorId::Cluster { cluster: cluster.clone(), service: service.clone() },
+                    MirrorId::Clusterset { service: service.clone() },
+                ]
+            })
+        });
+        exported.chain(mirrored).collect()
+    }
+
+    /// What changed in the peers' catalogues.
+    fn touch_peers(
+        &self,
+        peers: &Peers,
+        linked: &BTreeSet<ClusterName>,
+        dirty: &mut BTreeSet<MirrorId>,
+        changes: &mut Changes,
+    ) {
+        let nothing = Entries::new();
+        let clusters: BTreeSet<&ClusterName> = self.peers.keys().chain(peers.keys()).collect();
+        for cluster in clusters {
+            let old = self.peers.get(cluster).filter(|_| self.ground.linked.contains(cluster));
+            let new = peers.get(cluster).filter(|_| linked.contains(cluster));
+            let drained = |freshness: Freshness| freshness == Freshness::Drained;
+            let was_drained = old.is_some_and(|old| drained(old.view.freshness));
+            let is_drained = new.is_some_and(|new| drained(new.view.freshness));
+            let (old, new) = (old.map(|peer| &peer.view.entries), new.map(|peer| &peer.view.entries));
+            if let (Some(old), Some(new)) = (old, new)
+                && Arc::ptr_eq(old, new)
+                && was_drained == is_drained
+            {
+                continue;
+            }
+            for step in walk(old.map_or(&nothing, |old| old), new.map_or(&nothing, |new| new)) {
+                let (service, entry, same) = match step {
+                    Step::Left(service, _) => (service, None, false),
+                    Step::Right(service, entry) => (service, Some(entry), false),
+                    Step::Both(service, old, new) => (service, Some(new), Arc::ptr_eq(old, new)),
+                };
+                if !same {
+                    dirty.insert(MirrorId::Cluster { cluster: cluster.clone(), service: service.clone() });
+                    dirty.insert(MirrorId::Clusterset { service: service.clone() });
+                }
+                if !same || was_drained != is_drained {
+                    // A drained peer keeps its mirrors and gives up its capacity.
+                    let capacity = entry.filter(|_| !is_drained).map(|entry| faces::capacity(cluster, entry));
+                    let name = format!("{cluster}/{service}");
+                    changes.insert(key(ResourceKind::Capacity, name), capacity.map(Resource::Capacity));
+                }
+            }
+        }
+    }
+
+    /// What changed in this cluster.
+    fn touch_local(&self, snapshot: &Snapshot, dirty: &mut BTreeSet<MirrorId>, changes: &mut Changes) {
+        let clusterset = |service: &ServiceKey| MirrorId::Clusterset { service: service.clone() };
+        changed(&self.snapshot.exported, &snapshot.exported, |service, _| {
+            dirty.insert(clusterset(service));
+        });
+        changed(&self.snapshot.traffic, &snapshot.traffic, |service, _| {
+            dirty.insert(clusterset(service));
+        });
+        changed(&self.snapshot.reachable, &snapshot.reachable, |service, export| {
+            let resource = export.map(|export| Resource::Export(export.as_ref().clone()));
+            changes.insert(key(ResourceKind::Export, service.to_string()), resource);
+        });
+        changed(&self.snapshot.peers, &snapshot.peers, |cluster, peer| {
+            let resource = peer.map(|peer| Resource::Peer(peer.as_ref().clone()));
+            changes.insert(key(ResourceKind::Peer, cluster.to_string()), resource);
+        });
+        if !Arc::ptr_eq(&self.snapshot.services, &snapshot.services) {
+            let touched = self.snapshot.services.symmetric_difference(&snapshot.services);
+            dirty.extend(touched.filter_map(|service| self.objects.get(service)).cloned());
+        }
+    }
+
+    fn settle_known(&mut self) {
+        let known: BTreeMap<_, _> = self
+            .ground
+            .linked
+            .iter()
+            .map(|cluster| {
+                let known = self.peers.get(cluster).is_some_and(|peer| peer.view.freshness != Freshness::Unknown);
+                (cluster.clone(), known)
+            })
+            .collect();
+        if *self.set.known != known {
+            self.set.known = Arc::new(known);
+        }
+    }
+
+    fn has_source(&self, id: &MirrorId) -> bool {
+        match id {
+            MirrorId::Cluster { cluster, service } => self.entry(cluster, service).is_some(),
+            MirrorId::Clusterset { service } => {
+                self.snapshot.exported.contains_key(service)
+                    || self.ground.linked.iter().any(|cluster| self.entry(cluster, service).is_some())
+            }
+        }
+    }
+
+    fn entry(
+        &self,
+        cluster: &ClusterName,
+        service: &ServiceKey,
+    ) -> Option<&Arc<linkspan_proto::exchange::CatalogueEntry>> {
+        if !self.ground.linked.contains(cluster) {
+            return None;
+        }
+        self.peers.get(cluster)?.view.entries.get(service)
+    }
+
+    fn recompute(&mut self, id: MirrorId, changes: &mut Changes) {
+        let computed = self.compute(&id);
+        let (wanted, refused) = match computed {
+            None => (None, None),
+            Some(Ok(wanted)) => (Some(wanted), None),
+            Some(Err(refused)) => (None, Some(*refused)),
+        };
+        let short = refused.as_ref().is_some_and(|refused| refused.wants_address)
+            || wanted.as_ref().is_some_and(|wanted| {
+                wanted.verdicts.iter().any(|verdict| verdict.kind == "Accepted" && !verdict.holds())
+            });
+        if short {
+            self.short.insert(id.clone());
+        }
+        self.note_object(&id, wanted.is_some() || refused.is_some());
+        let old = self.set.wanted.get(&id).cloned();
+        if old.as_deref() != wanted.as_ref() {
+            self.replace_faces(old.as_deref(), wanted.as_ref(), changes);
+            let map = Arc::make_mut(&mut self.set.wanted);
+            match wanted {
+                Some(wanted) => drop(map.insert(id.clone(), Arc::new(wanted))),
+                None => drop(map.remove(&id)),
+            }
+        }
+        let old = self.set.refused.get(&id);
+        if old.map(AsRef::as_ref) != refused.as_ref() {
+            let map = Arc::make_mut(&mut self.set.refused);
+            match refused {
+                Some(refused) => drop(map.insert(id, Arc::new(refused))),
+                None => drop(map.remove(&id)),
+            }
+        }
+    }
+
+    fn compute(&mut self, id: &MirrorId) -> Option<Result<Wanted, Box<Refused>>> {
+        match id {
+            MirrorId::Cluster { cluster, service } => {
+                let entry = Arc::clone(self.entry(cluster, service)?);
+                let services = Arc::clone(&self.snapshot.services);
+                let member = Member { cluster, entry: &entry };
+                Some(desired::cluster(&self.ground, member, |name| services.contains(name), &mut self.addresses))
+            }
+            MirrorId::Clusterset { service } => {
+                let local = self.snapshot.exported.get(service).map(|entry| (self.own.clone(), Arc::clone(entry)));
+                let remote = self.ground.linked.iter().filter_map(|cluster| {
+                    self.entry(cluster, service).map(|entry| (cluster.clone(), Arc::clone(entry)))
+                });
+                let exporters: Vec<_> = local.clone().into_iter().chain(remote).collect();
+                let members: Vec<_> = exporters.iter().map(|(cluster, entry)| Member { cluster, entry }).collect();
+                let result = if members.is_empty() {
+                    None
+                } else {
+                    let traffic = self.snapshot.traffic.get(service).cloned();
+                    Some(desired::clusterset(&self.ground, &members, traffic.as_deref(), &mut self.addresses))
+                };
+                let conflicts = match &result {
+                    Some(Ok((_, conflicts))) if local.is_some() => conflicts.clone(),
+                    _ => Conflicts::new(),
+                };
+                self.note_conflicts(service, conflicts);
+                result.map(|result| result.map(|(wanted, _)| wanted))
+            }
+        }
+    }
+
+    fn note_conflicts(&mut self, service: &ServiceKey, conflicts: Conflicts) {
+        let same = self.set.conflicts.get(service).map_or(conflicts.is_empty(), |old| *old == conflicts);
+        if same {
+            return;
+        }
+        let map = Arc::make_mut(&mut self.set.conflicts);
+        if conflicts.is_empty() {
+            map.remove(service);
+        } else {
+            map.insert(service.clone(), conflicts);
+        }
+    }
+
+    fn note_object(&mut self, id: &MirrorId, exists: bool) {
+        let MirrorId::Cluster { cluster, service } = id else { return };
+        let object = desired::cluster_object(&self.ground, cluster, service);
+        if exists {
+            self.objects.insert(object, id.clone());
+        } else if self.objects.get(&object) == Some(id) {
+            self.objects.remove(&object);
+        }
+    }
+
+    /// Tells the gateway, DNS and the addresses about one mirror's change.
+    fn replace_faces(&mut self, old: Option<&Wanted>, new: Option<&Wanted>, changes: &mut Changes) {
+        let listeners = |wanted: Option<&Wanted>| -> BTreeMap<String, Mirror> {
+            let all = wanted.map(faces::listeners).unwrap_or_default();
+            all.into_iter().map(|mirror| (mirror.name.clone(), mirror)).collect()
+        };
+        let (before, after) = (listeners(old), listeners(new));
+        for step in walk(&before, &after) {
+            match step {
+                Step::Left(name, _) => drop(changes.insert(key(ResourceKind::Mirror, name.clone()), None)),
+                Step::Right(name, mirror) => {
+                    changes.insert(key(ResourceKind::Mirror, name.clone()), Some(Resource::Mirror(mirror.clone())));
+                }
+                Step::Both(name, before, after) if before != after => {
+                    changes.insert(key(ResourceKind::Mirror, name.clone()), Some(Resource::Mirror(after.clone())));
+                }
+                Step::Both(..) => {}
+            }
+        }
+        if old.map(faces::dns) != new.map(faces::dns) {
+            self.set.dns_version += 1;
+        }
+        let kept: BTreeSet<&str> = new.into_iter().flat_map(faces::address_names).collect();
+        for name in old.into_iter().flat_map(faces::address_names).filter(|name| !kept.contains(name)) {
+            self.addresses.release(name);
+        }
+    }
+}
+
+const fn key(kind: ResourceKind, name: String) -> ResourceKey {
+    ResourceKey { kind, name }
+}
+
+/// Calls `each` for every key whose value is new, changed or gone.
+fn changed<K: Ord, V: PartialEq>(
+    old: &Arc<BTreeMap<K, Arc<V>>>,
+    new: &Arc<BTreeMap<K, Arc<V>>>,
+    mut each: impl FnMut(&K, Option<&Arc<V>>),
+) {
+    if Arc::ptr_eq(old, new) {
+        return;
+    }
+    for step in walk(old, new) {
+        match step {
+            Step::Left(key, _) => each(key, None),
+            Step::Right(key, value) => each(key, Some(value)),
+            Step::Both(key, old, new) => {
+                if !Arc::ptr_eq(old, new) && old != new {
+                    each(key, Some(new));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! What became of Links, exports and mirrors: objects with conditions below `state/status/`.
+//!
+//! - **In**: findings of all stages, reports of the gateways, problems of the manifests.
+//! - **Out**: `links/<cluster>.yaml`, `exports/<namespace>.<name>.yaml`, `mirrors/<namespace>.<name>.yaml` (imports end in
+//!   `.clusterset.yaml`), and `manifests.yaml`.
+//! - **Refuses when**: never; a file that cannot be written is tried again with the next pass.
+//! - **Never does**: write what did not change, or hold up anybody: it works from the newest state, at its own pace.
+//! - **Numbers**: [`PACE`], [`SHARE`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use jiff::Timestamp;
+use linkspan_proto::manifest;
+use linkspan_proto::resources::{Condition, NewCondition, set_condition};
+use linkspan_runtime::drain::Signal;
+use linkspan_runtime::text::clean;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use crate::catalog::Snapshot;
+use crate::configuration::Reports;
+use crate::exchange::Peers;
+use crate::files;
+use crate::mirror::MirrorSet;
+use crate::watch::Problem;
+
+mod findings;
+
+use findings::{Finding, Inputs};
+
+/// Between two passes: status is for people and for tools that poll.
+pub const PACE: Duration = Duration::from_millis(250);
+/// Passes take at most one part in this many of the time, however much there is to say.
+pub const SHARE: u32 = 10;
+
+/// Where the inputs come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// The catalog.
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// The peers' catalogues.
+    pub peers: watch::Receiver<Arc<Peers>>,
+    /// The mirrors.
+    pub mirrors: watch::Receiver<MirrorSet>,
+    /// The gateways.
+    pub reports: watch::Receiver<Reports>,
+    /// The manifests.
+    pub problems: watch::Receiver<Arc<Vec<Problem>>>,
+}
+
+/// Keeps the files up to date until the drain. Start it when the first mirrors are known: before that it would delete what
+/// an earlier run found out.
+pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut sources: Sources, signal: Signal) {
+    let mut writer = Writer::new(folder);
+    loop {
+        let inputs = Inputs {
+            own: own.clone(),
+            snapshot: sources.snapshots.borrow_and_update().clone(),
+            peers: Arc::clone(&sources.peers.borrow_and_update()),
+            mirrors: sources.mirrors.borrow_and_update().clone(),
+            reports: sources.reports.borrow_and_update().clone(),
+        };
+        let problems = Arc::clone(&sources.problems.borrow_and_update());
+        let started = Instant::now();
+        let pass = tokio::task::spawn_blocking(move || {
+            let failed = writer.pass(findings::all(&inputs), &problems);
+            (writer, failed)
+        });
+        let Ok((kept, failed)) = pass.await else {
+            tracing::error!("writing the status panicked; there is no more status until the next start");
+            return;
+        };
+        writer = kept;
+        let pause = PACE.max(started.elapsed() * (SHARE - 1));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = signal.closed() => return,
+        }
+        let again = async {
+            // What could not be written is due again even if nothing changes.
+            if failed { tokio::time::sleep(PACE * 20).await } else { std::future::pending().await }
+        };
+        let ended = tokio::select! {
+            changed = sources.snapshots.changed() => changed.is_err(),
+            changed = sources.peers.changed() => changed.is_err(),
+            changed = sources.mirrors.changed() => changed.is_err(),
+            changed = sources.reports.changed() => changed.is_err(),
+            changed = sources.problems.changed() => changed.is_err(),
+            () = again => false,
+            () = signal.draining() => true,
+        };
+        if ended {
+            return;
+        }
+    }
+}
+
+/// What was written so far.
+#[derive(Debug)]
+struct Writer {
+    folder: PathBuf,
+    written: BTreeMap<PathBuf, Written>,
+    /// Whether the files of earlier runs were looked at.
+    swept: bool,
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    conditions: Vec<Condition>,
+    /// Of the text on disk; `None` when the last write failed.
+    hash: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct OldFile {
+    status: OldStatus,
+}
+
+#[derive(Deserialize)]
+struct OldStatus {
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+impl Writer {
+    const FOLDERS: [&'static str; 3] = ["links", "exports", "mirrors"];
+
+    const fn new(folder: PathBuf) -> Self {
+        Self { folder, written: BTreeMap::new(), swept: false }
+    }
+
+    /// Writes what differs. Says whether something could not be written.
+    fn pass(&mut self, findings: Vec<Finding>, problems: &[Problem]) -> bool {
+        let mut failed = false;
+        if !self.swept {
+            match self.sweep(&findings) {
+                Ok(()) => self.swept = true,
+                Err(error) => {
+                    tracing::warn!(%error, "old status files cannot be removed");
+                    failed = true;
+                }
+            }
+        }
+        let now = Timestamp::now();
+        let mut present: BTreeSet<PathBuf> = BTreeSet::new();
+        for finding in findings {
+            let path = PathBuf::from(&finding.file);
+            if let Err(error) = self.write(&path, finding, now) {
+                tracing::warn!(file = %path.display(), %error, "status cannot be written");
+                failed = true;
+            }
+            present.insert(path);
+        }
+        let gone: Vec<_> = self.written.keys().filter(|path| !present.contains(*path)).cloned().collect();
+        for path in gone {
+            match files::remove(&self.folder.join(&path)) {
+                Ok(()) => drop(self.written.remove(&path)),
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "status cannot be removed");
+                    failed = true;
+                }
+            }
+        }
+        let manifests = self.folder.join("manifests.yaml");
+        if let Err(error) = write_problems(&manifests, problems) {
+            tracing::warn!(%error, "the problems of the manifests cannot be written");
+            failed = true;
+        }
+        failed
+    }
+
+    fn write(&mut self, path: &Path, finding: Finding, now: Timestamp) -> io::Result<()> {
+        let full = self.folder.join(path);
+        let written = self.written.entry(path.to_owned()).or_insert_with(|| {
+            let text = fs::read_to_string(&full).unwrap_or_default();
+            // A restart must not make every condition look as if it had changed just now.
+            let conditions = serde_saphyr::from_str::<OldFile>(&text).map(|old| old.status.conditions);
+            Written { conditions: conditions.unwrap_or_default(), hash: Some(hash(&text)) }
+        });
+        for verdict in &finding.verdicts {
+            let condition = NewCondition {
+                kind: verdict.kind,
+                status: verdict.status,
+                reason: &clean(&verdict.reason),
+                message: &clean(&verdict.message),
+                generation: finding.generation,
+            };
+            set_condition(&mut written.conditions, condition, now);
+        }
+        written.conditions.retain(|condition| finding.verdicts.iter().any(|verdict| verdict.kind == condition.type_));
+        let text = render(&finding, &written.conditions)?;
+        let new = hash(&text);
+        if written.hash == Some(new) {
+            return Ok(());
+        }
+        written.hash = None;
+        files::write_quickly(&full, text.as_bytes(), 0o644)?;
+        written.hash = Some(new);
+        Ok(())
+    }
+
+    /// Removes what earlier runs left and nothing stands for any more.
+    fn sweep(&self, findings: &[Finding]) -> io::Result<()> {
+        let wanted: BTreeSet<PathBuf> = findings.iter().map(|finding| self.folder.join(&finding.file)).collect();
+        for folder in Self::FOLDERS {
+            let folder = self.folder.join(folder);
+            fs::create_dir_all(&folder)?;
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                if !wanted.contains(&path) {
+                    files::remove(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn render(finding: &Finding, conditions: &[Condition]) -> io::Result<String> {
+    let mut metadata = Map::new();
+    metadata.insert("name".to_owned(), json!(finding.name));
+    if !finding.namespace.is_empty() {
+        metadata.insert("namespace".to_owned(), json!(finding.namespace));
+    }
+    let mut status = finding.more.clone();
+    status.insert("conditions".to_owned(), serde_json::to_value(conditions)?);
+    let object = json!({
+        "apiVersion": finding.api_version,
+        "kind": finding.kind,
+        "metadata": metadata,
+        "status": status,
+    });
+    manifest::to_yaml(&object).map_err(io::Error::other)
+}
+
+fn write_problems(path: &Path, problems: &[Problem]) -> io::Result<()> {
+    let problems: Vec<Value> = problems
+        .iter()
+        .map(|problem| {
+            json!({
+                "file": clean(&problem.file),
+                "line": problem.line,
+                "column": problem.column,
+                "field": clean(&problem.field),
+                "message": clean(&problem.message),
+            })
+        })
+        .collect();
+    let object =
+        json!({ "apiVersion": linkspan_proto::resources::API_VERSION, "kind": "ManifestReport", "problems": problems });
+    let text = manifest::to_yaml(&object).map_err(io::Error::other)?;
+    if matches!(fs::read(path), Ok(old) if old == text.as_bytes()) {
+        return Ok(());
+    }
+    files::write_quickly(path, text.as_bytes(), 0o644)
+}
+
+#[cfg(test)]
+mod tests;
