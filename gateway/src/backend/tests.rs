@@ -97,14 +97,14 @@ async fn a_slow_endpoint_gets_less_and_recovers() {
         for _ in 0..200 {
             let mut guard = endpoints.pick(&[]).expect("endpoint");
             let is_slow = guard.address() == at(1);
-            tokio::time::advance(std::time::Duration::from_millis(if is_slow { slow_ms } else { 2 })).await;
+            tokio::time::advance(Duration::from_millis(if is_slow { slow_ms } else { 2 })).await;
             guard.answered();
             slow += u32::from(is_slow);
         }
         slow
     };
     assert!(share_of_the_slow(500).await <= 5);
-    tokio::time::advance(std::time::Duration::from_secs(120)).await;
+    tokio::time::advance(Duration::from_secs(120)).await;
     assert!(share_of_the_slow(1).await >= 20, "it has recovered and is used again");
 }
 

@@ -230,7 +230,7 @@ async fn a_single_socket_is_served_too() {
 /// What the last worker to accept would have seen: the pause between attempts while there are no descriptors.
 #[test]
 fn starvation_is_told_from_faults_of_clients() {
-    let of = |code: i32| super::binder::is_starved(&std::io::Error::from_raw_os_error(code));
+    let of = |code: i32| binder::is_starved(&std::io::Error::from_raw_os_error(code));
     assert!(of(24) && of(23) && of(105) && of(12));
     assert!(!of(103) && !of(98));
 }
@@ -248,12 +248,12 @@ async fn ten_thousand_mirrors_are_bound_on_some_workers_each() {
     let wanted = Mutex::new([0_usize; 8]);
     for index in 0..10_000_u32 {
         let [_, _, high, low] = index.to_be_bytes();
-        let chosen = super::binder::workers_for(SocketAddr::from(([127, 80, high, low], 80)), 8, 10_000);
+        let chosen = binder::workers_for(SocketAddr::from(([127, 80, high, low], 80)), 8, 10_000);
         assert_eq!(chosen.len(), 1);
         wanted.lock().expect("lock")[chosen[0]] += 1;
     }
     assert!(wanted.lock().expect("lock").iter().all(|count| (1_000..1_500).contains(count)));
-    let few = super::binder::workers_for(SocketAddr::from(([127, 80, 0, 1], 80)), 8, 100);
+    let few = binder::workers_for(SocketAddr::from(([127, 80, 0, 1], 80)), 8, 100);
     assert_eq!(few.iter().collect::<std::collections::BTreeSet<_>>().len(), 8, "all workers, each once");
 }
 
