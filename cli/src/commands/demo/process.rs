@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// Time for a child to end after its input has ended, before it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,6 +23,8 @@ const LOG_LINES: usize = 12;
 pub(super) struct Process {
     name: &'static str,
     child: Child,
+    /// Kept apart from the child, since waiting for a child closes the input that it holds.
+    input: Option<ChildStdin>,
     pid: u32,
     log: PathBuf,
 }
@@ -35,7 +37,7 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::piped())
             .stdout(file.try_clone()?)
@@ -45,7 +47,8 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let Some(pid) = child.id() else { bail!("{name} ended at once") };
-        Ok(Self { name, child, pid, log: log.to_owned() })
+        let input = child.stdin.take();
+        Ok(Self { name, child, input, pid, log: log.to_owned() })
     }
 
     /// Its process id.
@@ -73,7 +76,7 @@ impl Process {
 
     /// Closes its input and waits for its end; kills it if that takes too long.
     pub(super) async fn end(mut self) {
-        drop(self.child.stdin.take());
+        drop(self.input.take());
         if tokio::time::timeout(END_TIMEOUT, self.child.wait()).await.is_err() {
             tracing::warn!(process = self.name, "did not end in time; killing it");
             drop(self.child.kill().await);
@@ -111,6 +114,8 @@ mod tests {
         let log = folder.path().join("log");
         let mut child = shell("echo begun; cat; echo ended >&2", &log);
         child.still_runs().unwrap();
+        let waited = tokio::time::timeout(Duration::from_millis(100), child.ended()).await;
+        assert!(waited.is_err(), "waiting for its end does not end it");
         let begun = Instant::now();
         child.end().await;
         assert!(begun.elapsed() < Duration::from_secs(2));
