@@ -55,3 +55,6 @@ pub mod reserved;
 
 mod diff;
 mod files;
+
+#[cfg(test)]
+mod testkit;

@@ -1,1 +1,246 @@
+//! Whole controllers in one process. Between them stand plain pipes instead of gateways and a link; gateways are a client
+//! of `controller.sock` that keeps what it is told.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+use linkspan_proto::configuration::{Report, Resource};
+use linkspan_proto::generated::configuration::{Purpose, SignRequest};
+use rcgen::{CertificateParams, KeyPair};
+
+use super::*;
+use kit::{Gateway, Pipes, Site, eventually, query, service};
+
+mod hostile;
+mod kit;
+
+fn names(resources: &BTreeMap<String, Resource>) -> Vec<String> {
+    resources.keys().cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_of_one_site_becomes_a_name_of_the_other() {
+    let (mut east, mut west) = Site::pair().await;
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    let _pipes = Pipes::between(&east, &west);
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true), ("10.0.0.2", false)], true));
+    gateway.until("the mirror", |all| all.contains_key("capacity west/shop/web")).await;
+    let Resource::Mirror(mirror) = gateway.resources["mirror web-west.shop.svc.cluster.local"].clone() else {
+        panic!()
+    };
+    let address = mirror.ports[0].listen;
+    assert_eq!(address.port(), 80);
+    let Resource::Capacity(capacity) = gateway.resources["capacity west/shop/web"].clone() else { panic!() };
+    assert_eq!(capacity.ready, BTreeMap::from([(80, 1)]));
+    for expected in ["peer west", "mirror web.shop.svc.clusterset.local", "workloads workloads"] {
+        assert!(gateway.resources.contains_key(expected), "{expected} in {:?}", names(&gateway.resources));
+    }
+
+    eventually("DNS to answer", async || {
+        query(east.app().addresses.dns, "web-west.shop.svc.cluster.local").await == Some(address.ip())
+    })
+    .await;
+    eventually("the object", async || {
+        east.state("mirrors/shop.web-west.yaml").is_some_and(|text| text.contains("kind: Service"))
+    })
+    .await;
+    eventually("the status", async || {
+        let link = east.state("status/links/west.yaml").unwrap_or_default();
+        link.contains("reason: Synced") && link.contains("services: 1") && link.contains("reason: Pending")
+    })
+    .await;
+    assert!(east.state("run/controller.json").unwrap().contains("\"dns\":\"127.0.0.1:"));
+
+    let changed = Instant::now();
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true), ("10.0.0.2", true)], true));
+    gateway
+        .until(
+            "the readiness",
+            |all| matches!(&all["capacity west/shop/web"], Resource::Capacity(capacity) if capacity.ready[&80] == 2),
+        )
+        .await;
+    assert!(changed.elapsed() < Duration::from_secs(1), "a change takes {:?}", changed.elapsed());
+
+    east.write("broken.yaml", "kind: Service\nmetadata: [");
+    eventually("the complaint", async || {
+        east.state("status/manifests.yaml").is_some_and(|text| text.contains("broken.yaml"))
+    })
+    .await;
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true)], false));
+    gateway.until("the end", |all| !all.contains_key("mirror web-west.shop.svc.cluster.local")).await;
+    assert!(!gateway.resources.contains_key("capacity west/shop/web"));
+    eventually("the object to go", async || east.state("mirrors/shop.web-west.yaml").is_none()).await;
+    assert!(query(east.app().addresses.dns, "web-west.shop.svc.cluster.local").await.is_none());
+    east.stop().await;
+    west.stop().await;
+    assert!(east.state("run/controller.json").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_and_lost_peers_withdraw_nothing() {
+    let (mut east, mut west) = Site::pair().await;
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    let pipes = Pipes::between(&east, &west);
+    gateway.until("the mirror", |all| all.contains_key("capacity west/shop/web")).await;
+    let before = gateway.resources.clone();
+
+    west.stop().await;
+    west.start().await;
+    gateway.watch(Duration::from_secs(3), |all| assert_eq!(*all, before)).await;
+    let peer = || east.admin("/peers?cluster=west");
+    eventually("both to agree again", async || peer().await["synchronised"] == true).await;
+
+    drop(pipes);
+    eventually("the loss to show", async || peer().await["connected"] == false).await;
+    gateway.watch(Duration::from_secs(2), |all| assert_eq!(*all, before)).await;
+    assert_eq!(peer().await["freshness"], "fresh");
+
+    drop(gateway);
+    east.stop().await;
+    west.stop().await;
+    east.start().await;
+    let mut gateway = Gateway::connect(&east, "boot-2").await;
+    gateway.until("the first configuration", |all| !all.is_empty()).await;
+    assert_eq!(
+        gateway.resources, before,
+        "the first thing said after a restart is what held before, addresses included"
+    );
+    east.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_sites_in_a_ring_mirror_each_other_without_a_loop() {
+    let names = ["east", "north", "west"];
+    let sites = Site::linked(&names).await;
+    let mut pipes = Vec::new();
+    for (index, one) in sites.iter().enumerate() {
+        for other in &sites[index + 1..] {
+            pipes.push(Pipes::between(one, other));
+        }
+        for name in ["web", "api"] {
+            one.write(&format!("{name}.yaml"), &service(name, &[("10.0.0.1", true)], true));
+        }
+    }
+    for site in &sites {
+        let mut gateway = Gateway::connect(site, "boot").await;
+        gateway.until("all mirrors", |all| all.keys().filter(|key| key.starts_with("capacity")).count() == 4).await;
+        gateway.until("both exports", |all| all.keys().filter(|key| key.starts_with("export")).count() == 2).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        gateway.drain_updates().await;
+        let mirrors: Vec<_> = gateway.resources.keys().filter(|key| key.starts_with("mirror")).cloned().collect();
+        assert_eq!(mirrors.len(), 6, "two services of two peers and two imports: {mirrors:?}");
+        let Resource::Mirror(import) = &gateway.resources["mirror web.shop.svc.clusterset.local"] else { panic!() };
+        let tiers: Vec<Vec<&str>> =
+            import.tiers.iter().map(|tier| tier.clusters.keys().map(|name| name.as_str()).collect()).collect();
+        let others: Vec<_> = names.iter().copied().filter(|name| *name != site.name()).collect();
+        assert_eq!(tiers, [vec![site.name()], others]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_signed_for_the_gateway_and_nobody_else() {
+    let (east, west) = Site::pair().await;
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    let _pipes = Pipes::between(&east, &west);
+    gateway.until("the mirror", |all| all.contains_key("capacity west/shop/web")).await;
+    let csr = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+    let mut sign = async |purpose: Purpose, dns_names: &[&str]| {
+        let request = SignRequest {
+            csr_der: csr.clone().into(),
+            purpose: purpose.into(),
+            dns_names: dns_names.iter().map(|&name| name.to_owned()).collect(),
+        };
+        gateway.client.sign(request).await
+    };
+    let signed = sign(Purpose::Link, &[]).await.unwrap().into_inner();
+    assert_eq!(signed.chain_der.len(), 1);
+    assert_eq!(signed.trust_bundle_pem, east.state("ca/root.pem").unwrap());
+    let (_, leaf) = x509_parser::parse_x509_certificate(&signed.chain_der[0]).unwrap();
+    assert_eq!(leaf.validity().not_after.timestamp(), signed.not_after_unix);
+    assert!(sign(Purpose::LocalServer, &["*.shop.svc.clusterset.local"]).await.is_ok());
+    for (purpose, names) in [
+        (Purpose::Unspecified, vec![]),
+        (Purpose::Link, vec!["web.shop.svc.clusterset.local"]),
+        (Purpose::LocalServer, vec!["bank.example.com"]),
+        (Purpose::LocalServer, vec!["web.other.svc.clusterset.local"]),
+    ] {
+        assert!(sign(purpose, &names).await.is_err(), "{purpose:?} {names:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gateways_report_becomes_status() {
+    let (east, west) = Site::pair().await;
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    let pipes = Pipes::between(&east, &west);
+    gateway.until("the mirror", |all| all.contains_key("capacity west/shop/web")).await;
+    gateway.report(Report::Acknowledged { generation: gateway.generation }).await;
+    let mirror = || east.state("status/mirrors/shop.web-west.yaml").unwrap_or_default();
+    eventually("listening", async || mirror().contains("reason: Listening")).await;
+    gateway.report_rejection("web-west.shop.svc.cluster.local", "AddressInUse").await;
+    eventually("the rejection", async || mirror().contains("reason: AddressInUse")).await;
+    gateway.report_link("west", false, "TrustBundleMismatch").await;
+    let link = || east.state("status/links/west.yaml").unwrap_or_default();
+    eventually("the link's trouble", async || link().matches("reason: TrustBundleMismatch").count() == 2).await;
+    gateway.report_link("west", true, "Connected").await;
+    eventually("the link's recovery", async || link().contains("reason: Verified")).await;
+    drop(gateway);
+    eventually("the gateway's end", async || {
+        link().contains("reason: NoGateway") && mirror().contains("reason: NoGateway")
+    })
+    .await;
+    drop(pipes);
+    fs::remove_file(east.manifests().join("link-west.yaml")).unwrap();
+    eventually("everything of the link to go", async || {
+        east.state("status/links/west.yaml").is_none()
+            && east.state("mirrors/shop.web-west.yaml").is_none()
+            && east.state("status/mirrors/shop.web-west.yaml").is_none()
+            && east.state("catalogues/west.json").is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_directory_is_private_and_used_once() {
+    let (mut east, _west) = Site::pair().await;
+    let mode = |path: &str| fs::metadata(east.dir().join("state").join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(""), 0o700);
+    assert_eq!(mode("controller.sock"), 0o600);
+    assert_eq!(mode("exchange.sock"), 0o600);
+    let second = east.try_start().await;
+    assert!(matches!(second, Err(StartError::State(StateDirError::InUse { .. }))), "{second:?}");
+    east.kill();
+    east.start().await;
+    fs::remove_file(east.dir().join("state/ca/root.key")).unwrap();
+    east.stop().await;
+    let keyless = east.try_start().await;
+    assert!(matches!(keyless, Err(StartError::Ca(_))), "{keyless:?}");
+}
+
+/// F-43: the most that one peer may export, from manifests there to the gateway's configuration here.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_services_arrive() {
+    let (east, west) = Site::pair().await;
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    let _pipes = Pipes::between(&east, &west);
+    for file in 0..10 {
+        let text: Vec<_> = (0..1000)
+            .map(|index| service(&format!("svc-{}", file * 1000 + index), &[("10.0.0.1", true)], true))
+            .collect();
+        west.write(&format!("many-{file}.yaml"), &text.join("---\n"));
+    }
+    let started = Instant::now();
+    gateway.within(Duration::from_secs(60), "all services", |all| all.len() >= 30_000).await;
+    println!("10,000 services took {:?}", started.elapsed());
+    let changed = Instant::now();
+    west.write("one.yaml", &service("svc-9999", &[("10.0.0.1", false)], true));
+    west.write("many-9.yaml", "");
+    gateway.within(Duration::from_secs(20), "the removal of a thousand", |all| all.len() < 28_000).await;
+    println!("a change among them took {:?}", changed.elapsed());
+    eventually("all objects", async || fs::read_dir(east.dir().join("state/mirrors")).unwrap().count() >= 18_000).await;
+}

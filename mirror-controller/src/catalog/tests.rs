@@ -6,6 +6,7 @@ use linkspan_proto::exchange::Protocol;
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::manifest;
 use linkspan_proto::names::EndpointName;
+use linkspan_proto::resources::PROXY_PROTOCOL_ANNOTATION;
 use proptest::prelude::*;
 
 use super::*;
@@ -123,13 +124,14 @@ fn what_cannot_be_exported_says_why() {
     for label in ["mirror.linkspan.io/cluster-name: west", "mirror.linkerd.io/mirrored-service: \"true\""] {
         assert_eq!(export(&with("team: a", label)), expected("False", "InvalidServiceType", "False", "Pending"));
     }
-    assert_eq!(
-        export(&format!(
-            "{SERVICE}---{SLICE}---{}",
-            EXPORT.replace("namespace: shop}", "namespace: shop, annotations: {linkspan.io/proxy-protocol: v1}}")
-        )),
-        expected("True", "Valid", "False", "Failed")
-    );
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{SERVICE}---{SLICE}"));
+    let Object::ServiceExport(mut wish) = objects(EXPORT).remove(0) else { unreachable!() };
+    wish.metadata.annotations = Some([(PROXY_PROTOCOL_ANNOTATION.to_owned(), "v1".to_owned())].into());
+    catalog.handle(Event::Apply(Box::new(Object::ServiceExport(wish))));
+    let snapshot = catalog.snapshot();
+    assert!(snapshot.exported.is_empty(), "a backend that waits for the header gets nothing without it");
+    assert_eq!(verdicts(&snapshot, "shop/web"), expected("True", "Valid", "False", "Failed"));
 }
 
 /// An API server or a parser may check less than ours: what peers would refuse must not leave.

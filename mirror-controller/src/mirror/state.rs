@@ -141,7 +141,7 @@ impl State {
                 let (service, entry, same) = match step {
                     Step::Left(service, _) => (service, None, false),
                     Step::Right(service, entry) => (service, Some(entry), false),
-                    Step::Both(service, old, new) => (service, Some(new), Arc::ptr_eq(old, new)),
+                    Step::Both(service, old, new) => (service, Some(new), Arc::ptr_eq(old, new) || old == new),
                 };
                 if !same {
                     dirty.insert(MirrorId::Cluster { cluster: cluster.clone(), service: service.clone() });

@@ -1,0 +1,74 @@
+//! What several tests build: names, catalogue entries, peers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use linkspan_proto::configuration::{DefaultPolicy, Peer};
+use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, Protocol};
+use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
+
+use crate::exchange::{Entries, Freshness, PeerState, View};
+
+pub(crate) fn cluster(name: &str) -> ClusterName {
+    ClusterName::parse(name).unwrap()
+}
+
+pub(crate) fn key(text: &str) -> ServiceKey {
+    ServiceKey::parse(text).unwrap()
+}
+
+/// Ports as `80`, `http:80` or `dns:53/UDP`.
+pub(crate) fn entry(service: &str, ports: &[&str], ready: u32) -> Arc<CatalogueEntry> {
+    let port = |text: &&str| {
+        let (text, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
+        let (name, number) = text.split_once(':').map_or((None, text), |(name, number)| (Some(name), number));
+        CataloguePort {
+            port: number.parse().unwrap(),
+            name: name.map(|name| PortName::parse(name).unwrap()),
+            protocol: Protocol::from_kubernetes(protocol).unwrap(),
+            app_protocol: None,
+            ready,
+        }
+    };
+    Arc::new(CatalogueEntry {
+        service: key(service),
+        headless: false,
+        ports: ports.iter().map(port).collect(),
+        endpoints: Vec::new(),
+        labels: BTreeMap::new(),
+    })
+}
+
+/// A headless service with port 80 and these endpoints; `!` in front means not ready.
+pub(crate) fn headless(service: &str, endpoints: &[&str]) -> Arc<CatalogueEntry> {
+    let mut entry = entry(service, &["80"], 1).as_ref().clone();
+    entry.headless = true;
+    entry.endpoints = endpoints
+        .iter()
+        .map(|name| (EndpointName::parse(name.trim_start_matches('!')).unwrap(), !name.starts_with('!')))
+        .collect();
+    Arc::new(entry)
+}
+
+pub(crate) fn entries(all: impl IntoIterator<Item = Arc<CatalogueEntry>>) -> Entries {
+    all.into_iter().map(|entry| (entry.service.clone(), entry)).collect()
+}
+
+pub(crate) fn view(entries: Entries, freshness: Freshness) -> View {
+    View { entries: Arc::new(entries), verified: Some((1, 1, [0; 32])), freshness, withheld: 0, synchronised: true }
+}
+
+pub(crate) fn peer_state(entries: Entries, freshness: Freshness) -> Arc<PeerState> {
+    Arc::new(PeerState { view: view(entries, freshness), connected: true, confirmed_unix: Some(1), trouble: None })
+}
+
+pub(crate) fn peer(name: &str) -> Arc<Peer> {
+    Arc::new(Peer {
+        cluster: cluster(name),
+        trust_domain: TrustDomain::parse(&format!("{name}.linkspan.internal")).unwrap(),
+        trust_bundle: String::new(),
+        addresses: Vec::new(),
+        default_policy: DefaultPolicy::Allow,
+    })
+}
