@@ -27,6 +27,8 @@ pub struct Site {
 pub struct Options {
     /// The site does not say where it can be dialled (it sits behind NAT).
     pub hidden: bool,
+    /// The site's name, where it is not the host's.
+    pub name: Option<String>,
 }
 
 impl Site {
@@ -36,7 +38,7 @@ impl Site {
     /// # Panics
     /// When the command fails.
     pub fn init(host: Host, options: &Options) -> Self {
-        let name = host.name().to_owned();
+        let name = options.name.clone().unwrap_or_else(|| host.name().to_owned());
         let dir = host.dir().join("site");
         let site = Self { host, name, dir, processes: Vec::new() };
         let dir_text = site.dir.display().to_string();

@@ -53,10 +53,9 @@ fn check_names_a_wrong_trust_bundle() {
     for site in &mut sites {
         site.start();
     }
-    // East gets west's Link with the root of another site in it.
-    let other = Site::init(world.host("other"), &Options::default());
-    let wrong = other.linkspan(&["link", "export"]).replace("other", "west");
-    let wrong = wrong.replace("10.77.0.3:4143", "10.77.0.2:4143");
+    // East gets the Link of an impostor: the right name, trust domain and address, another root.
+    let impostor = Site::init(world.host("other"), &Options { name: Some("west".to_owned()), ..Options::default() });
+    let wrong = impostor.linkspan(&["link", "export"]).replace("10.77.0.3:4143", "10.77.0.2:4143");
     sites[0].apply("link-west.yaml", &wrong);
     sites[1].import(&sites[0]);
     let mut text = String::new();

@@ -71,7 +71,7 @@ fn nginx_and_curl_exchange_everything_http_has() {
     let early =
         host.try_sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' -H Expect: -T big http://{WEB}:8090/early"));
     assert!(early.1.contains("413"), "{}", early.1);
-    let cut = host.try_sh(&format!("curl -sS -o /dev/null http://{WEB}:8090/cut"));
+    let cut = host.try_sh(&format!("curl -fsS -o /dev/null http://{WEB}:8090/cut"));
     assert!(!cut.0, "a truncated body must not end well: {}", cut.1);
 
     // One connection serves many requests.

@@ -12,7 +12,7 @@ fn a_site_behind_nat_exports_a_service() {
     needs_namespaces!();
     let world = World::new(&["east", "west"]);
     let mut east = Site::init(world.host("east"), &Options::default());
-    let mut west = Site::init(world.host("west"), &Options { hidden: true });
+    let mut west = Site::init(world.host("west"), &Options { hidden: true, ..Options::default() });
     // Nothing new comes in from outside; answers to what west sent itself do.
     west.host.nft(
         "chain i { type filter hook input priority 0; policy drop; iif lo accept; ct state established,related accept; }",
