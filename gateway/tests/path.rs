@@ -1,5 +1,7 @@
 //! The whole path: gateways of two and three clusters in one process, real sockets, real links.
 
+#![expect(clippy::disallowed_methods, reason = "tests spawn plainly: who awaits the handle sees the panic")]
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -451,7 +453,7 @@ async fn a_cut_on_one_side_is_a_cut_on_the_other() {
             async move {
                 drop(stream.write_all(b"hi").await);
                 let end = stream.read_to_end(&mut Vec::new()).await.map_err(|error| error.kind());
-                drop(told.send(end));
+                told.send(end).expect("the test waits");
             }
         })
         .await;

@@ -8,14 +8,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A service, and how many connections it has had.
-pub struct Backend {
-    pub address: SocketAddr,
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
 
 impl Backend {
     /// Serves each connection with `serve`.
-    pub async fn start<F>(serve: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> Self
+    pub(crate) async fn start<F>(serve: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -34,7 +34,7 @@ impl Backend {
     }
 
     /// Sends back what it gets, and its own name first.
-    pub async fn echo(name: &'static str) -> Self {
+    pub(crate) async fn echo(name: &'static str) -> Self {
         Self::start(move |mut stream| async move {
             let (mut read, mut write) = stream.split();
             let greeted = write.write_all(name.as_bytes()).await;
@@ -46,7 +46,7 @@ impl Backend {
     }
 
     /// Sends back all that it got, once the client has finished.
-    pub async fn collector() -> Self {
+    pub(crate) async fn collector() -> Self {
         Self::start(|mut stream| async move {
             let mut all = Vec::new();
             if stream.read_to_end(&mut all).await.is_ok() {
@@ -56,12 +56,12 @@ impl Backend {
         .await
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 }
 
 /// An address where nobody listens.
-pub async fn nobody() -> SocketAddr {
+pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("address")
 }

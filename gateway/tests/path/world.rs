@@ -33,20 +33,20 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// How long a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The port number under which services are known on the link.
-pub const PORT: u16 = 7;
+pub(crate) const PORT: u16 = 7;
 
 /// One gateway of one cluster.
-pub struct Site {
-    pub cluster: ClusterName,
-    pub links: Links,
-    pub address: SocketAddr,
-    pub mtls: SocketAddr,
-    pub seen: Arc<Seen>,
-    pub drain: Drain,
-    pub root: CertifiedIssuer<'static, KeyPair>,
+pub(crate) struct Site {
+    pub(crate) cluster: ClusterName,
+    pub(crate) links: Links,
+    pub(crate) address: SocketAddr,
+    pub(crate) mtls: SocketAddr,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) drain: Drain,
+    pub(crate) root: CertifiedIssuer<'static, KeyPair>,
     trust_domain: TrustDomain,
     table: Arc<ArcSwap<RouteTable>>,
     bindings: watch::Sender<Arc<Bindings>>,
@@ -57,7 +57,7 @@ pub struct Site {
 
 /// Every end that was recorded.
 #[derive(Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     ends: Mutex<Vec<(Entry, Outcome)>>,
     begun: Mutex<usize>,
 }
@@ -76,7 +76,7 @@ impl Recorder for Seen {
 
 impl Seen {
     /// Waits for the `count`-th end of this direction and gives all of them.
-    pub async fn ends(&self, direction: Direction, count: usize) -> Vec<(Entry, Outcome)> {
+    pub(crate) async fn ends(&self, direction: Direction, count: usize) -> Vec<(Entry, Outcome)> {
         let found = until(|| {
             let ends = self.ends.lock().expect("lock");
             let of_direction: Vec<_> = ends.iter().filter(|(entry, _)| entry.direction == direction).cloned().collect();
@@ -86,7 +86,7 @@ impl Seen {
     }
 
     /// Each begin has its end: call it when nothing is open.
-    pub fn is_balanced(&self) -> bool {
+    pub(crate) fn is_balanced(&self) -> bool {
         *self.begun.lock().expect("lock") == self.ends.lock().expect("lock").len()
     }
 }
@@ -100,7 +100,7 @@ impl Observer for Silent {
 }
 
 /// Waits for something that real sockets bring about.
-pub async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let wait = async {
         loop {
             if let Some(found) = look() {
@@ -113,12 +113,12 @@ pub async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A test that hangs fails.
-pub async fn patiently<T>(test: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE * 2, test).await.expect("the test hangs")
 }
 
 impl Site {
-    pub fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let cluster: ClusterName = name.parse().expect("cluster");
         let trust_domain: TrustDomain = format!("{name}.linkspan.internal").parse().expect("domain");
         let root = authority();
@@ -199,7 +199,7 @@ impl Site {
     }
 
     /// Links two sites, and waits until traffic may go both ways.
-    pub async fn link(&self, other: &Self) {
+    pub(crate) async fn link(&self, other: &Self) {
         self.add_peer(other).await;
         other.add_peer(self).await;
         until(|| (self.links.alive(&other.cluster) && other.links.alive(&self.cluster)).then_some(())).await;
@@ -221,7 +221,7 @@ impl Site {
     }
 
     /// Puts resources into force, beside what is there.
-    pub fn apply(&self, resources: impl IntoIterator<Item = Resource>) {
+    pub(crate) fn apply(&self, resources: impl IntoIterator<Item = Resource>) {
         let snapshot = {
             let mut all = self.resources.lock().expect("lock");
             all.extend(resources.into_iter().map(|resource| (format!("{:?}", resource.key()), resource)));
@@ -234,7 +234,7 @@ impl Site {
     }
 
     /// Exports `shop/<name>` with these endpoints, to everybody unless rules are given.
-    pub fn export(&self, name: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut Export)) {
+    pub(crate) fn export(&self, name: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut Export)) {
         let endpoint = |address: &SocketAddr| Endpoint { address: *address, name: None, ready: true };
         let mut export = Export {
             service: format!("shop/{name}").parse().expect("service"),
@@ -252,7 +252,7 @@ impl Site {
     }
 
     /// Mirrors `shop/<name>` from these clusters, one tier each line, and waits until it is bound.
-    pub async fn mirror(&self, name: &str, app_protocol: Option<&str>, tiers: &[&[(&str, u32)]]) -> SocketAddr {
+    pub(crate) async fn mirror(&self, name: &str, app_protocol: Option<&str>, tiers: &[&[(&str, u32)]]) -> SocketAddr {
         let listen = listener::bind(loopback(), 1).expect("bind")[0].local_addr().expect("address");
         self.mirror_at(name, listen, app_protocol, tiers);
         until(|| self.board.mirrors().iter().find(|mirror| mirror.listen == listen && mirror.bound).map(|_| listen))
@@ -260,7 +260,13 @@ impl Site {
     }
 
     /// As [`Self::mirror`], at an address that is bound already: a change of weights.
-    pub fn mirror_at(&self, name: &str, listen: SocketAddr, app_protocol: Option<&str>, tiers: &[&[(&str, u32)]]) {
+    pub(crate) fn mirror_at(
+        &self,
+        name: &str,
+        listen: SocketAddr,
+        app_protocol: Option<&str>,
+        tiers: &[&[(&str, u32)]],
+    ) {
         let service: linkspan_proto::names::ServiceKey = format!("shop/{name}").parse().expect("service");
         let cluster = |name: &str| -> ClusterName { name.parse().expect("cluster") };
         let tiers: Vec<_> = tiers
@@ -294,7 +300,7 @@ impl Site {
     }
 
     /// Clients of this machine are this workload.
-    pub fn workload(&self, account: &str) {
+    pub(crate) fn workload(&self, account: &str) {
         let range = WorkloadRange {
             cidr: "127.0.0.0/8".parse().expect("cidr"),
             namespace: "shop".parse().expect("namespace"),
@@ -304,7 +310,7 @@ impl Site {
     }
 
     /// A certificate and key of one of this cluster's workloads.
-    pub fn workload_certificate(&self, account: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    pub(crate) fn workload_certificate(&self, account: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let uri = format!("spiffe://{}/ns/shop/sa/{account}", self.trust_domain);
         let (chain, key) = leaf(&self.root, &uri, &[]);
         (chain, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
@@ -312,16 +318,16 @@ impl Site {
 }
 
 /// The name on the certificate of every mTLS port.
-pub const MTLS_NAME: &str = "echo.shop.svc.clusterset.local";
+pub(crate) const MTLS_NAME: &str = "echo.shop.svc.clusterset.local";
 
 /// A rule with one change.
-pub fn rule(change: impl FnOnce(&mut ExportRule)) -> ExportRule {
+pub(crate) fn rule(change: impl FnOnce(&mut ExportRule)) -> ExportRule {
     let mut rule = ExportRule::default();
     change(&mut rule);
     rule
 }
 
-pub async fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) async fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).await.expect("connect");
     stream.set_nodelay(true).expect("nodelay");
     stream
