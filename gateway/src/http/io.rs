@@ -11,7 +11,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub(crate) struct Control {
     linger: AtomicBool,
     /// A request is being served: what is read is no head.
     busy: AtomicBool,
+    /// Heads read so far.
+    heads: AtomicUsize,
     /// The gateway's drain has come to its deadline.
     drained: AtomicBool,
 }
@@ -60,6 +62,7 @@ impl Control {
     /// A request's head has been read.
     pub(crate) fn request_begun(&self) {
         self.busy.store(true, Ordering::Release);
+        self.heads.fetch_add(1, Ordering::Release);
         self.linger.store(false, Ordering::Release);
     }
 
@@ -146,6 +149,8 @@ pub(crate) struct Socket {
 #[derive(Debug, Default)]
 struct HeadTimer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Which head it is for.
+    number: usize,
 }
 
 #[derive(Debug)]
@@ -252,7 +257,11 @@ impl rt::Read for Socket {
         let io = self.io()?;
         let polled = Pin::new(&mut hyper_util::rt::TokioIo::new(io)).poll_read(cx, buffer);
         let busy = self.control.busy.load(Ordering::Acquire);
+        let number = self.control.heads.load(Ordering::Acquire);
         let Some(head) = &mut self.head else { return polled };
+        if head.number != number {
+            *head = HeadTimer { sleep: None, number };
+        }
         match (&polled, busy) {
             (_, true) => head.sleep = None,
             (Poll::Ready(_), false) => {

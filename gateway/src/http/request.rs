@@ -237,15 +237,15 @@ fn put_connection(headers: &mut HeaderMap) {
 fn target(method: &Method, uri: &Uri) -> Result<PathAndQuery, Invalid> {
     let target = match uri.path_and_query() {
         Some(target) => target.clone(),
-        // An absolute form without a path.
-        None if uri.authority().is_some() => PathAndQuery::from_static("/"),
+        // An absolute form without a path. The authority form is CONNECT's alone.
+        None if uri.scheme().is_some() => PathAndQuery::from_static("/"),
         None => return Err(Invalid::Target),
     };
     match target.as_str().as_bytes() {
         [b'/', ..] => Ok(target),
         b"*" if *method == Method::OPTIONS => Ok(target),
         // `http://host?query`: section 3.2.1 has a slash in front.
-        [b'?', ..] => format!("/{target}").parse().map_err(|_| Invalid::Target),
+        [b'?', ..] => format!("/{}", target.as_str()).parse().map_err(|_| Invalid::Target),
         _ => Err(Invalid::Target),
     }
 }

@@ -32,7 +32,7 @@ use tokio::net::TcpStream;
 use super::body::{BodyError, Cut, RequestBody};
 use super::pool::{Http2, Key, Lease, Pool, SharedState};
 use super::{MAX_BUFFER, MAX_HEAD};
-use crate::backend::{ATTEMPTS, EndpointGuard, Endpoints, connect};
+use crate::backend::{ATTEMPTS, EndpointGuard, Endpoints, connect, introduce};
 use crate::remote::Admitted;
 
 /// Flow-control windows towards a backend. A backend is near: 1 MiB in 1 ms is 8 Gbit/s for one stream. The connection's
@@ -89,7 +89,7 @@ pub(crate) async fn send(
             return Err(Failed::refused(last, tried.last().copied(), request));
         };
         let address = endpoint.address();
-        let (mut lease, reused) = match connection(pool, Key::new(admitted, address), http2, reuse).await {
+        let (mut lease, reused) = match connection(pool, admitted, Key::new(admitted, address), http2, reuse).await {
             Ok(found) => found,
             Err(error) if error.is_endpoints() => {
                 tracing::debug!(service = %admitted.service(), %error, "connect failed; trying another endpoint");
@@ -206,6 +206,7 @@ impl Lease {
 /// A connection to the endpoint; whether it has served a request before.
 async fn connection(
     pool: &Arc<Pool>,
+    admitted: &Admitted,
     key: Key,
     http2: bool,
     reuse: bool,
@@ -214,7 +215,7 @@ async fn connection(
         if reuse && let Some(lease) = pool.idle_http1(&key) {
             return Ok((lease, true));
         }
-        let stream = connect(key.address()).await?;
+        let stream = open(admitted, key.address()).await?;
         let sender = handshake_http1(stream).await;
         let address = key.address();
         let sender = sender.map_err(|_| crate::backend::DialError::Refused(address))?;
@@ -232,13 +233,20 @@ async fn connection(
             }
             Http2::Connect(connecting) => {
                 let address = key.address();
-                let stream = connect(address).await?;
+                let stream = open(admitted, address).await?;
                 let (sender, state) =
                     handshake_http2(stream).await.map_err(|_| crate::backend::DialError::Refused(address))?;
                 return Ok((connecting.connected(sender, state), false));
             }
         }
     }
+}
+
+/// Connects, and says who calls where the export asks for that: a connection serves one caller only, see [`Key`].
+async fn open(admitted: &Admitted, address: SocketAddr) -> Result<TcpStream, crate::backend::DialError> {
+    let mut stream = connect(address).await?;
+    introduce(&mut stream, admitted, address, None, None).await?;
+    Ok(stream)
 }
 
 async fn handshake_http1(stream: TcpStream) -> hyper::Result<http1::SendRequest<RequestBody>> {
