@@ -22,7 +22,7 @@ use linkspan_runtime::histogram::Distribution;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::metrics::{Key, Metrics, Totals};
+use crate::metrics::{Key, Metrics, Series, Totals};
 use crate::outcome::Direction;
 
 /// Longest window, in seconds.
@@ -175,7 +175,7 @@ impl Window {
                 if !(1..=WINDOW_MAX).contains(&seconds) {
                     return Err(RouteError::BadRequest(format!("window is 1 to {WINDOW_MAX} seconds")));
                 }
-                Ok(serde_json::to_value(window.report(Duration::from_secs(seconds)))?)
+                Ok(serde_json::to_value(window.report(Duration::from_secs(seconds), Instant::now()))?)
             }
         });
     }
@@ -184,20 +184,9 @@ impl Window {
     pub fn tick(&self, now: Instant) {
         let series = self.metrics.series();
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut last = HashMap::with_capacity(series.len());
-        let mut used = Vec::new();
-        for series in series {
-            let totals = series.totals();
-            let fresh = Totals::default();
-            let change = totals.since(ring.last.get(series.key()).unwrap_or(&fresh));
-            let counts = Counts::from(&change);
-            if !counts.is_zero() {
-                used.push(Used { key: series.key().clone(), counts, latency: change.latency.sparse() });
-            }
-            last.insert(series.key().clone(), totals);
-        }
+        let used = ring.since_last(&series);
         // Series that are forgotten leave with the old map.
-        ring.last = last;
+        ring.last = series.iter().map(|series| (series.key().clone(), series.totals())).collect();
         let length = now.saturating_duration_since(ring.last_tick);
         ring.last_tick = now;
         ring.slots.push_back(Slot { length, used });
@@ -206,13 +195,16 @@ impl Window {
         }
     }
 
-    /// The figures of the newest slots that make up `window`, or of all there are.
+    /// The figures up to `now` of the newest slots that make up `window`, or of all there are. The slot that is still
+    /// open counts: who has just sent a request sees it.
     #[must_use]
-    pub fn report(&self, window: Duration) -> Stat {
+    pub fn report(&self, window: Duration, now: Instant) -> Stat {
+        let series = self.metrics.series();
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = Slot { length: now.saturating_duration_since(ring.last_tick), used: ring.since_last(&series) };
         let mut covered = Duration::ZERO;
         let mut rows: BTreeMap<RowKey, (Counts, Distribution)> = BTreeMap::new();
-        for slot in ring.slots.iter().rev() {
+        for slot in std::iter::once(&open).chain(ring.slots.iter().rev()) {
             // Slots are a second give or take the timer: half a slot over is nearer than half a slot under.
             if covered + slot.length / 2 > window {
                 break;
@@ -228,6 +220,19 @@ impl Window {
         let seconds = covered.as_secs_f64();
         let rows = rows.into_iter().map(|(key, (counts, latency))| row(key, &counts, &latency, seconds)).collect();
         Stat { window_seconds: seconds, rows }
+    }
+}
+
+impl Ring {
+    /// What has been counted since the last slot was closed.
+    fn since_last(&self, series: &[Arc<Series>]) -> Vec<Used> {
+        let fresh = Totals::default();
+        let used = series.iter().filter_map(|series| {
+            let change = series.totals().since(self.last.get(series.key()).unwrap_or(&fresh));
+            let counts = Counts::from(&change);
+            (!counts.is_zero()).then(|| Used { key: series.key().clone(), counts, latency: change.latency.sparse() })
+        });
+        used.collect()
     }
 }
 

@@ -11,7 +11,7 @@ async fn a_window_slides() {
     let window = Window::new(metrics.clone());
     let web = entry(Direction::Outbound, Protocol::Http1, "west", "shop/web", 80);
     let start = Instant::now();
-    assert_eq!(window.report(60 * SECOND), Stat::default());
+    assert_eq!(window.report(60 * SECOND, start), Stat::default());
     for second in 1..=100_u32 {
         // 100 requests a second; from the 51st second on all fail and take ten times as long.
         for n in 1..=100 {
@@ -21,7 +21,8 @@ async fn a_window_slides() {
         }
         window.tick(start + SECOND * second);
     }
-    let last10 = window.report(10 * SECOND);
+    let end = start + 100 * SECOND;
+    let last10 = window.report(10 * SECOND, end);
     assert_eq!(last10.window_seconds, 10.0);
     let row = &last10.rows[0];
     assert_eq!((row.requests, row.failures, row.success_rate), (1000, 1000, Some(0.0)));
@@ -35,7 +36,7 @@ async fn a_window_slides() {
     near(row.p50_ms, 500.0);
     near(row.p95_ms, 950.0);
     near(row.p99_ms, 990.0);
-    let whole = window.report(60 * SECOND);
+    let whole = window.report(60 * SECOND, end);
     assert_eq!(whole.window_seconds, 60.0);
     assert_eq!((whole.rows[0].requests, whole.rows[0].failures), (6000, 5000));
 }
@@ -50,14 +51,29 @@ async fn what_is_idle_leaves_the_window() {
     window.tick(start + SECOND);
     metrics.end(&db, Outcome::Drained, MS);
     window.tick(start + 2 * SECOND);
-    let stat = window.report(60 * SECOND);
+    let stat = window.report(60 * SECOND, start + 2 * SECOND);
     assert_eq!(stat.window_seconds, 2.0);
     assert_eq!((stat.rows[0].tcp_opens, stat.rows[0].tcp_closes, stat.rows[0].success_rate), (1, 1, None));
     assert_eq!(stat.rows[0].direction, StatDirection::Inbound);
     for second in 3..=62 {
         window.tick(start + SECOND * second);
     }
-    assert!(window.report(60 * SECOND).rows.is_empty());
+    assert!(window.report(60 * SECOND, start + 62 * SECOND).rows.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_counted_a_moment_ago_is_there_before_the_next_tick() {
+    let (metrics, _registry) = metrics();
+    let window = Window::new(metrics.clone());
+    let web = entry(Direction::Outbound, Protocol::Http1, "west", "shop/web", 80);
+    let start = Instant::now();
+    window.tick(start + SECOND);
+    request(&metrics, &web, Outcome::Ok, MS);
+    let stat = window.report(10 * SECOND, start + SECOND + 250 * MS);
+    assert_eq!((stat.window_seconds, stat.rows[0].requests), (1.25, 1));
+    // Asking changes nothing: the slot is still open.
+    window.tick(start + 2 * SECOND);
+    assert_eq!(window.report(10 * SECOND, start + 2 * SECOND).rows[0].requests, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,7 +88,7 @@ async fn late_ticks_keep_rates_right() {
         }
         window.tick(start + SECOND * second);
     }
-    let stat = window.report(5 * SECOND);
+    let stat = window.report(5 * SECOND, start + 7 * SECOND);
     assert_eq!((stat.window_seconds, stat.rows[0].requests, stat.rows[0].rps), (5.0, 200, 40.0));
 }
 
@@ -87,11 +103,12 @@ async fn runs_until_closed_and_answers() {
     request(&metrics, &entry(Direction::Outbound, Protocol::Http1, "west", "shop/web", 80), Outcome::Ok, MS);
     // Time is paused: this moves the clock past the first tick, and waits for nothing.
     tokio::time::sleep(SECOND + MS).await;
-    let json = serde_json::to_value(window.report(SECOND)).expect("serialises");
+    let now = Instant::now();
+    let json = serde_json::to_value(window.report(SECOND, now)).expect("serialises");
     assert_eq!(json["rows"][0]["peer"], "west");
     assert_eq!(json["rows"][0]["service"], "shop/web");
     assert_eq!(json["rows"][0]["direction"], "outbound");
-    assert_eq!(serde_json::from_value::<Stat>(json).expect("reads back"), window.report(SECOND));
+    assert_eq!(serde_json::from_value::<Stat>(json).expect("reads back"), window.report(SECOND, now));
     drop(drain);
     running.await.expect("no panic");
 }
