@@ -13,21 +13,24 @@ use super::http;
 pub(crate) struct PeerCatalogue {
     /// The peer.
     pub(crate) cluster: ClusterName,
-    /// The version that we hold.
+    /// Whether the two controllers are connected.
+    pub(crate) connected: bool,
+    /// Whether the peer has confirmed on this connection that what we hold is what it has.
+    pub(crate) synchronised: bool,
+    /// How many services are in it.
+    pub(crate) entries: usize,
+    /// How many of them the peer has removed, and are kept for a while because it removed so many at once.
     #[serde(default)]
-    pub(crate) version: u64,
+    pub(crate) withheld: usize,
+    /// The version that we hold; none before the first.
+    #[serde(default)]
+    pub(crate) version: Option<u64>,
     /// Its hash, in hexadecimal digits.
     #[serde(default)]
-    pub(crate) hash: String,
-    /// How many services are in it.
-    #[serde(default)]
-    pub(crate) services: usize,
-    /// Whether the peer has confirmed lately that this is what it has.
-    #[serde(default)]
-    pub(crate) current: bool,
+    pub(crate) hash: Option<String>,
     /// Why the exchange stands still, if it does.
     #[serde(default)]
-    pub(crate) trouble: String,
+    pub(crate) message: Option<String>,
 }
 
 /// Asks the controller.

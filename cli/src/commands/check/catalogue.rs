@@ -46,22 +46,35 @@ fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: our copy of its catalogue is what it has now");
     let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive);
-    match (peer.current, alive) {
+    let services = peer.entries;
+    if peer.withheld > 0 {
+        return checks.warn(
+            GROUP,
+            name,
+            format!(
+                "{cluster} removed more than half of its services at once; {} of them stay for 30 s",
+                peer.withheld
+            ),
+            format!("if it is meant, wait; if not, see `linkspan exports` in {cluster}"),
+        );
+    }
+    match (peer.connected && peer.synchronised, alive) {
         (true, _) => {
-            let hash = peer.hash.get(..12).unwrap_or(&peer.hash);
-            checks.ok(GROUP, name, format!("version {}, hash {hash}, {} services", peer.version, peer.services));
+            let hash = peer.hash.as_deref().map(|hash| hash.get(..12).unwrap_or(hash)).unwrap_or("-");
+            let version = peer.version.unwrap_or(0);
+            checks.ok(GROUP, name, format!("version {version}, hash {hash}, {services} services"));
         }
         // The link's own check has failed already; what is mirrored stays.
         (false, false) => checks.warn(
             GROUP,
             name,
-            format!("the link is down; {} services are kept as last seen", peer.services),
+            format!("the link is down; {services} services are kept as last seen"),
             "mend the link: the checks of the group `links` say how",
         ),
         (false, true) => checks.fail(
             GROUP,
             name,
-            if peer.trouble.is_empty() { "the link is alive and the exchange is not".to_owned() } else { peer.trouble.clone() },
+            peer.message.clone().unwrap_or_else(|| "the link is alive, and the controllers are not in touch".to_owned()),
             format!("see that the controller of {cluster} runs (`linkspan check` there), then look at both controllers' logs"),
         ),
     }
@@ -69,15 +82,18 @@ fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
 
 /// Whether the gateway has been told of what the controller knows.
 fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
+    if !(peer.connected && peer.synchronised) {
+        return;
+    }
     let here = checks.facts.services_of(&peer.cluster);
     let name = format!("{}: the gateway knows all its services", peer.cluster);
-    if here == peer.services {
+    if here == peer.entries {
         checks.ok(GROUP, name, format!("{here}"));
     } else {
         checks.fail(
             GROUP,
             name,
-            format!("the controller knows {}, the gateway {here}", peer.services),
+            format!("the controller knows {}, the gateway {here}", peer.entries),
             "wait a second; if it stays so, the gateway has lost the controller's socket: its log says why, a restart of the \
              gateway mends it",
         );

@@ -63,16 +63,16 @@ fn refused_links(checks: &mut Checks<'_>) {
         let complaint =
             link.conditions().iter().find(|condition| condition.kind == "Accepted" && condition.complains());
         if let Some(complaint) = complaint.filter(|_| covered) {
-            checks.fail(
-                GROUP,
-                format!("{}: the Link is accepted", link.metadata.name),
-                complaint.sentence(),
-                format!(
-                    "correct the Link; on the peer `linkspan link export` prints it, here `linkspan link import FILE --replace \
-                     --dir {}` places it",
-                    checks.dir()
-                ),
+            let name = &link.metadata.name;
+            let place = format!(
+                "on {name} run `linkspan link export > {name}.yaml`, here `linkspan link import {name}.yaml --replace --dir {}`",
+                checks.dir()
             );
+            let remedy = match complaint.reason.as_str() {
+                "InvalidTrustBundle" => format!("the trust bundle in this Link is not that of {name}: {place}"),
+                _ => format!("correct the Link in the manifests; or {place}"),
+            };
+            checks.fail(GROUP, format!("{name}: the Link is accepted"), complaint.sentence(), remedy);
         }
     }
 }

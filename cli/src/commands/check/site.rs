@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use linkspan_proto::manifest;
+use serde::Deserialize;
 
 use super::Checks;
 use super::report::Group;
@@ -32,23 +33,28 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
             ),
         ),
     }
-    manifests(checks);
     gateway(checks, &dir).await;
     controller(checks, &dir).await;
     versions(checks);
+    manifests(checks).await;
 }
 
-fn manifests(checks: &mut Checks<'_>) {
-    let (mut good, mut files) = (0, 0);
+/// What is wrong in the manifests: as the controller sees it, who knows all files together; read here while it does not
+/// answer.
+async fn manifests(checks: &mut Checks<'_>) {
+    checks.progress.say("reading manifests");
+    let dir = checks.folder.manifests();
+    let folder = dir.strip_prefix(checks.folder.dir()).unwrap_or(&dir).display().to_string();
+    let (mut objects, mut files) = (0, 0);
     let mut errors = Vec::new();
-    for file in yaml_files(checks.folder.manifests()) {
+    for file in yaml_files(dir.clone()) {
         files += 1;
         let shown = file.strip_prefix(checks.folder.dir()).unwrap_or(&file).display().to_string();
         match fs::read_to_string(&file) {
             Ok(text) => {
                 for document in manifest::parse(&text, &shown) {
                     match document {
-                        Ok(_) => good += 1,
+                        Ok(_) => objects += 1,
                         Err(error) => errors.push(error.to_string()),
                     }
                 }
@@ -56,8 +62,13 @@ fn manifests(checks: &mut Checks<'_>) {
             Err(error) => errors.push(format!("{shown}: {error}")),
         }
     }
+    if let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin)
+        && let Ok(problems) = http::json::<Vec<Problem>>(admin, "/manifests").await
+    {
+        errors = problems.iter().map(|problem| problem.sentence(&folder)).collect();
+    }
     if errors.is_empty() {
-        return checks.ok(GROUP, "the manifests are valid", format!("{good} objects in {files} files"));
+        return checks.ok(GROUP, "the manifests are valid", format!("{objects} objects in {files} files"));
     }
     for error in errors {
         checks.fail(
@@ -67,6 +78,35 @@ fn manifests(checks: &mut Checks<'_>) {
             "correct it at this place; until then the last good state of this object stays in force, and all others are \
              not touched",
         );
+    }
+}
+
+/// Something that the controller cannot use, as `/manifests` shows it.
+#[derive(Debug, Deserialize)]
+struct Problem {
+    /// Relative to the manifests folder.
+    file: String,
+    #[serde(default)]
+    line: usize,
+    #[serde(default)]
+    column: usize,
+    #[serde(default)]
+    field: String,
+    message: String,
+}
+
+impl Problem {
+    /// `manifests/web.yaml:5:12: spec.ports[0].port: ...`
+    fn sentence(&self, folder: &str) -> String {
+        let mut place = format!("{folder}/{}", self.file);
+        for number in [self.line, self.column].into_iter().take_while(|number| *number > 0) {
+            place = format!("{place}:{number}");
+        }
+        if self.field.is_empty() {
+            format!("{place}: {}", self.message)
+        } else {
+            format!("{place}: {}: {}", self.field, self.message)
+        }
     }
 }
 
@@ -87,7 +127,7 @@ async fn gateway(checks: &mut Checks<'_>, dir: &str) {
     let name = "the gateway runs";
     let run = match checks.folder.gateway() {
         Ok(run) => run,
-        Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), start(dir)),
+        Err(error) => return checks.fail(GROUP, name, without_remedy(&error), start(dir)),
     };
     match Facts::ask(&run).await {
         Ok(facts) => {
@@ -110,7 +150,7 @@ async fn controller(checks: &mut Checks<'_>, dir: &str) {
     let name = "the controller runs";
     let run = match checks.folder.controller() {
         Ok(run) => run,
-        Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), start(dir)),
+        Err(error) => return checks.fail(GROUP, name, without_remedy(&error), start(dir)),
     };
     let answer = match run.admin {
         Some(admin) => http::get(admin, "/live").await.map(drop),
@@ -133,6 +173,12 @@ async fn controller(checks: &mut Checks<'_>, dir: &str) {
             format!("look at its log; {}; meanwhile the gateway serves with the last good configuration", start(dir)),
         ),
     }
+}
+
+/// The error of a command, whose last part is the next step; here that stands in the remedy.
+fn without_remedy(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.split("; ").next().unwrap_or_default().to_owned()
 }
 
 fn start(dir: &str) -> String {

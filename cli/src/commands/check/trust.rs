@@ -1,20 +1,17 @@
 //! Certificates, the roots of the peers, and the clock that decides about them.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
-use linkspan_proto::identity::SpiffeId;
-use rustls::ClientConfig;
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use anyhow::Context;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Checks;
 use super::report::Group;
+use crate::client::http;
 
 const GROUP: Group = Group::Trust;
 
@@ -27,19 +24,13 @@ const LEAF_NOTICE: Duration = Duration::from_secs(6 * 3600);
 /// Files from the future by more than this mean that the clock went back. File systems round to two seconds at worst.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
-/// How long the handshake on the mTLS port may take.
-const HANDSHAKE: Duration = Duration::from_secs(3);
-
 /// Runs the checks of this group.
 pub(super) async fn check(checks: &mut Checks<'_>) {
     checks.progress.say("reading certificates");
     let now = SystemTime::now();
     clock(checks, now);
-    let root = own_root(checks, now);
-    let mtls = checks.gateway.as_ref().and_then(|run| run.mtls);
-    if let (Some(root), Some(mtls)) = (root, mtls) {
-        gateway_certificate(checks, root, mtls, now).await;
-    }
+    own_root(checks, now);
+    gateway_certificates(checks, now).await;
     bundles(checks, now);
 }
 
@@ -108,20 +99,19 @@ fn clock(checks: &mut Checks<'_>, now: SystemTime) {
     }
 }
 
-/// Checks the site's root and returns it.
-fn own_root(checks: &mut Checks<'_>, now: SystemTime) -> Option<CertificateDer<'static>> {
+/// The root of the site's own certificate authority.
+fn own_root(checks: &mut Checks<'_>, now: SystemTime) {
     let name = "the site's root certificate is valid";
     let file = checks.folder.state().join("ca/root.pem");
     let read = fs::read(&file)
         .with_context(|| format!("cannot read {}", file.display()))
         .and_then(|pem| CertificateDer::from_pem_slice(&pem).context("no certificate in it"))
-        .and_then(|root| Ok((Life::of(&root)?, root)));
-    let (life, root) = match read {
-        Ok(read) => read,
+        .and_then(|root| Life::of(&root));
+    let life = match read {
+        Ok(life) => life,
         Err(error) => {
             let remedy = format!("start the site once: `linkspan site run --dir {}` makes it", checks.dir());
-            checks.fail(GROUP, name, format!("{error:#}"), remedy);
-            return None;
+            return checks.fail(GROUP, name, format!("{error:#}"), remedy);
         }
     };
     let renew = "make a new root, export the Link anew (`linkspan link export`) and import it at every peer";
@@ -133,75 +123,47 @@ fn own_root(checks: &mut Checks<'_>, now: SystemTime) -> Option<CertificateDer<'
             checks.fail(GROUP, name, reason, "set the clock: it is behind the one that made the root");
         }
     }
-    Some(root)
 }
 
-/// The certificate that the gateway shows to local clients; the one for the link is renewed by the same code.
-async fn gateway_certificate(
-    checks: &mut Checks<'_>,
-    root: CertificateDer<'static>,
-    mtls: SocketAddr,
-    now: SystemTime,
-) {
-    checks.progress.say("asking the gateway for its certificate");
-    let name = "the gateway's certificate is valid";
-    let restart =
-        format!("restart the gateway: it asks the controller for a new one; {}", "the log says why it did not");
-    let leaf = match timeout(HANDSHAKE, shown_certificate(root, mtls)).await {
-        Ok(Ok(leaf)) => leaf,
-        Ok(Err(error)) => {
-            return checks.fail(
-                GROUP,
-                name,
-                format!("{mtls} shows no certificate of this site's root: {error:#}"),
-                restart,
-            );
+/// The gateway's own certificates, by the end that it reports for each.
+async fn gateway_certificates(checks: &mut Checks<'_>, now: SystemTime) {
+    let Some(run) = &checks.gateway else { return };
+    let page = http::get(run.admin, "/metrics").await.unwrap_or_default();
+    let ends = ends(&String::from_utf8_lossy(&page));
+    for (purpose, what) in [
+        ("link", "the gateway's certificate for the link"),
+        ("local_server", "the gateway's certificate for local clients"),
+    ] {
+        let name = format!("{what} is valid");
+        let remedy = "the gateway asks the controller for a new one at half its life: see that the controller runs, and the \
+                      gateway's log";
+        let Some(until) = ends.get(purpose) else {
+            if purpose == "link" {
+                checks.fail(GROUP, name, "it has none yet", remedy);
+            }
+            continue;
+        };
+        match standing(Life { from: UNIX_EPOCH, until: *until }, now, LEAF_NOTICE) {
+            Standing::Good(found) => checks.ok(GROUP, name, found),
+            Standing::EndsSoon(reason) => {
+                checks.warn(GROUP, name, format!("{reason}, and has not been renewed"), remedy)
+            }
+            Standing::Expired(reason) | Standing::NotYet(reason) => checks.fail(GROUP, name, reason, remedy),
         }
-        Err(_) => return checks.fail(GROUP, name, format!("no TLS answer from {mtls}"), restart),
+    }
+}
+
+/// The ends of certificates by purpose, from the metric `certificate_expiry_seconds`.
+fn ends(page: &str) -> BTreeMap<String, SystemTime> {
+    let read = |line: &str| {
+        let rest = line.strip_prefix("certificate_expiry_seconds{purpose=\"")?;
+        let (purpose, rest) = rest.split_once('"')?;
+        let seconds: f64 = rest.rsplit(' ').next()?.parse().ok()?;
+        let until = Duration::try_from_secs_f64(seconds).ok()?;
+        Some((purpose.to_owned(), UNIX_EPOCH + until))
     };
-    let life = Life::of(&leaf);
-    match life.map(|life| standing(life, now, LEAF_NOTICE)) {
-        Ok(Standing::Good(found)) => {
-            let identity = spiffe_id(&leaf).map(|id| format!("{id}, ")).unwrap_or_default();
-            checks.ok(GROUP, name, format!("{identity}{found}"));
-        }
-        Ok(Standing::EndsSoon(reason)) => {
-            checks.warn(GROUP, name, format!("{reason}, and has not been renewed"), restart);
-        }
-        Ok(Standing::Expired(reason)) => checks.fail(GROUP, name, reason, restart),
-        Ok(Standing::NotYet(reason)) => checks.fail(GROUP, name, reason, "set the clock"),
-        Err(error) => checks.fail(GROUP, name, format!("{error:#}"), restart),
-    }
-}
-
-/// Shakes hands with the mTLS port, trusting the site's root alone, and returns the leaf. The handshake need not end
-/// well: this client has no certificate of its own to show.
-async fn shown_certificate(root: CertificateDer<'static>, mtls: SocketAddr) -> anyhow::Result<CertificateDer<'static>> {
-    let seen = Arc::new(verifier::Recorder::new(root)?);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&seen) as _)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(mtls).await.context("cannot connect")?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let name = ServerName::try_from("linkspan-check.invalid")?;
-    let handshake = connector.connect(name, stream).await;
-    match (seen.leaf(), handshake) {
-        (Some(leaf), _) => Ok(leaf),
-        (None, Err(error)) => Err(error.into()),
-        (None, Ok(_)) => bail!("the handshake ended without a certificate"),
-    }
-}
-
-fn spiffe_id(leaf: &CertificateDer<'_>) -> Option<SpiffeId> {
-    let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::URI(uri) => SpiffeId::parse(uri).ok(),
-        _ => None,
-    })
+    // 0 stands for "none yet".
+    page.lines().filter_map(read).filter(|(_, until)| *until > UNIX_EPOCH).collect()
 }
 
 fn bundles(checks: &mut Checks<'_>, now: SystemTime) {
@@ -237,88 +199,6 @@ fn bundles(checks: &mut Checks<'_>, now: SystemTime) {
     }
 }
 
-/// Verifies the chain as a client of the site does, and remembers the leaf.
-mod verifier {
-    use std::sync::{Arc, Mutex, PoisonError};
-
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::server::ParsedCertificate;
-    use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-
-    #[derive(Debug)]
-    pub(super) struct Recorder {
-        roots: RootCertStore,
-        signatures: Arc<WebPkiServerVerifier>,
-        leaf: Mutex<Option<CertificateDer<'static>>>,
-    }
-
-    impl Recorder {
-        pub(super) fn new(root: CertificateDer<'static>) -> anyhow::Result<Self> {
-            let mut roots = RootCertStore::empty();
-            roots.add(root)?;
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let signatures = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.clone()), provider).build()?;
-            Ok(Self { roots, signatures, leaf: Mutex::new(None) })
-        }
-
-        pub(super) fn leaf(&self) -> Option<CertificateDer<'static>> {
-            self.leaf.lock().unwrap_or_else(PoisonError::into_inner).clone()
-        }
-    }
-
-    impl ServerCertVerifier for Recorder {
-        fn verify_server_cert(
-            &self,
-            end_entity: &CertificateDer<'_>,
-            intermediates: &[CertificateDer<'_>],
-            _server_name: &ServerName<'_>,
-            _ocsp_response: &[u8],
-            now: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            // The name is of no interest: the gateway's certificate names an identity, and which names it serves is
-            // another check. The end of its life is told by the caller, with a better sentence.
-            let certificate = ParsedCertificate::try_from(end_entity)?;
-            let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
-            match verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms) {
-                Ok(())
-                | Err(Error::InvalidCertificate(
-                    CertificateError::Expired
-                    | CertificateError::ExpiredContext { .. }
-                    | CertificateError::NotValidYet
-                    | CertificateError::NotValidYetContext { .. },
-                )) => {}
-                Err(error) => return Err(error),
-            }
-            *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_entity.clone().into_owned());
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            self.signatures.verify_tls12_signature(message, cert, dss)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            self.signatures.verify_tls13_signature(message, cert, dss)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.signatures.supported_verify_schemes()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,13 +227,19 @@ mod tests {
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
         parameters.not_before = rcgen::date_time_ymd(2026, 1, 1);
         parameters.not_after = rcgen::date_time_ymd(2027, 1, 1);
-        let id = "spiffe://east.linkspan.internal/ns/linkspan/sa/gateway";
-        parameters.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().expect("URI"))];
         let certificate = parameters.self_signed(&key).expect("certificate");
         let life = Life::of(certificate.der()).expect("a life");
         assert_eq!(life.until.duration_since(life.from).expect("forwards"), Duration::from_secs(365 * 86_400));
-        assert_eq!(spiffe_id(certificate.der()).map(|id| id.to_string()).as_deref(), Some(id));
         assert!(Life::of(&CertificateDer::from(vec![1, 2, 3])).is_err());
+    }
+
+    #[test]
+    fn the_ends_are_read_from_the_metrics() {
+        let page = "# TYPE certificate_expiry_seconds gauge\ncertificate_expiry_seconds{purpose=\"link\"} 1795539977.0\n\
+                    certificate_expiry_seconds{purpose=\"local_server\"} 0.0\nother 1\n";
+        let ends = ends(page);
+        assert_eq!(ends.len(), 1);
+        assert_eq!(ends["link"], UNIX_EPOCH + Duration::from_secs(1_795_539_977));
     }
 
     #[test]
