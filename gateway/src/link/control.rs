@@ -17,16 +17,23 @@ const PRIORITY: i32 = 200;
 /// Bytes read at once; messages are far smaller.
 const CHUNK: usize = 4096;
 
-/// Sends `hello`, then what comes. Ends with the connection or with the channel.
+/// Sends `hello`, then what comes. Ends with the connection.
 pub(super) async fn send(connection: &Connection, hello: ControlMessage, mut more: mpsc::Receiver<ControlMessage>) {
-    let Some(mut stream) = open(connection, hello).await else { return };
-    while let Some(message) = more.recv().await {
-        if stream.write_chunk(control::encode(&message)).await.is_err() {
-            return;
+    let sending = async {
+        let mut stream = open(connection, hello).await?;
+        while let Some(message) = more.recv().await {
+            stream.write_chunk(control::encode(&message)).await.ok()?;
+        }
+        // Dropping the stream would end it cleanly, which the peer takes for a breach: it lives as long as the connection.
+        std::future::pending::<Option<()>>().await
+    };
+    tokio::select! {
+        _ = connection.closed() => {}
+        // The stream failed: the connection is about to.
+        None = sending => {
+            connection.closed().await;
         }
     }
-    // The channel's end is the connection's: dropping the stream would end it cleanly, which the peer takes for a breach.
-    connection.closed().await;
 }
 
 async fn open(connection: &Connection, hello: ControlMessage) -> Option<SendStream> {

@@ -215,7 +215,10 @@ pub(super) struct LinkState {
     known: BTreeMap<ConnectionId, Known>,
     attempts: u64,
     spread_left: u32,
+    /// Peers were told that this gateway will end.
     ending: bool,
+    /// Connections are left for good.
+    closing: bool,
     trouble: Option<Trouble>,
     actions: VecDeque<Action>,
 }
@@ -240,6 +243,7 @@ impl LinkState {
             attempts: 0,
             spread_left: SPREAD_TRIES,
             ending: false,
+            closing: false,
             trouble: None,
             actions: VecDeque::new(),
         }
@@ -258,7 +262,7 @@ impl LinkState {
             Event::Closed { connection, trouble } => self.closed(connection, trouble, now),
             Event::Refused(trouble) => {
                 if self.usable().is_empty() {
-                    self.note(trouble);
+                    self.trouble = Some(trouble);
                 }
             }
             Event::Rotated => self.rotated(),
@@ -302,10 +306,10 @@ impl LinkState {
     /// Connections that take new streams: those of the kept direction, else the others, else those that are about to be
     /// replaced.
     pub(super) fn usable(&self) -> Vec<ConnectionId> {
-        let ready = |known: &Known| known.hello.is_some() && known.leaving != Some(Leave::Shutdown);
-        let mut usable: Vec<_> = self.known.iter().filter(|(_, known)| ready(known) && !known.is_leaving()).collect();
+        let all = || self.known.iter().filter(|(_, known)| known.takes_streams());
+        let mut usable: Vec<_> = all().filter(|(_, known)| !known.is_leaving()).collect();
         if usable.is_empty() {
-            usable = self.known.iter().filter(|(_, known)| ready(known) && !known.finishing).collect();
+            usable = all().collect();
         }
         let kept = |known: &Known| known.dialled.is_some() == self.keeps_dialled();
         if usable.iter().any(|(_, known)| kept(known)) {
@@ -319,9 +323,9 @@ impl LinkState {
         self.dialable
     }
 
-    /// Whether every connection is about to end because the peer said so.
+    /// Whether a connection is about to end because the peer's gateway is.
     pub(super) fn is_peer_leaving(&self) -> bool {
-        !self.known.is_empty() && self.known.values().all(|known| known.leaving == Some(Leave::Shutdown))
+        self.known.values().any(|known| known.leaving == Some(Leave::Shutdown))
     }
 
     /// What went wrong last, while nothing stands.
@@ -395,7 +399,7 @@ impl LinkState {
                 // The addresses of the last good answer stay in use.
                 if self.addresses.is_empty() {
                     self.resolve_at = Some(now + BACKOFF.1);
-                    self.note(trouble);
+                    self.trouble = Some(trouble);
                 }
             }
         }
@@ -442,7 +446,9 @@ impl LinkState {
         self.peer_workers = facts.workers.clamp(1, 1024) as usize;
         self.trouble = None;
         self.close_restarted(connection, &facts);
-        if let Some((slot, _)) = dialled {
+        if self.ending {
+            self.farewell();
+        } else if let Some((slot, _)) = dialled {
             self.promote(slot, connection);
             self.spread(slot);
         }
@@ -472,8 +478,8 @@ impl LinkState {
             return;
         };
         if replace == Some(Replace::Spread) && covered {
-            // No better than the one it was to replace.
-            self.actions.push_back(Action::Close { connection, why: CloseWhy::Unneeded });
+            // No better than the one it was to replace. The peer may have used it already, so it is left, not cut.
+            self.leave(connection, Leave::Replaced);
             return;
         }
         slot.current = Some(connection);
@@ -522,7 +528,7 @@ impl LinkState {
     fn closed(&mut self, connection: ConnectionId, trouble: Option<Trouble>, now: Instant) {
         let Some(known) = self.known.remove(&connection) else { return };
         if let Some(trouble) = trouble {
-            self.note(trouble);
+            self.trouble = Some(trouble);
         }
         let Some((index, _)) = known.dialled else { return };
         let slot = &mut self.slots[index];
@@ -572,20 +578,28 @@ impl LinkState {
         self.abandon_dials(now);
         for slot in &mut self.slots {
             slot.current = None;
+            slot.pending = None;
         }
-        for (id, known) in &mut self.known {
-            if known.hello.is_none() {
-                self.actions.push_back(Action::Close { connection: *id, why: CloseWhy::Shutdown });
-            } else if known.left != Some(Leave::Shutdown) {
-                known.left = Some(Leave::Shutdown);
-                self.actions.push_back(Action::GoAway { connection: *id, leave: Leave::Shutdown });
-            }
-        }
+        self.farewell();
     }
 
     fn shutdown(&mut self) {
+        self.closing = true;
+        self.farewell();
+    }
+
+    /// Tells the peer on every connection that can tell, and leaves it when it is time. A connection whose hello is still
+    /// awaited has its turn then.
+    fn farewell(&mut self) {
         for (id, known) in &mut self.known {
-            if !known.finishing {
+            if known.hello.is_none() {
+                continue;
+            }
+            if known.left != Some(Leave::Shutdown) {
+                known.left = Some(Leave::Shutdown);
+                self.actions.push_back(Action::GoAway { connection: *id, leave: Leave::Shutdown });
+            }
+            if self.closing && !known.finishing {
                 known.finishing = true;
                 self.actions.push_back(Action::Finish { connection: *id });
             }
@@ -595,10 +609,6 @@ impl LinkState {
     /// Tells the peer and closes when the streams have ended.
     fn leave(&mut self, connection: ConnectionId, leave: Leave) {
         let Some(known) = self.known.get_mut(&connection) else { return };
-        if known.hello.is_none() {
-            self.actions.push_back(Action::Close { connection, why: CloseWhy::Unneeded });
-            return;
-        }
         if known.left != Some(leave) {
             known.left = Some(leave);
             self.actions.push_back(Action::GoAway { connection, leave });
@@ -645,26 +655,15 @@ impl LinkState {
         }
     }
 
+    /// Handshakes that have ended already are not cut: the peer may have put streams on them. They are left when their
+    /// hello comes.
     fn abandon_dials(&mut self, now: Instant) {
-        let mut pending = Vec::new();
         for slot in &mut self.slots {
             for attempt in slot.abandon() {
                 self.actions.push_back(Action::Abandon { attempt });
             }
             slot.replace = None;
             slot.hurry(now);
-            pending.extend(slot.pending.take());
-        }
-        for connection in pending {
-            self.actions.push_back(Action::Close { connection, why: CloseWhy::Unneeded });
-        }
-    }
-
-    fn note(&mut self, trouble: Trouble) {
-        // Of several addresses, the one that says more than "no answer" tells the operator what to do.
-        let known_better = self.trouble.as_ref().is_some_and(|old| old.reason != Trouble::UNREACHABLE);
-        if trouble.reason != Trouble::UNREACHABLE || !known_better {
-            self.trouble = Some(trouble);
         }
     }
 }
@@ -672,6 +671,15 @@ impl LinkState {
 impl Known {
     fn new(dialled: Option<(usize, SocketAddr)>, now: Instant) -> Self {
         Self { dialled, since: now, hello: None, leaving: None, left: None, finishing: false, missing: 0 }
+    }
+
+    /// New streams on it are still welcome on both sides: it is about to be replaced, at most, or we are about to end and
+    /// serve the last of our own clients.
+    fn takes_streams(&self) -> bool {
+        self.hello.is_some()
+            && !self.finishing
+            && matches!(self.leaving, None | Some(Leave::Rotation))
+            && matches!(self.left, None | Some(Leave::Rotation | Leave::Shutdown))
     }
 
     fn is_leaving(&self) -> bool {

@@ -270,3 +270,56 @@ pub(crate) async fn link(one: &Side, other: &Side) {
     one.until_alive(other).await;
     other.until_alive(one).await;
 }
+
+/// A side on a thread and runtime of its own, which can be killed like a process: without a word to its peers.
+pub(crate) struct Killable {
+    pub(crate) address: SocketAddr,
+    pub(crate) cluster: ClusterName,
+    commands: mpsc::UnboundedSender<Vec<Peer>>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Killable {
+    pub(crate) fn start(authority: Arc<Authority>, cluster: &str, setup: Setup) -> Self {
+        let (commands, mut inbox) = mpsc::unbounded_channel::<Vec<Peer>>();
+        let (started, starting) = std::sync::mpsc::channel();
+        let name = cluster.to_owned();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let serving = async {
+                let side = Side::start_with(authority, &name, setup);
+                started.send((side.address, side.cluster())).unwrap();
+                while let Some(peers) = inbox.recv().await {
+                    assert_eq!(side.links.configure(&peers).await, []);
+                }
+                side
+            };
+            let side = runtime.block_on(serving);
+            // The tasks go first: what is closed after them, nobody tells to the peers.
+            drop(runtime);
+            drop(side);
+        });
+        let (address, cluster) = starting.recv().unwrap();
+        Self { address, cluster, commands, thread }
+    }
+
+    pub(crate) fn configure(&self, peers: Vec<Peer>) {
+        self.commands.send(peers).unwrap();
+    }
+
+    pub(crate) fn as_peer(&self, authority: &Authority) -> Peer {
+        Peer {
+            cluster: self.cluster.clone(),
+            trust_domain: authority.trust_domain.clone(),
+            trust_bundle: authority.bundle(),
+            addresses: vec![self.address.to_string()],
+            default_policy: DefaultPolicy::Allow,
+        }
+    }
+
+    /// Ends it at once; its sockets are closed when this returns.
+    pub(crate) fn kill(self) {
+        drop(self.commands);
+        self.thread.join().unwrap();
+    }
+}

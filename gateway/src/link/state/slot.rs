@@ -40,6 +40,18 @@ struct Round {
     tries: Vec<Try>,
     /// When the next address is tried beside those that do not answer.
     next_at: Instant,
+    /// What says most of what went wrong so far.
+    trouble: Option<Trouble>,
+}
+
+impl Round {
+    /// Of several addresses, the one that says more than "no answer" tells the operator what to do.
+    fn note(&mut self, trouble: Trouble) {
+        let says_more = self.trouble.as_ref().is_some_and(|old| old.reason != Trouble::UNREACHABLE);
+        if trouble.reason != Trouble::UNREACHABLE || !says_more {
+            self.trouble = Some(trouble);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -105,7 +117,7 @@ impl LinkState {
                 // Each slot begins with another address: several replicas of a peer are all used.
                 let mut left: VecDeque<_> = self.addresses.iter().copied().collect();
                 left.rotate_left(index % self.addresses.len());
-                slot.round = Some(Round { started: now, left, tries: Vec::new(), next_at: now });
+                slot.round = Some(Round { started: now, left, tries: Vec::new(), next_at: now, trouble: None });
             }
             self.begin_tries(index, now);
         }
@@ -145,19 +157,22 @@ impl LinkState {
         let slot = &mut self.slots[index];
         let Some(round) = &mut slot.round else { return };
         round.tries.retain(|one| one.id != attempt);
-        if round.tries.is_empty() {
-            // The next address need not wait for its turn.
-            round.next_at = now;
-            if round.left.is_empty() {
-                let started = round.started;
-                slot.round = None;
-                if slot.replace == Some(Replace::Spread) {
-                    slot.replace = None;
-                }
-                slot.retry(started, now);
-            }
+        round.note(trouble);
+        if !round.tries.is_empty() {
+            return;
         }
-        self.note(trouble);
+        // The next address need not wait for its turn.
+        round.next_at = now;
+        if round.left.is_empty() {
+            let started = round.started;
+            let trouble = round.trouble.take();
+            slot.round = None;
+            if slot.replace == Some(Replace::Spread) {
+                slot.replace = None;
+            }
+            slot.retry(started, now);
+            self.trouble = trouble;
+        }
     }
 
     /// See [`Event::Dialled`].
