@@ -28,7 +28,7 @@ use crate::watch::{Event, Kind, Object, ObjectKey};
 
 mod export;
 mod link;
-/// What the catalog publishes.
+// What the catalog publishes.
 pub mod snapshot;
 mod traffic;
 

@@ -7,7 +7,7 @@
 //!           Subscribe <-- reports --> Reports (links, rejections, acknowledged generation), by gateway
 //! ```
 //!
-//! - **In**: [`Changes`] from the mirror stage; connections of gateways on `controller.sock`; their reports and requests
+//! - **In**: [`crate::mirror::Changes`] from the mirror stage; connections of gateways on `controller.sock`; their reports and requests
 //!   for certificates.
 //! - **Out**: updates; [`Reports`]; certificates.
 //! - **Refuses when**: a gateway sends anything before its hello; a certificate is asked for other names than
@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use linkspan_proto::configuration::{LinkReport, Rejection};
 
-/// The gRPC service.
+// The gRPC service.
 pub mod server;
-/// Resources and their history.
+// Resources and their history.
 pub mod store;
 
 pub use server::{Context, serve};

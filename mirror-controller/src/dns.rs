@@ -22,13 +22,13 @@
 //! hickory-server reads the requests and builds the replies. Its accept loops are not used: they put no bound on TCP
 //! connections, spin when the process runs out of descriptors, answer malformed *responses*, and log every query.
 
-/// Which names exist and what they hold.
+// Which names exist and what they hold.
 pub mod zone;
 
-/// Bytes of one request in, bytes of its reply out.
+// Bytes of one request in, bytes of its reply out.
 pub mod message;
 
-/// Sockets and limits.
+// Sockets and limits.
 mod server;
 
 mod metrics;

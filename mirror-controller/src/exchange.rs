@@ -27,15 +27,15 @@ use tokio::task::JoinHandle;
 
 use crate::catalog::Snapshot;
 
-/// The subscribing side.
+// The subscribing side.
 pub mod client;
-/// Connections on `exchange.sock`.
+// Connections on `exchange.sock`.
 pub mod pipe;
-/// The publishing side.
+// The publishing side.
 pub mod server;
-/// The protocol, without I/O.
+// The protocol, without I/O.
 pub mod session;
-/// Last good catalogues on disk.
+// Last good catalogues on disk.
 pub mod store;
 
 mod metrics;

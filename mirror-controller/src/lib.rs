@@ -14,43 +14,43 @@
 
 // The order is the order of the path, not the alphabet.
 
-/// What the operator typed, and what it means.
+// What the operator typed, and what it means.
 pub mod config;
 
-/// 1. Where objects come from.
+// 1. Where objects come from.
 pub mod watch;
 
-/// 2. What this cluster exports.
+// 2. What this cluster exports.
 pub mod catalog;
 
-/// 3. Catalogues to peers and from peers.
+// 3. Catalogues to peers and from peers.
 pub mod exchange;
 
-/// 4. Peers' catalogues to local objects.
+// 4. Peers' catalogues to local objects.
 pub mod mirror;
 
-/// What the gateway is told, and what it reports.
+// What the gateway is told, and what it reports.
 pub mod configuration;
 
-/// The cluster's certificate authority.
+// The cluster's certificate authority.
 pub mod ca;
 
-/// Answers DNS queries for the mirrored names.
+// Answers DNS queries for the mirrored names.
 pub mod dns;
 
-/// Conditions on links, exports and mirrors.
+// Conditions on links, exports and mirrors.
 pub mod status;
 
-/// Wires the stages together.
+// Wires the stages together.
 pub mod app;
 
-/// Labels on objects.
+// Labels on objects.
 pub mod labels;
 
-/// Findings about objects.
+// Findings about objects.
 pub mod verdict;
 
-/// Names that no peer may take.
+// Names that no peer may take.
 pub mod reserved;
 
 mod diff;

@@ -27,21 +27,21 @@ use crate::catalog::Snapshot;
 use crate::exchange::Peers;
 use crate::files;
 
-/// Which local address a name has.
+// Which local address a name has.
 pub mod addresses;
-/// Writes objects.
+// Writes objects.
 pub mod apply;
-/// Which objects may be deleted.
+// Which objects may be deleted.
 pub mod collect;
-/// What should be mirrored.
+// What should be mirrored.
 pub mod desired;
-/// What gateway and DNS see of a mirror.
+// What gateway and DNS see of a mirror.
 pub mod faces;
-/// Objects in the shape of Kubernetes.
+// Objects in the shape of Kubernetes.
 pub mod object;
-/// Wanted against present.
+// Wanted against present.
 pub mod plan;
-/// All mirrors, kept up to date.
+// All mirrors, kept up to date.
 pub mod state;
 
 mod metrics;

@@ -16,10 +16,10 @@ use serde::Serialize;
 
 pub use linkspan_proto::resources::{Kind, Object, ObjectKey};
 
-/// A folder of manifests.
+// A folder of manifests.
 pub mod directory;
 
-/// What one folder's files come to, without the file system.
+// What one folder's files come to, without the file system.
 pub mod folder;
 
 /// Events that may wait for the catalog. The catalog takes them faster than a parser makes them; a full queue only slows

@@ -71,7 +71,7 @@ pub enum Dropped {
     Short,
     /// It is a response: answering it could start a loop between two servers.
     Response,
-    /// Longer than [`REQUEST_MAX`].
+    /// Longer than `REQUEST_MAX`.
     Long,
     /// The reply could not be encoded. Never seen; kept so that the encoder's error is not a panic.
     Encoding,

@@ -1,7 +1,7 @@
 //! One pipe on which a peer listens to us: an HTTP/2 connection, one gRPC call, one publishing session.
 //!
 //! - **In**: the newest [`Feed`]; the peer's answers.
-//! - **Out**: what [`session::Publisher`] says.
+//! - **Out**: what [`Publisher`] says.
 //! - **Refuses when**: a second call comes on one pipe, a message is over [`REQUEST_MAX`], the session is violated.
 //! - **Never does**: wait for a slow peer with more than one message in hand.
 //! - **Numbers**: [`REQUEST_MAX`], [`STUCK`], [`KEEP_ALIVE`].

@@ -32,7 +32,7 @@ impl Exchange for Script {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let script = self.0.lock().unwrap().take().unwrap_or_default();
         let (sender, stream) = mpsc::channel(1);
-        tokio::spawn(async move {
+        drop(task::spawn("test", async move {
             let mut heard = request.into_inner();
             for message in script {
                 if sender.send(Ok(message)).await.is_err() {
@@ -40,7 +40,7 @@ impl Exchange for Script {
                 }
             }
             while let Ok(Some(_)) = heard.message().await {}
-        });
+        }));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

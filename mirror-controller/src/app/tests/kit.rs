@@ -20,6 +20,7 @@ use linkspan_runtime::admin::Admin;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::metrics::Registry;
 use linkspan_runtime::readiness::Readiness;
+use linkspan_runtime::task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::mpsc;
@@ -123,7 +124,7 @@ impl Site {
         let process = Process { admin: admin.clone(), admin_address: Some(address) };
         let app = App::start(Config::load(self.dir.path()).unwrap(), &process).await?;
         let readiness = admin.readiness().clone();
-        drop(tokio::spawn(admin.serve(listener, Signal::never())));
+        drop(task::spawn("test", admin.serve(listener, Signal::never())));
         eventually("the controller to be ready", async || readiness.is_ready()).await;
         Ok((app, address))
     }
@@ -195,7 +196,7 @@ impl Pipes {
     pub(super) fn between(one: &Site, other: &Site) -> Self {
         let end = |site: &Site| (site.name.clone(), site.dir().join("state/exchange.sock"));
         let directions = [(end(one), end(other)), (end(other), end(one))];
-        Self(directions.into_iter().map(|(listener, teller)| tokio::spawn(splice(listener, teller))).collect())
+        Self(directions.into_iter().map(|(listener, teller)| task::spawn("test", splice(listener, teller))).collect())
     }
 }
 

@@ -298,10 +298,10 @@ impl Subscriber {
 
     /// Takes a verified state over.
     fn accept(&mut self, next: Catalogue, now: Instant) {
-        if let Some(before) = self.verified.take() {
-            if !Arc::ptr_eq(&before.entries, &next.entries) {
-                self.withhold(&before.entries, &next.entries, now);
-            }
+        if let Some(before) = self.verified.take()
+            && !Arc::ptr_eq(&before.entries, &next.entries)
+        {
+            self.withhold(&before.entries, &next.entries, now);
         }
         let version = next.version;
         self.verified = Some(next);

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use linkspan_runtime::task;
+
 use super::*;
 use crate::catalog::Snapshot;
 use crate::exchange::{Entries, Freshness, Peers};
@@ -49,7 +51,7 @@ async fn the_folder_follows_what_is_wanted() {
     let mut mirrors = Mirrors::new();
     let set = mirrors.of(entries([entry("shop/web", &["http:80"], 1), headless("shop/db", &["db-0"])]));
     let sets = watch::Sender::new(set);
-    let task = tokio::spawn(run(DirectorySink::new(folder.to_owned()), sets.subscribe(), Applied::default()));
+    let told = task::spawn("test", run(DirectorySink::new(folder.to_owned()), sets.subscribe(), Applied::default()));
     let expected = [
         "notes.txt",
         "shop.db-west.yaml",
@@ -90,7 +92,7 @@ async fn the_folder_follows_what_is_wanted() {
     sets.send_replace(mirrors.of(Entries::new()));
     until("the end", || files(folder) == ["notes.txt", "shop.other.yaml"]).await;
     drop(sets);
-    task.await.unwrap();
+    told.await.unwrap();
 }
 
 #[tokio::test]
@@ -98,7 +100,8 @@ async fn a_restart_adopts_what_the_last_run_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let mut mirrors = Mirrors::new();
     let sets = watch::Sender::new(mirrors.of(entries([entry("shop/web", &["80"], 1), entry("shop/api", &["80"], 1)])));
-    let first = tokio::spawn(run(DirectorySink::new(dir.path().to_owned()), sets.subscribe(), Applied::default()));
+    let first =
+        task::spawn("test", run(DirectorySink::new(dir.path().to_owned()), sets.subscribe(), Applied::default()));
     until("all files", || files(dir.path()).len() == 4).await;
     first.abort();
     let before = fs::metadata(dir.path().join("shop.web-west.yaml")).unwrap().modified().unwrap();
@@ -106,7 +109,7 @@ async fn a_restart_adopts_what_the_last_run_wrote() {
     let present = sink.list().await.unwrap();
     assert!(present.values().all(|present| matches!(present, Present::Found { .. })), "{present:?}");
     sets.send_replace(mirrors.of(entries([entry("shop/web", &["80"], 1)])));
-    let second = tokio::spawn(run(sink, sets.subscribe(), Applied::default()));
+    let second = task::spawn("test", run(sink, sets.subscribe(), Applied::default()));
     until("the unexported to go", || files(dir.path()) == ["shop.web-west.yaml", "shop.web.clusterset.yaml"]).await;
     assert_eq!(fs::metadata(dir.path().join("shop.web-west.yaml")).unwrap().modified().unwrap(), before);
     second.abort();
@@ -127,7 +130,7 @@ impl Sink for Flaky {
     }
 
     async fn write(&mut self, items: Vec<Item>) -> (usize, io::Result<()>) {
-        if self.tries.fetch_add(1, Ordering::Relaxed) % 2 == 0 || items.is_empty() {
+        if self.tries.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) || items.is_empty() {
             return self.inner.write(items).await;
         }
         let (done, _) = self.inner.write(items.into_iter().take(1).collect()).await;
@@ -142,7 +145,7 @@ async fn a_sink_that_fails_is_tried_again() {
     let services = (0..5).map(|index| entry(&format!("shop/s{index}"), &["80"], 1));
     let sets = watch::Sender::new(mirrors.of(entries(services)));
     let sink = Flaky { inner: DirectorySink::new(dir.path().to_owned()), tries: Arc::default() };
-    let task = tokio::spawn(run(sink, sets.subscribe(), Applied::default()));
+    let told = task::spawn("test", run(sink, sets.subscribe(), Applied::default()));
     until("all files in spite of failures", || files(dir.path()).len() == 10).await;
-    task.abort();
+    told.abort();
 }

@@ -128,7 +128,8 @@ fn names_that_dns_cannot_carry_are_left_out() {
 #[test]
 fn an_import_is_the_union_and_the_order_of_clusters_decides() {
     // (ports of each cluster in order of precedence) -> (merged ports, conflict)
-    let table: [(&[&[&str]], &[&str], &str); 7] = [
+    type Case<'a> = (&'a [&'a [&'a str]], &'a [&'a str], &'a str);
+    let table: [Case<'_>; 7] = [
         (&[&["http:80"], &["http:80"]], &["http:80"], "False:NoConflicts"),
         (&[&["http:80"], &["http:80", "grpc:90"]], &["http:80", "grpc:90"], "True:PortConflict"),
         (&[&["http:80"], &["http:81"]], &["http:80"], "True:PortConflict"),

@@ -1,5 +1,7 @@
 use std::collections::BTreeSet;
 
+use linkspan_runtime::task;
+
 use super::*;
 
 const WEB: &str =
@@ -190,7 +192,7 @@ async fn a_change_is_told_within_half_a_second() {
     site.write("a.yaml", WEB);
     let (sender, mut events) = mpsc::channel(16);
     let problems = watch::Sender::new(Arc::default());
-    let task = tokio::spawn(run(site.directory(), sender, problems.clone()));
+    let told = task::spawn("test", run(site.directory(), sender, problems.clone()));
     assert_eq!(events.recv().await, Some(Event::Init));
     assert!(matches!(events.recv().await, Some(Event::Apply(_))));
     assert_eq!(events.recv().await, Some(Event::InitDone));
@@ -207,5 +209,5 @@ async fn a_change_is_told_within_half_a_second() {
     let mut seen = problems.subscribe();
     seen.wait_for(|problems| !problems.is_empty()).await.unwrap();
     drop(events);
-    task.await.unwrap();
+    told.await.unwrap();
 }
