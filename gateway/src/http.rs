@@ -55,6 +55,9 @@ mod errors;
 /// W3C trace context.
 mod trace;
 
+/// Services that a request has passed.
+mod via;
+
 pub use egress::serve as egress;
 pub use ingress::serve as ingress;
 

@@ -31,6 +31,7 @@ use super::interim::Interims;
 use super::pool::Pool;
 use super::request::{self, Cleaned};
 use super::upstream::{self, Answer};
+use super::via;
 use crate::context::Gateway;
 use crate::link::{RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Entry, Outcome, Protocol};
@@ -116,7 +117,11 @@ struct Serving {
 
 impl Serving {
     async fn serve(&mut self, opened: Opened, reader: Reader) -> Result<(), Cut> {
-        let Opened { head, cleaned, body } = opened;
+        let Opened { mut head, cleaned, body } = opened;
+        let own = &self.gateway.own.cluster;
+        if !via::pass(&mut head.headers, self.admitted.service(), own, head.version) {
+            return Err(Cut::Refused(Refusal::Loop));
+        }
         let method = head.method.clone();
         let http2 = head.version == HttpVersion::H2;
         let by = SpiffeId::gateway(&self.gateway.own.trust_domain);

@@ -19,7 +19,7 @@ use crate::http::headers::Identity;
 use crate::http::interim::Interims;
 use crate::http::pool::Pool;
 use crate::http::upgrade::{self, Tunnel};
-use crate::http::{request, upstream};
+use crate::http::{request, upstream, via};
 use crate::remote::{Admitted, Refused, admit_local};
 
 impl Call {
@@ -31,7 +31,11 @@ impl Call {
         let identity = Identity::new(&by, admitted.source(), admitted.cluster());
         let body = self.body.take().map_or(RequestBody::Empty, |body| RequestBody::Client(Box::new(body)));
         let http2 = self.connection.http2;
-        let mut request = request::to_backend(self.head.clone(), &identity, body);
+        let mut head = self.head.clone();
+        if !via::pass(&mut head.headers, admitted.service(), &self.connection.gateway.own.cluster, head.version) {
+            return Err(Miss::cut(Cut::Refused(Refusal::Loop), false));
+        }
+        let mut request = request::to_backend(head, &identity, body);
         let interims = (!http2).then(|| Interims::of(&mut request));
         let pool = Pool::of_this_worker();
         let mut idle = IdleTimer::default();
