@@ -30,7 +30,7 @@ use crate::link::{self, Keys, LinkConfig, Links};
 use crate::listener::{self, Binder, Bindings, Board, ClientConnection, Permits};
 use crate::metrics::Metrics;
 use crate::mtls;
-use crate::outcome::{Direction, Entry, Protocol, Recorder};
+use crate::outcome::Recorder;
 use crate::path::Path;
 use crate::remote::Limits;
 use crate::route::{Own, RouteTable};
@@ -283,6 +283,7 @@ impl Parts {
         let (bindings, wanted) = watch::channel(Arc::<Bindings>::default());
         let (binder, listeners) = Binder::new(runtimes.len(), self.rejections.clone());
         let board = binder.board();
+        board.register(&self.permits, self.process.admin.registry());
 
         routes::register(&self.process.admin, &self.config, &self.gateway.links, &board, &configurations);
         let window = Window::new(self.metrics.clone());
@@ -344,8 +345,8 @@ impl Parts {
             let _worker = runtime.enter();
             let (path, server) = (self.path.clone(), Arc::clone(server));
             let take = move |conn: ClientConnection| {
-                let serving = serve_mtls(path.clone(), Arc::clone(&server), conn);
-                drop(task::spawn("mtls", serving));
+                let (path, server) = (path.clone(), Arc::clone(&server));
+                drop(task::spawn("mtls", async move { path.egress_mtls(&server, conn).await }));
             };
             let (permits, signal) = (self.permits.clone(), self.signal.clone());
             let serving = listener::serve_one(index, socket, Arc::clone(board), permits, signal, take);
@@ -372,21 +373,6 @@ fn bind_mtls(
     let server = mtls::Server::new(config.trust_domain.clone(), identity.local(), provider)?;
     let sockets = listener::bind(address, config.workers).map_err(|error| StartError::Mtls { address, error })?;
     Ok(Some((Arc::new(server), sockets)))
-}
-
-/// One connection of the mTLS port.
-async fn serve_mtls(path: Path, server: Arc<mtls::Server>, conn: ClientConnection) {
-    let client = conn.client;
-    let table = path.gateway().table.load_full();
-    match server.accept(&table, conn).await {
-        Ok((conn, routed)) => path.carry(conn, routed).await,
-        Err(error) => {
-            let mut entry = Entry::new(Direction::Outbound, Protocol::Tls);
-            entry.client = Some(client);
-            entry.note = Some(error.to_string());
-            path.gateway().record(entry).finish(error.outcome());
-        }
-    }
 }
 
 /// Says that the certificate is there, and writes the run file when the configuration is, too.

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use linkspan_proto::refusal::Refusal;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::remote::Admitted;
@@ -102,6 +103,27 @@ pub async fn dial(admitted: &Admitted) -> Result<(TcpStream, EndpointGuard), Dia
         }
     }
     Err(last)
+}
+
+/// Tells a freshly connected endpoint who calls, if the export asks for that. Must come before any other byte.
+///
+/// `client` is `None` where the connection serves one caller but several of its addresses (HTTP connections are reused).
+///
+/// # Errors
+/// When the endpoint has cut the connection already.
+pub async fn introduce(
+    stream: &mut TcpStream,
+    admitted: &Admitted,
+    address: SocketAddr,
+    client: Option<SocketAddr>,
+    trace_id: Option<&str>,
+) -> Result<(), DialError> {
+    if !admitted.export().proxy_protocol {
+        return Ok(());
+    }
+    let header = proxy_protocol::header(admitted, client, address, trace_id);
+    // Fits into the empty send buffer of a new socket: one segment, before anything else.
+    stream.write_all(&header).await.map_err(|_| DialError::Refused(address))
 }
 
 impl DialError {

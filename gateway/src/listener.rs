@@ -25,10 +25,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod accept;
 mod binder;
+mod board;
 mod io;
 
 pub use accept::{Worker, serve, serve_one};
-pub use binder::{Binder, Board, MirrorState, bind};
+pub use binder::{Binder, bind};
+pub use board::{Board, MirrorState};
 pub use io::ClientIo;
 
 /// Connections that wait in the kernel for `accept`. Above it SYNs are dropped and retried after 1 s. The usual

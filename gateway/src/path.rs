@@ -9,12 +9,13 @@
 //! from `link`. Each line calls one stage; to see what a line does, open the file of that name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use linkspan_proto::stream_header::StreamKind;
 
 use crate::context::Gateway;
-use crate::detect::{Declared, Detected, detect};
+use crate::detect::{Declared, Detected, UNDECIDED, detect};
 use crate::error::Failure;
 use crate::http;
 use crate::link::{Incoming, Ingress, PeerInfo};
@@ -77,9 +78,10 @@ impl Path {
         let _unfinished = self.gateway.drain.guard();
         let declared = Declared::of(routed.route.app_protocol(), routed.route.port());
         let detected = tokio::select! {
+            biased;
             detected = detect(&mut conn.io, declared) => detected,
-            // Nobody has asked for anything yet.
-            () = self.gateway.drain.draining() => return,
+            // A connection opened ahead, on which nothing was asked: its client will open another.
+            () = self.draining_for(UNDECIDED) => return,
         };
         match detected {
             // A client that connects and leaves again asked for nothing: a probe of its own.
@@ -131,6 +133,11 @@ impl Path {
             return Err(Refused::Draining);
         }
         self.gateway.limits.enter(&peer.cluster)
+    }
+
+    async fn draining_for(&self, time: Duration) {
+        self.gateway.drain.draining().await;
+        tokio::time::sleep(time).await;
     }
 
     fn record(&self, direction: Direction, protocol: Protocol) -> Record {

@@ -32,6 +32,14 @@ const WIRING: [&str; 3] = ["config", "app", "main"];
 const WITHIN: [(&str, &str); 4] =
     [("stat", "metrics"), ("access_log", "metrics"), ("identity", "link"), ("app", "config")];
 
+/// Files over the budget of 500 lines, with the budget they have instead and why.
+const LONG: [(&str, usize); 2] = [
+    // One state machine of pure functions; the transitions are read together.
+    ("link/state.rs", 700),
+    // Its driver: one match over its actions.
+    ("link/driver.rs", 550),
+];
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("readable") {
         let path = entry.expect("readable").path();
@@ -139,8 +147,9 @@ fn files_and_functions_stay_readable() {
         let text = fs::read_to_string(&file).expect("readable");
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let lines = code.lines().count();
-        if lines > 500 {
-            wrong.push(format!("{} has {lines} lines (500)", file.display()));
+        let budget = LONG.iter().find(|(name, _)| file.ends_with(name)).map_or(500, |(_, budget)| *budget);
+        if lines > budget {
+            wrong.push(format!("{} has {lines} lines ({budget})", file.display()));
         }
         for (name, length) in functions(code) {
             if length > 80 {

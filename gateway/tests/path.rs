@@ -283,10 +283,20 @@ async fn policy_is_decided_by_who_calls() {
 
 /// The TLVs of a PROXY header that begins `bytes`, and its length.
 fn proxy_header(bytes: &[u8]) -> (BTreeMap<u8, String>, usize) {
-    assert_eq!(&bytes[..12], b"\r\n\r\n\0\r\nQUIT\n");
     assert_eq!((bytes[12], bytes[13]), (0x21, 0x11));
+    proxy_tlvs(bytes, 12)
+}
+
+/// The same where the client's address is not said.
+fn proxy_header_of_unknown_client(bytes: &[u8]) -> (BTreeMap<u8, String>, usize) {
+    assert_eq!((bytes[12], bytes[13]), (0x21, 0x00));
+    proxy_tlvs(bytes, 0)
+}
+
+fn proxy_tlvs(bytes: &[u8], addresses: usize) -> (BTreeMap<u8, String>, usize) {
+    assert_eq!(&bytes[..12], b"\r\n\r\n\0\r\nQUIT\n");
     let end = 16 + usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
-    let mut rest = &bytes[28..end];
+    let mut rest = &bytes[16 + addresses..end];
     let mut tlvs = BTreeMap::new();
     while let [kind, high, low, tail @ ..] = rest {
         let (value, next) = tail.split_at(usize::from(u16::from_be_bytes([*high, *low])));
@@ -320,6 +330,45 @@ async fn the_backend_is_told_who_calls_from_near_and_far() {
             let from = SocketAddr::from(([got[16], got[17], got[18], got[19]], u16::from_be_bytes([got[24], got[25]])));
             assert_eq!(from, client.local_addr().expect("address"));
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn http_to_a_backend_that_asks_for_the_header_is_told_as_well() {
+    patiently(async {
+        let (east, west) = pair().await;
+        // Answers each request with what the connection began with.
+        let backend = Backend::start(|mut stream| async move {
+            let mut got = Vec::new();
+            while stream.read_buf(&mut got).await.is_ok_and(|count| count > 0) {
+                if !got.ends_with(b"\r\n\r\n") {
+                    continue;
+                }
+                let (tlvs, end) = proxy_header_of_unknown_client(&got);
+                assert!(got[end..].starts_with(b"GET "));
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", tlvs[&0xE0].len(), tlvs[&0xE0]);
+                stream.write_all(answer.as_bytes()).await.expect("write");
+                // The next request on this connection comes without a header.
+                got.truncate(end);
+            }
+        })
+        .await;
+        west.export("echo", &[backend.address], |export| export.proxy_protocol = true);
+        let address = east.mirror("echo", None, &[&[("west", 1)]]).await;
+        for account in ["cart", "robot"] {
+            east.workload(account);
+            let mut client = connect(address).await;
+            for _ in 0..2 {
+                client.write_all(b"GET / HTTP/1.1\r\nhost: echo\r\n\r\n").await.expect("write");
+                let mut answer = Vec::new();
+                let identity = format!("spiffe://east.linkspan.internal/ns/shop/sa/{account}");
+                while !answer.ends_with(identity.as_bytes()) {
+                    assert!(client.read_buf(&mut answer).await.expect("read") > 0, "{}", answer.escape_ascii());
+                }
+            }
+        }
+        assert_eq!(backend.connections(), 2, "a connection is one caller's alone, and is used again by it");
     })
     .await;
 }

@@ -13,7 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::binder::{Board, is_starved};
+use super::binder::is_starved;
+use super::board::{Board, Starving};
 use super::{ACCEPT_PAUSE, ClientConnection, ClientIo, Permits};
 
 /// What the binder tells a worker.
@@ -130,7 +131,7 @@ impl<T: Fn(ClientConnection)> Acceptor<T> {
                 }
                 Err(error) if is_clients_fault(&error) => {}
                 Err(error) => {
-                    self.starved(&error);
+                    let _starving = self.starved(&error);
                     tokio::select! {
                         () = self.close.cancelled() => break,
                         () = tokio::time::sleep(backoff.next()) => {}
@@ -163,12 +164,13 @@ impl<T: Fn(ClientConnection)> Acceptor<T> {
         (self.take)(ClientConnection { io, client, listen: self.listen, worker: self.worker, permit });
     }
 
-    fn starved(&self, error: &io::Error) {
-        let times = self.board.count_starved();
+    fn starved(&self, error: &io::Error) -> Starving<'_> {
+        let (times, starving) = self.board.starve();
         if times.is_power_of_two() {
             let remedy = if is_starved(error) { "raise the limit of open files" } else { "" };
             tracing::warn!(listen = %self.listen, %error, times, remedy, "accept failed; trying again");
         }
+        starving
     }
 }
 

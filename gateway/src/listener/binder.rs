@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use linkspan_proto::configuration::{Rejection, ResourceKey, ResourceKind};
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::Signal;
-use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::accept::{Command, Worker};
+use super::board::{Board, MirrorState};
 use super::{BACKLOG, BIND_PAUSE, Bindings, SOCKETS};
 use crate::discovery::Rejections;
 
@@ -33,75 +32,6 @@ pub struct Binder {
     rejections: Rejections,
     /// By bound address: the workers that listen on it.
     bound: BTreeMap<SocketAddr, Vec<usize>>,
-}
-
-/// What listens where, and what went wrong: read by `/mirrors` on the admin port.
-#[derive(Debug, Default)]
-pub struct Board {
-    mirrors: Mutex<BTreeMap<SocketAddr, MirrorState>>,
-    accepted: AtomicU64,
-    refused: AtomicU64,
-    starved: AtomicU64,
-}
-
-/// The listening state of one port of a mirror.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MirrorState {
-    /// The mirrored name.
-    pub mirror: String,
-    /// Where clients connect to.
-    pub listen: SocketAddr,
-    /// Whether it is bound.
-    pub bound: bool,
-    /// On how many workers.
-    pub workers: usize,
-    /// Why it is not bound: a closed set, CamelCase. Empty when it is.
-    pub reason: String,
-    /// The same in words, with the remedy.
-    pub message: String,
-}
-
-impl Board {
-    /// All mirrored ports, in order of address.
-    #[must_use]
-    pub fn mirrors(&self) -> Vec<MirrorState> {
-        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    /// Connections accepted since the start.
-    #[must_use]
-    pub fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
-    }
-
-    /// Connections reset at once because all permits were in use.
-    #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    /// Times that `accept` failed for want of descriptors or memory.
-    #[must_use]
-    pub fn starved(&self) -> u64 {
-        self.starved.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn count_accepted(&self) {
-        self.accepted.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn count_refused(&self) -> u64 {
-        self.refused.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    pub(super) fn count_starved(&self) -> u64 {
-        self.starved.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn replace(&self, mirrors: BTreeMap<SocketAddr, MirrorState>) {
-        *self.mirrors.lock().unwrap_or_else(PoisonError::into_inner) = mirrors;
-    }
 }
 
 impl Binder {

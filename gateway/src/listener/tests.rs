@@ -227,6 +227,33 @@ async fn a_single_socket_is_served_too() {
     assert_eq!(count.load(Ordering::Relaxed), 1, "what the kernel had accepted was taken");
 }
 
+#[test]
+fn the_board_shows_itself() {
+    let (registry, board, permits) =
+        (linkspan_runtime::metrics::Registry::new(), Arc::<Board>::default(), Permits::new(7));
+    board.register(&permits, &registry);
+    let _place = permits.acquire();
+    board.count_accepted();
+    {
+        let (times, _starving) = board.starve();
+        assert_eq!(times, 1);
+        assert!(board.is_starving());
+    }
+    assert!(!board.is_starving());
+    let page = registry.encode().expect("page");
+    for line in [
+        "listener_accepted_total 1",
+        "listener_refused_total 0",
+        "listener_accept_failures_total 1",
+        "listener_starving 0",
+        "listener_connections 1",
+        "listener_connections_limit 7",
+        "listener_ports{state=\"bound\"} 0",
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+}
+
 /// What the last worker to accept would have seen: the pause between attempts while there are no descriptors.
 #[test]
 fn starvation_is_told_from_faults_of_clients() {

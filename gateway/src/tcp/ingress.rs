@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{CONNECTED, StreamHeader};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::trace_id;
-use crate::backend::{self, EndpointGuard, proxy_protocol};
+use crate::backend::{self, EndpointGuard};
 use crate::context::Gateway;
 use crate::error::Failure;
 use crate::link::{RecvHalf, SendHalf};
@@ -73,11 +72,7 @@ pub(super) async fn connect(
 ) -> Result<(TcpStream, EndpointGuard), Failure> {
     let (mut stream, endpoint) = backend::dial(admitted).await?;
     record.entry().backend = Some(endpoint.address());
-    if admitted.export().proxy_protocol {
-        let header = proxy_protocol::header(admitted, client, endpoint.address(), traceparent.and_then(trace_id));
-        // Fits into the empty send buffer of a new socket: one segment, before anything else.
-        let written = stream.write_all(&header).await;
-        written.map_err(|_| Failure::from(backend::DialError::Refused(endpoint.address())))?;
-    }
+    let trace_id = traceparent.and_then(trace_id);
+    backend::introduce(&mut stream, admitted, endpoint.address(), client, trace_id).await?;
     Ok((stream, endpoint))
 }
