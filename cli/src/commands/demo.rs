@@ -126,7 +126,8 @@ fn introduce(voice: &Voice, sites: &Sites, times: StartTimes) {
     let folder = output::safe(&sites.folder().display().to_string());
     voice.tell(&format!(
         "   Both lie in {folder}. east runs as one process, west's gateway and controller as two.\n   \
-         Ready after {}; each imported the other's Link, and the link was alive on both sides {} later.",
+         linkspan site init east --dir east ...; linkspan site run --dir east; and the same for west: ready after {}\n   \
+         linkspan link export --dir east | linkspan link import - --dir west; and the other way: linked after {}",
         figures::show(times.ready),
         figures::show(times.linked),
     ));

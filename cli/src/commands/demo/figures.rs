@@ -12,6 +12,7 @@ const BOUND_SIGMAS: f64 = 3.290_5;
 
 /// Who answered how often.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Counts {
     /// All requests.
     pub(super) requests: usize,

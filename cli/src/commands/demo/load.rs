@@ -153,8 +153,8 @@ impl Load {
 
     /// Ends the load, waits for what is under way, returns all answers.
     pub(super) async fn finish(self) -> anyhow::Result<Vec<Answer>> {
-        // The runner may have ended by itself only by a panic, which the next line reports.
-        drop(self.stop.send(()));
+        // The runner has ended by itself only if it panicked, which the next line reports.
+        let _ended = self.stop.send(());
         self.runner.await.context("the load generator failed")?;
         let mut all = std::mem::take(&mut *self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner));
         all.sort_by_key(|answer| answer.due);

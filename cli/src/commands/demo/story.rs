@@ -23,7 +23,7 @@ pub(super) struct Step {
     /// Whether it was seen.
     passed: bool,
     /// What was seen, in words.
-    said: String,
+    said: Vec<String>,
     /// What was seen, in figures.
     figures: Value,
     /// How long the step took.
@@ -40,8 +40,8 @@ impl Step {
 /// What a scene returns.
 #[derive(Debug)]
 struct Seen {
-    /// One sentence.
-    said: String,
+    /// A line or a few.
+    said: Vec<String>,
     /// The figures behind it.
     figures: Value,
 }
@@ -99,14 +99,7 @@ impl Stage<'_> {
         self.voice.heading(number, title);
         self.voice.tell(text);
         self.voice.live(title.to_owned());
-        self.steps.push(Step {
-            number,
-            title,
-            passed: false,
-            said: String::new(),
-            figures: Value::Null,
-            seconds: now(),
-        });
+        self.steps.push(Step { number, title, passed: false, said: Vec::new(), figures: Value::Null, seconds: now() });
     }
 
     /// Ends it.
@@ -116,7 +109,7 @@ impl Stage<'_> {
         step.seconds = ((now() - step.seconds) * 1e3).round() / 1e3;
         match seen {
             Ok(seen) => (step.passed, step.said, step.figures) = (true, seen.said, seen.figures),
-            Err(error) => step.said = format!("{error:#}"),
+            Err(error) => step.said = vec![format!("{error:#}")],
         }
         self.voice.result(step.passed, step.number, step.title, &step.said);
     }

@@ -77,18 +77,18 @@ impl Voice {
     }
 
     /// The result of a step.
-    pub(super) fn result(&self, passed: bool, number: usize, title: &str, said: &str) {
+    pub(super) fn result(&self, passed: bool, number: usize, title: &str, said: &[String]) {
         let mark = match (passed, self.colour) {
             (true, true) => "\x1b[32mPASS\x1b[0m",
             (true, false) => "PASS",
             (false, true) => "\x1b[31mFAIL\x1b[0m",
             (false, false) => "FAIL",
         };
-        let said = output::safe_lines(said);
+        let said: Vec<String> = said.iter().map(|line| output::safe_lines(line)).collect();
         if self.terse {
-            self.line(&format!("{mark}  {number}. {title}: {said}"));
+            self.line(&format!("{mark}  {number}. {title}: {}", said.join("; ")));
         } else {
-            self.line(&format!("   {mark}  {said}"));
+            self.line(&format!("   {mark}  {}", said.join("\n         ")));
         }
     }
 

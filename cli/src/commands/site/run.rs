@@ -27,6 +27,7 @@ use linkspan_runtime::{signal, task, telemetry};
 use tokio::net::TcpListener;
 
 use crate::args::{Half, SiteRunArgs};
+use crate::client::folder::Folder;
 use crate::commands::{Exit, stdin_ended};
 use crate::output;
 
@@ -100,7 +101,7 @@ async fn serve_admin(
     };
     let Some(listen) = listen else { return Ok(None) };
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}/tcp"));
-    let listener = listener.map_err(|error| with_remedy(error, field))?;
+    let listener = listener.map_err(|error| with_remedy(error, &args.site.dir, field))?;
     let address = listener.local_addr()?;
     drop(task::vital("admin", signal, admin.clone().serve(listener, signal.clone())));
     Ok(Some(address))
@@ -120,7 +121,7 @@ impl Running {
             let config = linkspan_mirror_controller::config::Config::resolve(site, dir);
             let process = controller::Process { admin: admin.clone(), admin_address };
             let started = controller::App::start(config, &process).await;
-            running.controller = Some(started.map_err(|error| with_remedy(error.into(), "dns.listen"))?);
+            running.controller = Some(started.map_err(|error| with_remedy(error.into(), dir, "dns.listen"))?);
         }
         if args.only != Some(Half::Controller) {
             let config = linkspan_gateway::config::Config::resolve(site, dir);
@@ -135,7 +136,7 @@ impl Running {
                     };
                     // Its run file and sockets must not stay behind.
                     running.drain().await;
-                    return Err(with_remedy(error.into(), field));
+                    return Err(with_remedy(error.into(), dir, field));
                 }
             };
         }
@@ -232,7 +233,7 @@ async fn announce(readiness: Readiness, addresses: String) {
 }
 
 /// Adds what to do about an address that is not to be had.
-fn with_remedy(error: anyhow::Error, field: &str) -> anyhow::Error {
+fn with_remedy(error: anyhow::Error, dir: &Path, field: &str) -> anyhow::Error {
     // Some errors hold the system's error as their source, some as a part of their own.
     let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     let cause = cause.or_else(|| match error.downcast_ref::<gateway::StartError>() {
@@ -243,6 +244,9 @@ fn with_remedy(error: anyhow::Error, field: &str) -> anyhow::Error {
         Some(controller::StartError::Dns { error, .. }) => Some(error.kind()),
         _ => None,
     });
+    if let (Some(ErrorKind::AddrInUse), Some(process)) = (cause, running_process(dir)) {
+        return anyhow::anyhow!("{error:#}\n  this site seems to run already, as process {process}; end that first");
+    }
     let remedy = match cause {
         Some(ErrorKind::AddrInUse) => {
             "another process listens there (ss -lntup shows which); end it, or give this field another address"
@@ -256,6 +260,14 @@ fn with_remedy(error: anyhow::Error, field: &str) -> anyhow::Error {
         _ => return error,
     };
     anyhow::anyhow!("{error:#}\n  {field} in site.yaml: {remedy}")
+}
+
+/// The process that says in the state folder that it runs this site, if there is such a process.
+fn running_process(dir: &Path) -> Option<u32> {
+    let folder = Folder::new(dir);
+    let gateway = folder.gateway().map(|run| run.pid);
+    let process = gateway.or_else(|_| folder.controller().map(|run| run.pid)).ok()?;
+    Path::new(&format!("/proc/{process}")).exists().then_some(process)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The scenes of the story, each a check with figures.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -55,12 +56,10 @@ pub(super) async fn resolves(sites: &Sites) -> anyhow::Result<Seen> {
     let foreign = dns::addresses(east.dns, "example.com", east.dns.ip(), dns::Transport::Udp).await?;
     ensure!(foreign.addresses.is_empty(), "the server answers for example.com, which is none of its business");
     Ok(Seen {
-        said: format!(
-            "{MIRROR} is {mirror} (asked {} over UDP, {}); example.com: {}",
-            east.dns,
-            show(took),
-            foreign.code
-        ),
+        said: vec![
+            format!("{MIRROR} is {mirror} (asked {} over UDP, {})", east.dns, show(took)),
+            format!("example.com, which is none of its business: {}", foreign.code),
+        ],
         figures: json!({ MIRROR: mirror, CLUSTERSET: clusterset, "milliseconds": millis(took) }),
     })
 }
@@ -83,11 +82,10 @@ pub(super) async fn crosses(sites: &Sites) -> anyhow::Result<Seen> {
     }
     let (across, straight) = (percentile(&mut across, 0.5), percentile(&mut straight, 0.5));
     Ok(Seen {
-        said: format!(
-            "west answered all {CALLS} calls, each on a new connection: median {}, straight to the backend {}",
-            show(across),
-            show(straight)
-        ),
+        said: vec![
+            format!("west answered all {CALLS} calls, each on a new connection"),
+            format!("median {}, straight to the backend {}", show(across), show(straight)),
+        ],
         figures: json!({ "calls": CALLS, "medianMilliseconds": millis(across), "directMedianMilliseconds": millis(straight) }),
     })
 }
@@ -125,14 +123,8 @@ pub(super) async fn identity(sites: &Sites) -> anyhow::Result<Seen> {
         said.push(format!("{source} is {identity}"));
         seen.insert(source.to_string(), json!({ "linkspan-source": who, "x-forwarded-client-cert": xfcc }));
     }
-    Ok(Seen {
-        said: format!(
-            "{}, both with assurance network; {} forged headers, none arrived",
-            said.join(", "),
-            FORGED.len()
-        ),
-        figures: seen.into(),
-    })
+    said.push(format!("both with assurance network; of {} forged headers none arrived", FORGED.len()));
+    Ok(Seen { said, figures: seen.into() })
 }
 
 /// 4. Weights.
@@ -173,14 +165,16 @@ pub(super) async fn weights(sites: &Sites, voice: &Voice) -> anyhow::Result<Seen
         .map(|answer| answer.due.saturating_duration_since(changed))
         .context("the change never took effect")?;
     ensure!(effective < EFFECTIVE, "the change took effect after {}", show(effective));
+    let mut times: Vec<Duration> = all.iter().map(|answer| answer.took).collect();
+    let (median, slow) = (percentile(&mut times, 0.5), percentile(&mut times, 0.99));
     Ok(Seen {
-        said: format!(
-            "90/10: {}; 50/50: {}; the change took effect {} after the file was saved",
-            counted[0],
-            counted[1],
-            show(effective)
-        ),
-        figures: json!({ "90/10": counted[0], "50/50": counted[1], "effectiveMilliseconds": millis(effective) }),
+        said: vec![
+            format!("90/10: {}", counted[0]),
+            format!("50/50: {}", counted[1]),
+            format!("the change took effect {} after the file was saved", show(effective)),
+            format!("at {WEIGHTS_RATE} requests a second: median {}, 99 % below {}", show(median), show(slow)),
+        ],
+        figures: json!({ "90/10": counted[0], "50/50": counted[1], "effectiveMilliseconds": millis(effective), "medianMilliseconds": millis(median), "p99Milliseconds": millis(slow) }),
     })
 }
 
@@ -203,20 +197,17 @@ pub(super) async fn kill(sites: &mut Sites, voice: &Voice) -> anyhow::Result<See
     ensure!(withdrawn <= WITHDRAWN, "requests still failed {} after the kill: {:?}", show(withdrawn), reasons(&late));
     ensure!(after.of_cluster("west") == 0, "west answered {} requests without a gateway", after.of_cluster("west"));
     Ok(Seen {
-        said: format!(
-            "west withdrawn after {}; of {} requests since the kill {} failed, none of those due after {}; {} went to east",
-            show(withdrawn.max(Duration::from_millis(1))),
-            during.requests,
-            during.failed,
-            show(withdrawn),
-            during.of_cluster("east")
-        ),
+        said: vec![
+            format!("west withdrawn {} after the kill", show(withdrawn)),
+            format!("of {} requests since then {} failed, none of those due later", during.requests, during.failed),
+            format!("east answered the other {}", during.of_cluster("east")),
+        ],
         figures: json!({
             "withdrawnMilliseconds": millis(withdrawn),
             "linkReportedDownMilliseconds": millis(reported),
             "requests": during.requests,
             "failed": during.failed,
-            "failures": reasons(&answers),
+            "failures": reasons(&answers).into_iter().collect::<BTreeMap<_, _>>(),
             "afterFourSeconds": after,
         }),
     })
@@ -266,7 +257,10 @@ pub(super) async fn returns(sites: &mut Sites, voice: &Voice) -> anyhow::Result<
     let counts = Counts::of(&settled);
     ensure!(fits(counts.of_cluster("west"), counts.requests, 50), "not 50/50 again: {counts}");
     Ok(Seen {
-        said: format!("first answer from west {} after the start of its gateway; since then {counts}", show(back)),
+        said: vec![
+            format!("first answer from west {} after the start of its gateway", show(back)),
+            format!("since then {counts}"),
+        ],
         figures: json!({ "returnedMilliseconds": millis(back), "since": counts }),
     })
 }
