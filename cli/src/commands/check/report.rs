@@ -40,6 +40,10 @@ impl Group {
     }
 }
 
+/// Passed checks of one group that are shown line by line; with more of them only their number is shown, so that a failure
+/// among thousands is not lost. JSON has them all.
+const LINES: usize = 30;
+
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -146,14 +150,18 @@ impl Report {
     /// For people: grouped, the reason below what is not well, the remedy below the reason.
     pub(crate) fn render(&self, colour: bool) -> String {
         let mut page = String::new();
-        let mut group = None;
-        for check in &self.checks {
-            if group != Some(check.group) {
-                let gap = if group.is_some() { "\n" } else { "" };
-                let _infallible = writeln!(page, "{gap}{}", check.group.title());
-                group = Some(check.group);
+        for checks in self.checks.chunk_by(|one, next| one.group == next.group) {
+            let gap = if page.is_empty() { "" } else { "\n" };
+            let _infallible = writeln!(page, "{gap}{}", checks[0].group.title());
+            let passed = checks.iter().filter(|check| check.verdict == Verdict::Ok).count();
+            let short = passed > LINES;
+            for check in checks.iter().filter(|check| !short || check.verdict != Verdict::Ok) {
+                check.render(&mut page, colour);
             }
-            check.render(&mut page, colour);
+            if short {
+                let others = if passed < checks.len() { " others" } else { "" };
+                Check::summary(checks[0].group, format!("{passed}{others} passed")).render(&mut page, colour);
+            }
         }
         let verdict = if self.ok { "all checks passed" } else { "not all checks passed" };
         let _infallible = writeln!(
@@ -166,6 +174,11 @@ impl Report {
 }
 
 impl Check {
+    /// One line for many checks that passed.
+    fn summary(group: Group, name: String) -> Self {
+        Self { group, name, verdict: Verdict::Ok, reason: String::new(), remedy: None }
+    }
+
     fn render(&self, page: &mut String, colour: bool) {
         let (word, escape) = match self.verdict {
             Verdict::Ok => ("ok     ", "\x1b[32m"),
@@ -214,6 +227,18 @@ mod tests {
              x: \\u001b[2J\n\nnot all checks passed: 2 ok, 1 with a warning, 1 failed\n"
         );
         assert!(report().render(true).contains("\x1b[31mFAILED \x1b[0m"));
+    }
+
+    #[test]
+    fn thousands_of_good_checks_do_not_hide_the_bad_one() {
+        let mut report = Report::new();
+        for number in 0..10_000 {
+            report.ok(Group::Services, format!("service {number} works"), "");
+        }
+        report.fail(Group::Services, "service x works", "no", "yes");
+        let page = report.render(false);
+        assert!(page.starts_with("mirrored services\n  FAILED   service x works\n"), "{page}");
+        assert!(page.contains("  ok       10000 others passed\n") && page.lines().count() < 10, "{page}");
     }
 
     #[test]
