@@ -323,3 +323,70 @@ impl Killable {
         self.thread.join().unwrap();
     }
 }
+
+/// A path between a dialler and a gateway: UDP through a relay that can lose everything, in each direction, and change its
+/// port like a NAT.
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
+    state: Arc<RelayState>,
+}
+
+#[derive(Default)]
+struct RelayState {
+    /// Towards the gateway, and back.
+    cut: [std::sync::atomic::AtomicBool; 2],
+    rebinds: AtomicU64,
+}
+
+impl Relay {
+    pub(crate) async fn to(gateway: SocketAddr) -> Self {
+        use tokio::net::UdpSocket;
+
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = front.local_addr().unwrap();
+        let state = Arc::new(RelayState::default());
+        let relay = Self { address, state: Arc::clone(&state) };
+        tokio::spawn(async move {
+            // By dialler: the socket towards the gateway and the number of its rebind.
+            let mut backs: std::collections::HashMap<SocketAddr, (Arc<UdpSocket>, u64)> = Default::default();
+            let mut buffer = vec![0; 65_536];
+            loop {
+                let Ok((length, dialler)) = front.recv_from(&mut buffer).await else { continue };
+                let rebinds = state.rebinds.load(Ordering::Relaxed);
+                let fresh = backs.get(&dialler).is_none_or(|(_, number)| *number != rebinds);
+                if fresh {
+                    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                    back.connect(gateway).await.unwrap();
+                    backs.insert(dialler, (Arc::clone(&back), rebinds));
+                    let (front, state) = (Arc::clone(&front), Arc::clone(&state));
+                    tokio::spawn(async move {
+                        let mut buffer = vec![0; 65_536];
+                        while state.rebinds.load(Ordering::Relaxed) == rebinds {
+                            let receiving = tokio::time::timeout(Duration::from_millis(100), back.recv(&mut buffer));
+                            if let Ok(Ok(length)) = receiving.await
+                                && !state.cut[1].load(Ordering::Relaxed)
+                            {
+                                front.send_to(&buffer[..length], dialler).await.ok();
+                            }
+                        }
+                    });
+                }
+                if !state.cut[0].load(Ordering::Relaxed) {
+                    backs[&dialler].0.send(&buffer[..length]).await.ok();
+                }
+            }
+        });
+        relay
+    }
+
+    /// Loses everything towards the gateway, and everything back.
+    pub(crate) fn cut(&self, towards: bool, back: bool) {
+        self.state.cut[0].store(towards, Ordering::Relaxed);
+        self.state.cut[1].store(back, Ordering::Relaxed);
+    }
+
+    /// From now on the gateway sees other ports.
+    pub(crate) fn rebind(&self) {
+        self.state.rebinds.fetch_add(1, Ordering::Relaxed);
+    }
+}

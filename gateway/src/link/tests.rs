@@ -10,9 +10,11 @@ use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 
 use std::sync::Arc;
 
-use linkspan_proto::configuration::LinkPhase;
+use linkspan_proto::configuration::{LinkPhase, Peer};
+use linkspan_proto::exchange_socket::{Preamble, Role};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::testkit::{Authority, Killable, PATIENCE, Setup, Side, link, pair};
+use super::testkit::{Authority, Killable, PATIENCE, Relay, Setup, Side, link, pair};
 use super::*;
 
 fn header(side: &Side) -> StreamHeader {
@@ -357,4 +359,185 @@ async fn a_new_certificate_moves_the_link_and_cuts_nothing() {
     send.write(Bytes::from_static(b"and good")).await.unwrap();
     send.finish().unwrap();
     assert_eq!(read_all(&mut incoming.recv).await.unwrap(), b"old and good");
+}
+
+/// East dials west through a relay; both alive.
+async fn relayed(workers: usize) -> (Side, Side, Relay) {
+    let side = |name: &str| {
+        let authority = Arc::new(Authority::new(&format!("{name}.linkspan.internal")));
+        Side::start_with(authority, name, Setup { workers, ..Setup::default() })
+    };
+    let (east, west) = (side("east"), side("west"));
+    let relay = Relay::to(west.address).await;
+    west.links.configure(&[east.as_hidden_peer()]).await;
+    let through = Peer { addresses: vec![relay.address.to_string()], ..west.as_peer() };
+    east.links.configure(&[through]).await;
+    east.until_alive(&west).await;
+    west.until_alive(&east).await;
+    (east, west, relay)
+}
+
+/// Answers each stream with what it brought.
+fn echo(mut side: Side) -> tokio::task::JoinHandle<Side> {
+    tokio::spawn(async move {
+        while let Some(mut incoming) = side.incoming.recv().await {
+            tokio::spawn(async move {
+                while let Ok(Some(chunk)) = incoming.recv.read(64 * 1024).await {
+                    incoming.send.write(chunk).await.ok();
+                }
+                incoming.send.finish().ok();
+            });
+        }
+        side
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blackout_of_two_seconds_under_load_withdraws_nothing_and_loses_nothing() {
+    let (east, west, relay) = relayed(1).await;
+    let cluster = west.cluster();
+    let _echo = echo(west);
+    // Tunnels that keep the window full, so that probes must get past it.
+    let bulk = |links: Links, cluster: ClusterName, head: Bytes, end: Instant| async move {
+        let (mut send, mut recv) = links.open(0, &cluster).await.unwrap();
+        send.write(head).await.unwrap();
+        let writing = async move {
+            let mut sent = 0_usize;
+            while Instant::now() < end {
+                send.write(Bytes::from(vec![7; 64 * 1024])).await.expect("the tunnel lives");
+                sent += 64 * 1024;
+            }
+            send.finish().unwrap();
+            sent
+        };
+        let reading = async move {
+            let mut received = 0;
+            while let Some(chunk) = recv.read(1 << 20).await.expect("the tunnel lives") {
+                received += chunk.len();
+            }
+            received
+        };
+        let (sent, received) = tokio::join!(writing, reading);
+        assert_eq!(sent, received);
+    };
+    let end = Instant::now() + Duration::from_secs(9);
+    let tunnels: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(bulk(east.links.clone(), cluster.clone(), header(&east).encode().unwrap(), end)))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..2 {
+        let cut = Instant::now();
+        relay.cut(true, true);
+        while cut.elapsed() < Duration::from_secs(2) {
+            assert!(east.links.alive(&cluster), "withdrawn after {:?}", cut.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        relay.cut(false, false);
+        while cut.elapsed() < Duration::from_millis(3500) {
+            assert!(east.links.alive(&cluster), "withdrawn after {:?}", cut.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    for tunnel in tunnels {
+        tunnel.await.expect("no tunnel lost a byte");
+    }
+}
+
+#[tokio::test]
+async fn a_partition_of_one_direction_is_seen_by_both_and_heals() {
+    for (towards, back) in [(true, false), (false, true), (true, true)] {
+        let (east, west, relay) = relayed(1).await;
+        let cut = Instant::now();
+        relay.cut(towards, back);
+        let (mut east_down, mut west_down) = (None, None);
+        while east_down.is_none() || west_down.is_none() {
+            let now = cut.elapsed();
+            if !east.links.alive(&west.cluster()) {
+                east_down.get_or_insert(now);
+            }
+            if !west.links.alive(&east.cluster()) {
+                west_down.get_or_insert(now);
+            }
+            assert!(now < Duration::from_secs(5), "cut {towards} {back}: east {east_down:?}, west {west_down:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(east_down.max(west_down).unwrap() < Duration::from_secs(4), "{east_down:?} {west_down:?}");
+        // Long enough that the connection is gone, too.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let healed = Instant::now();
+        relay.cut(false, false);
+        east.until_alive(&west).await;
+        west.until_alive(&east).await;
+        assert!(healed.elapsed() < Duration::from_secs(3), "{:?}", healed.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_nat_that_changes_ports_costs_no_stream() {
+    // Three workers: the kernel gives a changed port to another of them, which hands the packets over.
+    let (east, west, relay) = relayed(3).await;
+    let cluster = west.cluster();
+    east.until(&west, |report| report.connections == 3).await;
+    let _echo = echo(west);
+    let mut tunnels = Vec::new();
+    for worker in 0..3 {
+        let (mut send, recv) = east.links.open(worker, &cluster).await.unwrap();
+        send.write(header(&east).encode().unwrap()).await.unwrap();
+        tunnels.push((send, recv));
+    }
+    for _ in 0..8 {
+        relay.rebind();
+        for (send, recv) in &mut tunnels {
+            send.write(Bytes::from_static(b"ping")).await.unwrap();
+            let echoed = tokio::time::timeout(Duration::from_secs(2), recv.read(4)).await.expect("soon");
+            assert_eq!(echoed.unwrap().unwrap(), "ping");
+        }
+    }
+    assert!(east.links.alive(&cluster));
+}
+
+#[tokio::test]
+async fn catalogue_pipes_go_both_ways_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let side = |name: &str| {
+        let authority = Arc::new(Authority::new(&format!("{name}.linkspan.internal")));
+        Side::start_with(authority, name, Setup { exchange_socket: Some(path(name)), ..Setup::default() })
+    };
+    let controller = |name: &str| tokio::net::UnixListener::bind(path(name)).unwrap();
+    let (east_controller, west_controller) = (controller("east"), controller("west"));
+    let (east, west) = (side("east"), side("west"));
+    link(&east, &west).await;
+
+    // Each controller gets two pipes: one on which it asks, one on which it is asked.
+    let mut pipes = std::collections::BTreeMap::new();
+    for (name, controller) in [("east", &east_controller), ("west", &west_controller)] {
+        for _ in 0..2 {
+            let (mut pipe, _) = tokio::time::timeout(PATIENCE, controller.accept()).await.expect("a pipe").unwrap();
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                line.push(pipe.read_u8().await.unwrap());
+            }
+            let (preamble, _) = Preamble::decode(&line).unwrap().unwrap();
+            assert_eq!(preamble.peer.as_str(), if name == "east" { "west" } else { "east" });
+            assert!(pipes.insert((name, preamble.role == Role::Subscriber), pipe).is_none());
+        }
+    }
+    for asker in ["east", "west"] {
+        let asked = if asker == "east" { "west" } else { "east" };
+        let mut subscriber = pipes.remove(&(asker, true)).unwrap();
+        let mut publisher = pipes.remove(&(asked, false)).unwrap();
+        subscriber.write_all(b"question").await.unwrap();
+        let mut question = [0; 8];
+        publisher.read_exact(&mut question).await.unwrap();
+        publisher.write_all(&question).await.unwrap();
+        publisher.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        subscriber.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"question");
+        // The controller goes away; the pipe is opened anew.
+        drop((subscriber, publisher));
+    }
+    tokio::time::timeout(PATIENCE, east_controller.accept()).await.expect("a new pipe").unwrap();
+    tokio::time::timeout(PATIENCE, west_controller.accept()).await.expect("a new pipe").unwrap();
 }
