@@ -21,7 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use linkspan_proto::identity::{Assurance, Source, TrustDomain};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
@@ -136,7 +136,7 @@ impl Server {
     /// When the client is not let in; it has been told by a TLS alert, or its connection was cut.
     pub async fn accept(
         &self,
-        table: &RouteTable,
+        table: &ArcSwap<RouteTable>,
         conn: ClientConnection,
     ) -> Result<(ClientConnection, Routed), MtlsError> {
         let ClientConnection { io, client, listen, worker, permit } = conn;
@@ -147,7 +147,7 @@ impl Server {
             let name = hello.server_name().unwrap_or_default().to_owned();
             let http =
                 hello.alpn().is_some_and(|mut offered| offered.any(|protocol| matches!(protocol, b"h2" | b"http/1.1")));
-            let config = self.config(table.by_server_name(&name).map(AsRef::as_ref), http);
+            let config = self.config(table.load().by_server_name(&name).map(AsRef::as_ref), http);
             let stream = start.into_stream(config).await.map_err(failed)?;
             Ok((stream, name))
         };
@@ -157,12 +157,12 @@ impl Server {
         let svid = leaf.ok_or(rustls::Error::NoCertificatesPresented).and_then(|leaf| Ok(Svid::read(leaf)?));
         let identity = svid.map_err(MtlsError::Untrusted)?.id;
         let io = ClientIo::tls(stream);
-        let Some(route) = table.by_server_name(&name) else {
+        let Some(route) = table.load().by_server_name(&name).map(Arc::clone) else {
             io.reset();
             return Err(MtlsError::UnknownName(if name.is_empty() { "no server name".to_owned() } else { name }));
         };
         let source = Source { identity, assurance: Assurance::Mtls };
-        let routed = Routed { route: Arc::clone(route), source };
+        let routed = Routed { route, source };
         Ok((ClientConnection { io, client, listen, worker, permit }, routed))
     }
 

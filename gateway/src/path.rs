@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use linkspan_proto::stream_header::StreamKind;
+use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 
 use crate::context::Gateway;
 use crate::detect::{Declared, Detected, UNDECIDED, detect};
@@ -22,7 +22,7 @@ use crate::link::{Incoming, Ingress, PeerInfo};
 use crate::listener::ClientConnection;
 use crate::mtls;
 use crate::outcome::{Direction, Entry, Outcome, Protocol, Record};
-use crate::remote::{Refused, Ticket, authorize};
+use crate::remote::{Admitted, Refused, Ticket, authorize};
 use crate::route::Routed;
 use crate::tcp;
 
@@ -47,21 +47,23 @@ impl Path {
 
     /// A client's connection to a mirrored address.
     pub async fn egress(&self, conn: ClientConnection) {
-        let table = self.gateway.table.load_full();
-        let Some(route) = table.by_listen(conn.listen) else {
-            // The mirror was removed while this connection lay in the kernel's queue.
-            self.record(Direction::Outbound, Protocol::Tcp).finish(Outcome::NoRoute);
-            return conn.io.reset();
-        };
-        let source = table.source_of(conn.client.ip());
-        self.carry(conn, Routed { route: Arc::clone(route), source }).await;
+        // No table outlives its look-up: a connection may last for days, and would keep everything it held alive.
+        let routed = self.gateway.table.load().route(conn.listen, conn.client.ip());
+        match routed {
+            Some(routed) => self.carry(conn, routed).await,
+            None => {
+                // The mirror was removed while this connection lay in the kernel's queue.
+                self.record(Direction::Outbound, Protocol::Tcp).finish(Outcome::NoRoute);
+                conn.io.reset();
+            }
+        }
     }
 
     /// A client's connection to the mTLS port.
     pub async fn egress_mtls(&self, server: &mtls::Server, conn: ClientConnection) {
-        let table = self.gateway.table.load_full();
         let client = conn.client;
-        match server.accept(&table, conn).await {
+        let accepted = server.accept(&self.gateway.table, conn).await;
+        match accepted {
             Ok((conn, routed)) => self.carry(conn, routed).await,
             Err(error) => {
                 let mut record = self.record(Direction::Outbound, Protocol::Tls);
@@ -98,8 +100,7 @@ impl Path {
         let Incoming { peer, header, mut send, mut recv, .. } = incoming;
         let gateway = &self.gateway;
         let _unfinished = gateway.drain.guard();
-        let table = gateway.table.load_full();
-        let admitted = self.place(&peer).and_then(|ticket| Ok((ticket, authorize(&table, &peer, &header)?)));
+        let admitted = self.admit(&peer, &header);
         let http = header.kind == StreamKind::Http;
         let mut entry = Entry::new(Direction::Inbound, if http { Protocol::Http1 } else { Protocol::Tcp });
         entry.peer = Some(peer.cluster.clone());
@@ -108,7 +109,7 @@ impl Path {
         entry.source = header.source.clone();
         entry.client = header.client;
         entry.traceparent = header.traceparent.clone();
-        entry.attempts = header.attempt + 1;
+        entry.attempts = header.attempt.saturating_add(1);
         match admitted {
             Ok((_ticket, admitted)) if http => {
                 http::ingress(Arc::clone(gateway), admitted, header, send, recv, entry).await;
@@ -127,12 +128,13 @@ impl Path {
         }
     }
 
-    /// A place for one more stream of this peer.
-    fn place(&self, peer: &PeerInfo) -> Result<Ticket, Refused> {
+    /// Whether this peer may have one more stream, and what it asks for.
+    fn admit(&self, peer: &PeerInfo, header: &StreamHeader) -> Result<(Ticket, Admitted), Refused> {
         if self.gateway.drain.is_draining() {
             return Err(Refused::Draining);
         }
-        self.gateway.limits.enter(&peer.cluster)
+        let ticket = self.gateway.limits.enter(&peer.cluster)?;
+        Ok((ticket, authorize(&self.gateway.table.load(), peer, header)?))
     }
 
     async fn draining_for(&self, time: Duration) {

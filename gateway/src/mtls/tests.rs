@@ -54,7 +54,7 @@ impl Authority {
 /// An mTLS port of cluster east that believes `authority`, and a table with one mirror of two ports.
 struct World {
     server: Server,
-    table: RouteTable,
+    table: ArcSwap<RouteTable>,
     authority: Authority,
 }
 
@@ -82,7 +82,7 @@ fn world(app_protocol: Option<&str>) -> World {
     });
     let snapshot = Snapshot { generation: 1, resources: BTreeMap::from([(mirror.key(), Arc::new(mirror))]) };
     let own = Own { cluster: "east".parse().expect("cluster"), trust_domain };
-    World { server, table: RouteTable::build(&Arc::new(snapshot), &own), authority }
+    World { server, table: ArcSwap::from_pointee(RouteTable::build(&Arc::new(snapshot), &own)), authority }
 }
 
 type Identity = Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>;

@@ -4,11 +4,13 @@
 //! - Out: a [`Ticket`], held as long as the stream.
 //! - Refuses when: all places are taken, or the peer holds its share: half of them. So one peer can never shut out
 //!   another (S-29), and two can use everything.
-//! - Never does: wait. A refused stream is `Overloaded`: never processed, the egress side may go elsewhere.
+//! - Never does: wait, lock. A refused stream is `Overloaded`: never processed, the egress side may go elsewhere.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
 use linkspan_proto::names::ClusterName;
 
 use super::Refused;
@@ -23,21 +25,16 @@ pub struct Limits {
 struct Shared {
     total: usize,
     share: usize,
-    /// Locked for a few instructions once a stream, never across an await.
-    in_use: Mutex<InUse>,
-}
-
-#[derive(Debug, Default)]
-struct InUse {
-    total: usize,
-    by_peer: HashMap<ClusterName, usize>,
+    in_use: AtomicUsize,
+    /// Places in use by peer. Grows with each new peer, of which there are as many as Link objects; never shrinks.
+    by_peer: ArcSwap<HashMap<ClusterName, Arc<AtomicUsize>>>,
 }
 
 /// A place. Dropping it frees it.
 #[derive(Debug)]
 pub struct Ticket {
     shared: Arc<Shared>,
-    peer: ClusterName,
+    of_peer: Arc<AtomicUsize>,
 }
 
 impl Limits {
@@ -46,7 +43,8 @@ impl Limits {
     #[must_use]
     pub fn new(total: usize) -> Self {
         let share = (total / 2).max(1);
-        Self { shared: Arc::new(Shared { total, share, in_use: Mutex::default() }) }
+        let shared = Shared { total, share, in_use: AtomicUsize::new(0), by_peer: ArcSwap::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// A place for a stream of `peer`.
@@ -54,32 +52,40 @@ impl Limits {
     /// # Errors
     /// [`Refused::Overloaded`] when there is none.
     pub fn enter(&self, peer: &ClusterName) -> Result<Ticket, Refused> {
-        let mut in_use = self.shared.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_peer = in_use.by_peer.get(peer).copied().unwrap_or(0);
-        if in_use.total >= self.shared.total || of_peer >= self.shared.share {
-            return Err(Refused::Overloaded { in_use: of_peer });
+        let of_peer = self.of_peer(peer);
+        // Taken first and given back by the ticket's drop if that was too much: two workers never both take the last.
+        let before = of_peer.fetch_add(1, Ordering::AcqRel);
+        let total = self.shared.in_use.fetch_add(1, Ordering::AcqRel);
+        let ticket = Ticket { shared: Arc::clone(&self.shared), of_peer };
+        if before >= self.shared.share || total >= self.shared.total {
+            return Err(Refused::Overloaded { in_use: before });
         }
-        in_use.total += 1;
-        in_use.by_peer.insert(peer.clone(), of_peer + 1);
-        Ok(Ticket { shared: Arc::clone(&self.shared), peer: peer.clone() })
+        Ok(ticket)
     }
 
     /// Streams served now.
     #[must_use]
     pub fn in_use(&self) -> usize {
-        self.shared.in_use.lock().unwrap_or_else(PoisonError::into_inner).total
+        self.shared.in_use.load(Ordering::Acquire)
+    }
+
+    fn of_peer(&self, peer: &ClusterName) -> Arc<AtomicUsize> {
+        if let Some(known) = self.shared.by_peer.load().get(peer) {
+            return Arc::clone(known);
+        }
+        self.shared.by_peer.rcu(|all| {
+            let mut all = HashMap::clone(all);
+            all.entry(peer.clone()).or_default();
+            all
+        });
+        // The entry is there now, whoever made it; the default is for the type only.
+        self.shared.by_peer.load().get(peer).map(Arc::clone).unwrap_or_default()
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut in_use = self.shared.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        in_use.total -= 1;
-        if let Some(of_peer) = in_use.by_peer.get_mut(&self.peer) {
-            *of_peer -= 1;
-            if *of_peer == 0 {
-                in_use.by_peer.remove(&self.peer);
-            }
-        }
+        self.of_peer.fetch_sub(1, Ordering::AcqRel);
+        self.shared.in_use.fetch_sub(1, Ordering::AcqRel);
     }
 }

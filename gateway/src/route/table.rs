@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::balance::Sequence;
 use super::load::Load;
 use super::workloads::WorkloadTable;
-use super::{Candidate, Group, Own, Route, Unavailable};
+use super::{Candidate, Group, Own, Route, Routed, Unavailable};
 use crate::discovery::Snapshot;
 use crate::listener::Bindings;
 
@@ -225,6 +225,13 @@ impl RouteTable {
     #[must_use]
     pub fn by_listen(&self, address: SocketAddr) -> Option<&Arc<Route>> {
         self.by_listen.get(&address)
+    }
+
+    /// What a client's connection to a mirrored address resolves to.
+    #[must_use]
+    pub fn route(&self, listen: SocketAddr, client: IpAddr) -> Option<Routed> {
+        let route = Arc::clone(self.by_listen(listen)?);
+        Some(Routed { route, source: self.source_of(client) })
     }
 
     /// The route of a server name on the mTLS port: a mirrored name for its first port, or with a label in front for
