@@ -53,7 +53,7 @@ mod tests;
 pub use endpoint::Limits;
 pub use keys::Keys;
 pub use pool::{LinkConfig, Links};
-pub use stream::{RecvHalf, SendHalf, StreamError};
+pub use stream::{BATCH, RecvHalf, SendHalf, StreamError};
 
 /// How long [`Links::open`] waits for stream credit of a connected peer. Long enough for a burst to drain over a
 /// transatlantic round trip, short enough that a client is told before it gives up.

@@ -23,20 +23,20 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::io;
-use std::pin::pin;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use linkspan_proto::refusal::Refusal;
 use linkspan_runtime::drain::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::link::{RecvHalf, SendHalf, StreamError};
+use crate::link::{BATCH, RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Outcome, Record};
 
 /// Bytes read at once. A full UDP batch of the link carries some 14 KiB; four of them amortise the system call, more
@@ -77,6 +77,16 @@ pub trait RecvSide: Send {
     fn read(&mut self, max: usize) -> impl Future<Output = Result<Option<Bytes>, StreamError>> + Send;
     /// Reads no more.
     fn stop(&mut self, why: Refusal);
+
+    /// All bytes that are there, in pieces; `false` at the clean end.
+    fn read_many(&mut self, into: &mut Vec<Bytes>) -> impl Future<Output = Result<bool, StreamError>> + Send {
+        async {
+            let piece = self.read(CHUNK).await?;
+            let more = piece.is_some();
+            into.extend(piece);
+            Ok(more)
+        }
+    }
 }
 
 impl SendSide for SendHalf {
@@ -104,6 +114,10 @@ impl RecvSide for RecvHalf {
 
     fn stop(&mut self, why: Refusal) {
         Self::stop(self, why);
+    }
+
+    fn read_many(&mut self, into: &mut Vec<Bytes>) -> impl Future<Output = Result<bool, StreamError>> + Send {
+        Self::read_many(self, into)
     }
 }
 
@@ -375,15 +389,16 @@ where
     R: RecvSide,
 {
     loop {
-        match recv.read(CHUNK).await {
-            Ok(Some(chunk)) => {
-                if write_metered(&mut io, chunk, meter).await.is_err() {
+        let mut pieces = Vec::new();
+        match recv.read_many(&mut pieces).await {
+            Ok(true) => {
+                if write_metered(&mut io, pieces, meter).await.is_err() {
                     // What the socket's other direction still holds is read by `to_stream`, up to its own error.
                     recv.stop(socket.refusal());
                     return Ended::Unread(socket.cut());
                 }
             }
-            Ok(None) => {
+            Ok(false) => {
                 return match io.shutdown().await {
                     Ok(()) => Ended::Clean,
                     Err(_) => Ended::Unread(socket.cut()),
@@ -394,14 +409,30 @@ where
     }
 }
 
-/// Each accepted part counts as progress: a slow reader is not an idle one.
-async fn write_metered<W: AsyncWrite + Unpin>(io: &mut W, mut chunk: Bytes, meter: &Meter) -> io::Result<()> {
-    while !chunk.is_empty() {
-        let written = io.write_buf(&mut chunk).await?;
+/// Writes all pieces with as few system calls as the socket allows. Each accepted part counts as progress: a slow reader
+/// is not an idle one.
+async fn write_metered<W: AsyncWrite + Unpin>(io: &mut W, mut pieces: Vec<Bytes>, meter: &Meter) -> io::Result<()> {
+    let mut next = 0;
+    loop {
+        while pieces.get(next).is_some_and(Bytes::is_empty) {
+            next += 1;
+        }
+        let Some(rest) = pieces.get_mut(next..).filter(|rest| !rest.is_empty()) else { break };
+        let mut written = poll_fn(|cx| {
+            let mut slices = [IoSlice::new(&[]); BATCH];
+            let count = slices.iter_mut().zip(&*rest).map(|(slice, piece)| *slice = IoSlice::new(piece)).count();
+            Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count])
+        })
+        .await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
         meter.moved(&meter.to_socket, written);
+        for piece in rest {
+            let taken = piece.len().min(written);
+            piece.advance(taken);
+            written -= taken;
+        }
     }
     // For TLS sockets and upgraded HTTP; nothing for TCP.
     io.flush().await

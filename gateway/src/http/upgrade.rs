@@ -119,4 +119,14 @@ impl<R: RecvSide> RecvSide for Behind<R> {
     fn stop(&mut self, why: Refusal) {
         self.rest.stop(why);
     }
+
+    async fn read_many(&mut self, into: &mut Vec<Bytes>) -> Result<bool, StreamError> {
+        match self.first.take() {
+            Some(first) => {
+                into.push(first);
+                Ok(true)
+            }
+            None => self.rest.read_many(into).await,
+        }
+    }
 }
