@@ -25,7 +25,7 @@ use crate::remote::Admitted;
 mod connect;
 mod endpoints;
 
-/// The header that tells a TCP backend who calls.
+// The header that tells a TCP backend who calls.
 pub mod proxy_protocol;
 
 pub use connect::connect;

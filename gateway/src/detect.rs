@@ -21,10 +21,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::listener::ClientIo;
 
-/// HTTP by its first bytes.
+// HTTP by its first bytes.
 pub mod http;
 
-/// TLS by its first bytes.
+// TLS by its first bytes.
 pub mod tls;
 
 /// How long a client may be silent on a port whose protocol is not declared. HTTP and TLS clients speak at once: their

@@ -125,3 +125,38 @@ impl From<DialError> for Failure {
         Self::new(Stage::Backend, Outcome::Refused(error.refusal()), true, &error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use linkspan_proto::refusal::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_that_was_processed_or_may_have_been_is_not_tried_elsewhere() {
+        for (error, sent, elsewhere) in [
+            (StreamError::Reset(Refusal::Draining), true, true),
+            (StreamError::Reset(Refusal::ConnectRefused), true, true),
+            (StreamError::Reset(Refusal::BackendReset), false, false),
+            (StreamError::Reset(Refusal::Denied), false, false),
+            (StreamError::LinkLost, false, true),
+            (StreamError::LinkLost, true, false),
+        ] {
+            let failure = Failure::stream(error, sent);
+            assert_eq!(failure.elsewhere, elsewhere, "{error} {sent}");
+            assert!(!failure.for_good().elsewhere);
+        }
+    }
+
+    #[test]
+    fn a_failure_says_where_and_why() {
+        let failure = Failure::from(OpenError::NotConnected);
+        assert_eq!(failure.to_string(), "link: the link is not connected");
+        assert!(failure.elsewhere);
+        assert_eq!(failure.outcome, Outcome::Refused(Refusal::NoBackend));
+        let failure = Failure::from(DialError::NoBackend);
+        assert_eq!((failure.stage, failure.elsewhere), (Stage::Backend, true));
+        let failure = Failure::from(Refused::Draining);
+        assert_eq!((failure.outcome, failure.elsewhere), (Outcome::Refused(Refusal::Draining), true));
+    }
+}

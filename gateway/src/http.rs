@@ -16,46 +16,46 @@
 
 use std::time::Duration;
 
-/// The client's side.
+// The client's side.
 mod egress;
 
-/// The backend's side.
+// The backend's side.
 mod ingress;
 
-/// Requests and responses between hyper and the link.
+// Requests and responses between hyper and the link.
 mod request;
 
-/// A request to a backend.
+// A request to a backend.
 mod upstream;
 
-/// Connections to backends.
+// Connections to backends.
 mod pool;
 
-/// Bytes behind heads.
+// Bytes behind heads.
 mod body;
 
-/// What the parts of one exchange share.
+// What the parts of one exchange share.
 mod exchange;
 
-/// Protocols that an HTTP/1.1 connection changes to.
+// Protocols that an HTTP/1.1 connection changes to.
 mod upgrade;
 
-/// Interim responses on their way from a backend.
+// Interim responses on their way from a backend.
 mod interim;
 
-/// The client's socket under hyper.
+// The client's socket under hyper.
 mod io;
 
-/// Fields that are stripped and set.
+// Fields that are stripped and set.
 mod headers;
 
-/// Answers of the gateway's own.
+// Answers of the gateway's own.
 mod errors;
 
-/// W3C trace context.
+// W3C trace context.
 mod trace;
 
-/// Services that a request has passed.
+// Services that a request has passed.
 mod via;
 
 pub use egress::serve as egress;

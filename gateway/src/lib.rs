@@ -11,67 +11,68 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests spawn as they like: their tasks die with them"))]
 
-// A doc comment and a blank line between the modules keep rustfmt from sorting them.
+// The blank lines keep rustfmt from sorting the modules. What a module says of itself stands in its own file: a doc
+// comment here would be joined to it, and its links would be looked up in the wrong place.
 
-/// 1 Sockets of the mirrored names: bind, accept, limit.
+// 1 Sockets of the mirrored names: bind, accept, limit.
 pub mod listener;
 
-/// 2 What protocol the client speaks.
+// 2 What protocol the client speaks.
 pub mod detect;
 
-/// 3 Where the connection or request goes.
+// 3 Where the connection or request goes.
 pub mod route;
 
-/// 4 Streams to and from the gateways of peer clusters.
+// 4 Streams to and from the gateways of peer clusters.
 pub mod link;
 
-/// The mTLS port of local clients.
+// The mTLS port of local clients.
 pub mod mtls;
 
-/// 5 What a peer may reach here.
+// 5 What a peer may reach here.
 pub mod remote;
 
-/// 6 Endpoints of exported services.
+// 6 Endpoints of exported services.
 pub mod backend;
 
-/// What the whole path shares.
+// What the whole path shares.
 pub mod context;
 
-/// A failure of any stage, as the path sees it.
+// A failure of any stage, as the path sees it.
 pub mod error;
 
-/// HTTP at both edges.
+// HTTP at both edges.
 pub mod http;
 
-/// Copying between a socket and a stream, both ways.
+// Copying between a socket and a stream, both ways.
 pub mod relay;
 
-/// Opaque connections at both edges.
+// Opaque connections at both edges.
 pub mod tcp;
 
-/// The controller's configuration as immutable snapshots.
+// The controller's configuration as immutable snapshots.
 pub mod discovery;
 
-/// Certificates of this gateway.
+// Certificates of this gateway.
 pub mod identity;
 
-/// How a connection or request ended.
+// How a connection or request ended.
 pub mod outcome;
 
-/// Counters and histograms.
+// Counters and histograms.
 pub mod metrics;
 
-/// One line for each connection and request.
+// One line for each connection and request.
 pub mod access_log;
 
-/// Figures of the last minute for `linkspan stat`.
+// Figures of the last minute for `linkspan stat`.
 pub mod stat;
 
-/// The whole trip of a byte.
+// The whole trip of a byte.
 pub mod path;
 
-/// Wiring.
+// Wiring.
 pub mod app;
 
-/// What was typed, and what it means.
+// What was typed, and what it means.
 pub mod config;

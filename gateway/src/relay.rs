@@ -41,14 +41,14 @@ use crate::outcome::{Outcome, Record};
 
 /// Bytes read at once. A full UDP batch of the link carries some 14 KiB; four of them amortise the system call, more
 /// gains nothing measurable and costs cache.
-const CHUNK: usize = 64 * 1024;
+pub const CHUNK: usize = 64 * 1024;
 
 /// Reads shorter than this are copied out of the shared buffer, so that a few bytes that wait for an acknowledgement do
 /// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst four times the payload is held.
-const COPY_BELOW: usize = CHUNK / 4;
+pub const COPY_BELOW: usize = CHUNK / 4;
 
 /// How often the counters of a connection that moves bytes are told to the recorders.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+pub const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a client that still talks is listened to after the service has answered in full and stopped reading. Two
 /// round trips of a far client.

@@ -22,16 +22,16 @@ use linkspan_proto::configuration::Mirror;
 use linkspan_proto::identity::{Source, TrustDomain};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 
-/// Weights that are exact.
+// Weights that are exact.
 pub mod balance;
 
-/// Load of one endpoint.
+// Load of one endpoint.
 pub mod load;
 
-/// The table of everything that is mirrored and exported.
+// The table of everything that is mirrored and exported.
 pub mod table;
 
-/// Address ranges to workloads.
+// Address ranges to workloads.
 pub mod workloads;
 
 pub use table::{Backend, Export, ExportPort, RouteTable};

@@ -32,10 +32,10 @@ pub(crate) use local::{FromBackend, ToBackend};
 
 /// Client bytes that are sent ahead of the answer and kept for another target. One read of the relay: a client that has
 /// more to say waits for the answer, which it would do anyway for its window.
-const REPLAY: usize = 64 * 1024;
+pub const REPLAY: usize = 64 * 1024;
 
 /// How long a peer may take to answer. Above what the ingress side needs at worst: three endpoints of 1 s each.
-const REPLY: Duration = Duration::from_secs(5);
+pub const REPLY: Duration = Duration::from_secs(5);
 
 /// A W3C trace context for a connection that brings none: the PROXY header and both access logs carry its id.
 fn new_trace() -> String {
