@@ -102,6 +102,8 @@ pub(crate) enum State {
     LinkDown,
     /// Nothing listens at its address.
     NotListening,
+    /// The controller has made no mirror of it: its name or address is taken.
+    Refused,
 }
 
 impl State {

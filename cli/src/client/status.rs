@@ -36,6 +36,12 @@ pub(crate) struct Metadata {
 struct Inner {
     #[serde(default)]
     conditions: Vec<Condition>,
+    /// Of a mirror: the name that clients use.
+    #[serde(default)]
+    hostname: String,
+    /// Of a mirror: what is mirrored, `namespace/name`.
+    #[serde(default)]
+    service: String,
 }
 
 /// One condition.
@@ -58,6 +64,21 @@ impl Status {
     /// Its conditions.
     pub(crate) fn conditions(&self) -> &[Condition] {
         &self.status.conditions
+    }
+
+    /// The first condition of this type that says that something is wrong.
+    pub(crate) fn complaint(&self, kind: &str) -> Option<&Condition> {
+        self.conditions().iter().find(|condition| condition.kind == kind && condition.complains())
+    }
+
+    /// Of a mirror: the name that clients use.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.status.hostname
+    }
+
+    /// Of a mirror: what is mirrored, `namespace/name`.
+    pub(crate) fn service(&self) -> &str {
+        &self.status.service
     }
 
     /// `namespace/name`, or the name alone.

@@ -1,13 +1,16 @@
 //! `linkspan services`: what is mirrored here, from where, at which name and address, and whether it is healthy.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use linkspan_proto::names::{EndpointName, ServiceKey};
+use linkspan_proto::configuration::Mirror;
+use linkspan_proto::names::EndpointName;
 use serde::Serialize;
 
 use crate::args::{Format, ServicesArgs};
 use crate::client::facts::{Backing, Facts, State};
 use crate::client::folder::Folder;
+use crate::client::status::{self, Condition, Status};
 use crate::commands::Exit;
 use crate::output;
 use crate::output::table::{Cell, Table};
@@ -18,8 +21,8 @@ use crate::output::table::{Cell, Table};
 struct Row {
     /// The DNS name that clients use.
     name: String,
-    /// The service in the clusters that export it.
-    service: ServiceKey,
+    /// The service in the clusters that export it: `namespace/name`.
+    service: String,
     /// One endpoint of a headless service.
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<EndpointName>,
@@ -31,6 +34,8 @@ struct Row {
     #[serde(skip_serializing_if = "String::is_empty")]
     message: String,
     ports: Vec<Port>,
+    /// What the controller found out about it.
+    conditions: Vec<Condition>,
 }
 
 /// One port of a mirrored name.
@@ -55,7 +60,8 @@ struct Port {
 pub(crate) async fn run(args: &ServicesArgs) -> anyhow::Result<Exit> {
     let folder = Folder::new(&args.site.dir);
     let (_, facts) = Facts::read(&folder).await?;
-    let rows = rows(&facts, args.namespace.as_deref(), args.cluster.as_deref());
+    let statuses = status::read(&folder, "mirrors");
+    let rows = rows(&facts, &statuses, args.namespace.as_deref(), args.cluster.as_deref());
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(nothing(&facts))?,
@@ -77,44 +83,93 @@ fn nothing(facts: &Facts) -> &'static str {
     }
 }
 
-fn rows(facts: &Facts, namespace: Option<&str>, cluster: Option<&str>) -> Vec<Row> {
-    facts
-        .mirrors
-        .iter()
-        .filter(|mirror| namespace.is_none_or(|name| mirror.service.namespace.as_str() == name))
-        .filter(|mirror| {
-            let mut clusters = mirror.tiers.iter().flat_map(|tier| tier.clusters.keys());
-            cluster.is_none_or(|name| clusters.any(|cluster| cluster.as_str() == name))
+fn rows(facts: &Facts, statuses: &[Status], namespace: Option<&str>, cluster: Option<&str>) -> Vec<Row> {
+    let mirrors = facts.mirrors.iter().filter(|mirror| {
+        let mut clusters = mirror.tiers.iter().flat_map(|tier| tier.clusters.keys());
+        cluster.is_none_or(|name| clusters.any(|cluster| cluster.as_str() == name))
+    });
+    let by_hostname = ByHostname(statuses.iter().map(|status| (status.hostname(), status)).collect());
+    let made = mirrors.map(|mirror| Row::of(mirror, facts, &by_hostname));
+    let refused = statuses.iter().filter_map(Row::refused).filter(|row| {
+        // Of a refused mirror only the name is known; that of one cluster's mirror ends in the cluster.
+        cluster.is_none_or(|name| row.name.split('.').next().is_some_and(|first| first.ends_with(&format!("-{name}"))))
+    });
+    let mut rows: Vec<Row> = made.chain(refused).collect();
+    rows.retain(|row| namespace.is_none_or(|name| row.service.split('/').next() == Some(name)));
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+/// Statuses of mirrors by the name that clients use.
+struct ByHostname<'a>(HashMap<&'a str, &'a Status>);
+
+impl ByHostname<'_> {
+    /// An endpoint of a headless service shares the status of the service, in whose name its own ends: behind `HOST.`, or
+    /// behind `HOST.CLUSTER.` in the clusterset.
+    fn of(&self, name: &str) -> Option<&Status> {
+        let above = name.split_once('.').map(|(_, above)| above);
+        let further = above.and_then(|above| above.split_once('.')).map(|(_, further)| further);
+        [Some(name), above, further].into_iter().flatten().find_map(|name| self.0.get(name).copied())
+    }
+}
+
+impl Row {
+    fn of(mirror: &Mirror, facts: &Facts, statuses: &ByHostname<'_>) -> Self {
+        let ports: Vec<Port> = mirror
+            .ports
+            .iter()
+            .map(|port| {
+                let health = facts.health(mirror, port);
+                Port {
+                    port: port.port,
+                    name: port.name.as_ref().map(ToString::to_string),
+                    app_protocol: port.app_protocol.clone(),
+                    address: port.listen,
+                    state: health.state,
+                    message: health.message,
+                    clusters: health.backings,
+                }
+            })
+            .collect();
+        let worst = ports.iter().max_by_key(|port| port.state);
+        let status = statuses.of(&mirror.name);
+        Self {
+            name: mirror.name.clone(),
+            service: mirror.service.to_string(),
+            endpoint: mirror.endpoint.clone(),
+            healthy: ports.iter().all(|port| port.state.serves()),
+            state: worst.map_or(State::NotExported, |port| port.state),
+            message: worst.map_or_else(|| "it has no ports".to_owned(), |port| port.message.clone()),
+            ports,
+            conditions: status.map(|status| status.conditions().to_vec()).unwrap_or_default(),
+        }
+    }
+
+    /// A mirror that the controller did not make.
+    fn refused(status: &Status) -> Option<Self> {
+        let complaint = status.complaint("Accepted")?;
+        Some(Self {
+            name: status.hostname().to_owned(),
+            service: status.service().to_owned(),
+            endpoint: None,
+            healthy: false,
+            state: State::Refused,
+            message: complaint.sentence(),
+            ports: Vec::new(),
+            conditions: status.conditions().to_vec(),
         })
-        .map(|mirror| {
-            let ports: Vec<Port> = mirror
-                .ports
-                .iter()
-                .map(|port| {
-                    let health = facts.health(mirror, port);
-                    Port {
-                        port: port.port,
-                        name: port.name.as_ref().map(ToString::to_string),
-                        app_protocol: port.app_protocol.clone(),
-                        address: port.listen,
-                        state: health.state,
-                        message: health.message,
-                        clusters: health.backings,
-                    }
-                })
-                .collect();
-            let worst = ports.iter().max_by_key(|port| port.state);
-            Row {
-                name: mirror.name.clone(),
-                service: mirror.service.clone(),
-                endpoint: mirror.endpoint.clone(),
-                healthy: ports.iter().all(|port| port.state.serves()),
-                state: worst.map_or(State::NotExported, |port| port.state),
-                message: worst.map_or_else(|| "it has no ports".to_owned(), |port| port.message.clone()),
-                ports,
-            }
-        })
-        .collect()
+    }
+
+    /// Why it is not healthy, and what else should be known: that its catalogue is stale, or clusters disagree.
+    fn remarks(&self) -> String {
+        let others = self
+            .conditions
+            .iter()
+            .filter(|condition| matches!(condition.kind.as_str(), "Stale" | "Conflict") && condition.complains());
+        let own = (!self.message.is_empty()).then(|| self.message.clone());
+        let others = others.map(|condition| format!("{}: {}", condition.kind, condition.message));
+        own.into_iter().chain(others).collect::<Vec<_>>().join("; ")
+    }
 }
 
 fn table(rows: &[Row], wide: bool) -> Table {
@@ -128,29 +183,36 @@ fn table(rows: &[Row], wide: bool) -> Table {
         addresses.dedup();
         let ports: Vec<String> = row.ports.iter().map(shown_port).collect();
         let clusters = row.ports.first().map(|port| shown_clusters(&port.clusters)).unwrap_or_default();
-        let state = Cell::text(match (row.state, row.message.is_empty() || wide) {
-            (state, true) => format!("{state:?}"),
-            (state, false) => format!("{state:?}: {}", row.message),
+        let remarks = row.remarks();
+        let state = Cell::text(if remarks.is_empty() || wide {
+            format!("{:?}", row.state)
+        } else {
+            format!("{:?}: {remarks}", row.state)
         });
         let mut cells = vec![
             Cell::text(&row.name),
-            Cell::text(addresses.join(",")),
-            Cell::text(ports.join(",")),
-            Cell::text(clusters),
+            or_dash(addresses.join(",")),
+            or_dash(ports.join(",")),
+            or_dash(clusters),
             ready(&row.ports),
             match row.state {
-                State::Healthy => state.good(),
+                State::Healthy if remarks.is_empty() => state.good(),
+                State::Healthy => state.warning(),
                 State::Degraded => state.warning(),
                 _ => state.bad(),
             },
         ];
         if wide {
-            cells.push(Cell::text(row.service.to_string()));
-            cells.push(if row.message.is_empty() { Cell::none() } else { Cell::text(&row.message) });
+            cells.push(Cell::text(&row.service));
+            cells.push(or_dash(remarks));
         }
         table.row(cells);
     }
     table
+}
+
+fn or_dash(text: String) -> Cell {
+    if text.is_empty() { Cell::none() } else { Cell::text(text) }
 }
 
 /// `8080/http`, or the number alone where nothing is declared.
@@ -202,32 +264,75 @@ mod tests {
     #[test]
     fn people_read_a_table() {
         assert_eq!(
-            table(&rows(&facts(), None, None), false).render(false),
+            table(&rows(&facts(), &[], None, None), false).render(false),
             "NAME                              ADDRESS     PORTS    CLUSTERS               READY  STATE\n\
              web-north.shop.svc.cluster.local  127.80.0.2  80/http  north                      3  LinkDown: the link to north is down\n\
              web-west.shop.svc.cluster.local   127.80.0.1  80/http  west                       2  Healthy\n\
              web.shop.svc.clusterset.local     127.80.0.3  80/http  east:90,west:10|north      6  Degraded: the link to north is down\n"
         );
-        let wide = table(&rows(&facts(), None, None), true).render(false);
+        let wide = table(&rows(&facts(), &[], None, None), true).render(false);
         assert!(wide.lines().next().is_some_and(|line| line.ends_with("MESSAGE")), "{wide}");
     }
 
     #[test]
     fn rows_are_chosen_by_namespace_and_cluster() {
-        assert_eq!(rows(&facts(), Some("shop"), None).len(), 3);
-        assert_eq!(rows(&facts(), Some("other"), None).len(), 0);
-        assert_eq!(rows(&facts(), None, Some("west")).len(), 2);
+        assert_eq!(rows(&facts(), &[], Some("shop"), None).len(), 3);
+        assert_eq!(rows(&facts(), &[], Some("other"), None).len(), 0);
+        assert_eq!(rows(&facts(), &[], None, Some("west")).len(), 2);
     }
 
     #[test]
     fn programs_read_json() {
-        let json = serde_json::to_value(rows(&facts(), None, None)).expect("serialises");
+        let json = serde_json::to_value(rows(&facts(), &[], None, None)).expect("serialises");
         assert_eq!(json[0]["name"], "web-north.shop.svc.cluster.local");
         assert_eq!(json[0]["state"], "LinkDown");
         assert_eq!(json[0]["healthy"], false);
         assert_eq!(json[2]["healthy"], true, "degraded still serves");
         assert_eq!(json[2]["ports"][0]["clusters"][1]["weight"], 10);
         assert_eq!(json[1]["ports"][0]["address"], "127.80.0.1:80");
+    }
+
+    fn status(hostname: &str, condition: &str) -> Status {
+        let text = format!(
+            "kind: Mirror\nmetadata: {{name: x, namespace: shop}}\nstatus:\n  hostname: {hostname}\n  service: shop/web\n  \
+             conditions: [{condition}]\n"
+        );
+        serde_saphyr::from_str(&text).expect("a status")
+    }
+
+    #[test]
+    fn stale_refused_and_conflicting_mirrors_say_so() {
+        let statuses = [
+            status(
+                "web-west.shop.svc.cluster.local",
+                "{type: Stale, status: 'True', reason: NotConfirmed, message: not confirmed lately}",
+            ),
+            status(
+                "db-west.shop.svc.cluster.local",
+                "{type: Accepted, status: 'False', reason: NameTaken, message: there is a Service of this name}",
+            ),
+        ];
+        let rows = rows(&facts(), &statuses, None, Some("west"));
+        let page = table(&rows, false).render(false);
+        let line = |name: &str| page.lines().find(|line| line.starts_with(name)).expect("a line").to_owned();
+        assert!(line("web-west").ends_with("Healthy: Stale: not confirmed lately"), "{page}");
+        assert!(
+            line("db-west").ends_with("Refused: Accepted=False (NameTaken): there is a Service of this name"),
+            "{page}"
+        );
+        let json = serde_json::to_value(&rows).expect("serialises");
+        assert_eq!((&json[0]["state"], &json[0]["healthy"]), (&"Refused".into(), &false.into()));
+    }
+
+    #[test]
+    fn an_endpoint_has_the_status_of_its_service() {
+        let mut facts = facts();
+        facts.mirrors.iter_mut().for_each(|mirror| mirror.name = "db-0.web-west.shop.svc.cluster.local".to_owned());
+        let stale = "{type: Stale, status: 'True', reason: NotConfirmed, message: old}";
+        let statuses =
+            [status("web-west.shop.svc.cluster.local", stale), status("b-west.shop.svc.cluster.local", stale)];
+        assert_eq!(rows(&facts, &statuses, None, None)[0].conditions.len(), 1);
+        assert!(rows(&facts, &statuses[1..], None, None)[0].conditions.is_empty());
     }
 
     #[test]

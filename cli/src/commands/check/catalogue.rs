@@ -11,7 +11,7 @@ use super::Checks;
 use super::report::Group;
 use crate::client::catalogues::{self, PeerCatalogue};
 use crate::client::facts::Facts;
-use crate::client::status::{self, Status};
+use crate::client::status::{self, Condition, Status};
 use crate::commands::exports::manifest as export_manifest;
 
 const GROUP: Group = Group::Catalogue;
@@ -146,14 +146,12 @@ fn direct_mirrors(facts: &Facts) -> BTreeSet<(ClusterName, ServiceKey)> {
         .collect()
 }
 
+/// Why the controller made no mirror of it.
 fn complaint_about(statuses: &[Status], service: &ServiceKey, cluster: &ClusterName) -> Option<String> {
-    let about = |status: &&Status| {
-        let name = &status.metadata.name;
-        status.metadata.namespace == service.namespace.as_str()
-            && (name == service.name.as_str() || *name == format!("{}-{cluster}", service.name))
-    };
-    let mut conditions = statuses.iter().filter(about).flat_map(Status::conditions);
-    conditions.find(|condition| condition.complains()).map(|condition| condition.sentence())
+    let of_service = || statuses.iter().filter(|status| status.service() == service.to_string());
+    let suffix = format!("-{cluster}.{}.svc.cluster.local", service.namespace);
+    let own = of_service().find(|status| status.hostname().ends_with(&suffix));
+    own.into_iter().chain(of_service()).find_map(|status| status.complaint("Accepted")).map(Condition::sentence)
 }
 
 /// `check NAMESPACE/SERVICE`: whether any linked cluster exports it at all.

@@ -39,8 +39,18 @@ fn refused_exports(checks: &mut Checks<'_>) {
     for wish in status::read(&checks.folder, "exports") {
         let key = wish.key();
         let covered = checks.scope.service.as_ref().is_none_or(|wanted| wanted.to_string() == key);
-        let complaint = wish.conditions().iter().find(|condition| condition.complains());
-        if let Some(complaint) = complaint.filter(|_| covered) {
+        if !covered {
+            continue;
+        }
+        if let Some(conflict) = wish.complaint("Conflict") {
+            checks.warn(
+                GROUP,
+                format!("{key}: all clusters that export it agree about it"),
+                conflict.sentence(),
+                "make the Services in all clusters alike in what the message names; meanwhile the oldest export decides",
+            );
+        }
+        if let Some(complaint) = wish.complaint("Valid").or_else(|| wish.complaint("Ready")) {
             let remedy = match complaint.reason.as_str() {
                 "NoService" => "create the Service of this name in this namespace, or remove the ServiceExport",
                 "InvalidServiceType" => "export a Service with endpoints: not of type ExternalName, and no mirror",

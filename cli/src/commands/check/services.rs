@@ -52,7 +52,7 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
         let found = match target.health.state {
             State::Healthy | State::Degraded => probe(target.port.listen, &target.mirror.name, language).await,
             State::NotListening => Found::NotListening,
-            State::LinkDown | State::NotExported | State::NoReadyEndpoints => Found::Cut,
+            State::LinkDown | State::NotExported | State::NoReadyEndpoints | State::Refused => Found::Cut,
         };
         (target, found)
     }))
@@ -106,6 +106,10 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
         (State::LinkDown, _) => {
             Judgement::Bad(health.message.clone(), "mend the link: the checks of the group `links` say how".to_owned())
         }
+        (State::Refused, _) => Judgement::Bad(
+            health.message.clone(),
+            "the object in state/status/mirrors says what is in its way".to_owned(),
+        ),
         (State::NotExported, _) => Judgement::Bad(
             health.message.clone(),
             format!("in {there} export {service} with a ServiceExport, or add the port to its Service"),
