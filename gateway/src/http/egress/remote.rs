@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use linkspan_runtime::task;
 use tokio::time::Instant;
 
 use super::{Call, Miss};
+use crate::http::IDLE;
 use crate::http::body::{ClientBody, Cut, Gathered, LinkBody, Next, Reader, ResponseBody, Source, gather, is_bodiless};
 use crate::http::errors::{Invalid, Reply};
 use crate::http::exchange::{IdleTimer, Wanted};
@@ -111,9 +113,10 @@ impl Call {
             _ = pump.send.finish();
         }
         let bodiless = is_bodiless(&self.head.method, status);
-        let body = reader.has_body().await.map_err(|cut| Miss::cut(cut, false))?;
+        // A peer that says nothing more is silent like any other.
+        let body = tokio::time::timeout(IDLE, has_body(&mut reader, bodiless)).await;
+        let body = body.unwrap_or(Err(Cut::Idle)).map_err(|cut| Miss::cut(cut, false))?;
         let source = match (body, length) {
-            (true, _) if bodiless => return Err(Miss::cut(Cut::Frames(FrameError::OutOfOrder), false)),
             (true, _) => Source::Link(Box::new(LinkBody::new(reader, length, self.exchange.clone(), Side::Response))),
             (false, Some(1..)) if !bodiless => return Err(Miss::cut(Cut::Length, false)),
             (false, _) => Source::Empty,
@@ -135,8 +138,16 @@ impl Call {
         if let Some(body) = &mut pump.body {
             body.forget();
         }
-        // Detached: ends with the body, or when the response is over (the switch), or when the peer stops the stream.
-        drop(task::spawn("http_request_body", async move { pump.run().await }));
+        let exchange = Arc::clone(&self.exchange);
+        // Detached: ends with the body, or when the response is over (the switch), or when the peer stops the stream, or
+        // when it takes nothing more of it: the switch is not looked at while a write waits.
+        drop(task::spawn("http_request_body", async move {
+            let mut idle = IdleTimer::default();
+            tokio::select! {
+                _ = pump.run() => {}
+                () = idle.expired(&exchange) => {}
+            }
+        }));
     }
 
     /// 101: both sides change to another protocol.
@@ -148,7 +159,8 @@ impl Call {
     ) -> Result<Response<ResponseBody>, Miss> {
         let out_of_order = || Miss::cut(Cut::Frames(FrameError::OutOfOrder), false);
         let on_upgrade = self.upgrade.take().filter(|_| pump.done).ok_or_else(out_of_order)?;
-        match reader.next().await.map_err(|cut| Miss::cut(cut, false))? {
+        let next = tokio::time::timeout(IDLE, reader.next()).await.unwrap_or(Err(Cut::Idle));
+        match next.map_err(|cut| Miss::cut(cut, false))? {
             Next::Event(Event::Upgraded) => {}
             Next::Event(_) | Next::End => return Err(out_of_order()),
         }
@@ -198,6 +210,18 @@ impl Miss {
 
     fn too_large() -> Self {
         Self { reply: Reply::invalid(Invalid::TooLarge), elsewhere: false, note: Outcome::ClientInvalid.to_string() }
+    }
+}
+
+/// Whether a body follows the head. A response that has none by its nature may still end a moment after its head (HTTP/2
+/// backends send END_STREAM in a frame of its own): then its end is waited for.
+async fn has_body(reader: &mut Reader, bodiless: bool) -> Result<bool, Cut> {
+    if !bodiless {
+        return reader.has_body().await;
+    }
+    match reader.next().await? {
+        Next::End => Ok(false),
+        Next::Event(_) => Err(Cut::Frames(FrameError::OutOfOrder)),
     }
 }
 
