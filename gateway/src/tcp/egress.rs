@@ -7,7 +7,7 @@ use bytes::Bytes;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{CONNECTED, StreamHeader, StreamKind};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{REPLAY, REPLY, local, new_trace, table};
 use crate::context::Gateway;
@@ -156,7 +156,14 @@ impl Attempt<'_> {
         let deadline = Instant::now() + REPLY;
         let mut chunks: Vec<Bytes> = std::iter::once(header).chain(replay.chunks.iter().cloned()).collect();
         let sent = |replay: &Replay| !replay.is_empty();
-        send.write_all(&mut chunks).await.map_err(|error| Failure::stream(error, sent(replay)))?;
+        let late = |replay: &Replay| {
+            let failure = Failure::stream(StreamError::Reset(Refusal::ConnectTimeout), true);
+            // Silence does not say that nothing was processed.
+            if sent(replay) { failure.for_good() } else { failure }
+        };
+        // A peer may also be silent by taking nothing: writes have the same deadline.
+        let written = timeout_at(deadline, send.write_all(&mut chunks)).await.map_err(|_| late(replay))?;
+        written.map_err(|error| Failure::stream(error, sent(replay)))?;
         loop {
             tokio::select! {
                 biased;
@@ -168,18 +175,13 @@ impl Attempt<'_> {
                     let chunk = chunk.map_err(|error| Failure::client(&error))?;
                     replay.push(&chunk);
                     record.received(chunk.len());
-                    match send.write(chunk).await {
+                    match timeout_at(deadline, send.write(chunk)).await.map_err(|_| late(replay))? {
                         // The peer's reason comes as a reset too; that one says whether a retry is safe.
                         Ok(()) | Err(StreamError::Stopped(_)) => {}
                         Err(error) => return Err(Failure::stream(error, true)),
                     }
                 }
-                () = tokio::time::sleep_until(deadline) => {
-                    let error = StreamError::Reset(Refusal::ConnectTimeout);
-                    let failure = Failure::stream(error, true);
-                    // Silence does not say that nothing was processed.
-                    return Err(if sent(replay) { failure.for_good() } else { failure });
-                }
+                () = tokio::time::sleep_until(deadline) => return Err(late(replay)),
             }
         }
     }
