@@ -7,6 +7,7 @@
 //! - Never does: read beyond the header into the payload and keep it; let one stream's panic cost another.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use linkspan_proto::control::{ControlMessage, Hello};
@@ -24,6 +25,10 @@ use super::{HEADER_TIMEOUT, Incoming, RecvHalf, STREAMS_PER_PEER, SendHalf, Stre
 
 /// Read at once while the header is looked for; most come whole, with the first payload behind them.
 const CHUNK: usize = 64 * 1024;
+
+/// Streams beyond [`STREAMS_PER_PEER`] whose header is still read: a probe among them is answered, since a peer with much
+/// to do must not judge the link dead.
+const PROBE_ROOM: usize = 64;
 
 /// Probes go before data, behind the control stream.
 pub(super) const PROBE_PRIORITY: i32 = 100;
@@ -76,14 +81,16 @@ async fn serve_stream(
     mut recv: RecvHalf,
 ) {
     let refusal = if connection.is_shut() { Refusal::Draining } else { Refusal::Overloaded };
-    let place = Counted::below(&link.streams, STREAMS_PER_PEER).filter(|_| !connection.is_shut());
+    let place = Counted::below(&link.streams, STREAMS_PER_PEER + PROBE_ROOM).filter(|_| !connection.is_shut());
     let Some(_place) = place else { return refuse(&mut send, &mut recv, refusal) };
+    let is_crowded = link.streams.load(Ordering::Relaxed) > STREAMS_PER_PEER;
     let header = match tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut recv)).await {
         Ok(Ok(header)) => header,
         Ok(Err(refusal)) => return refuse(&mut send, &mut recv, refusal),
         Err(_) => return refuse(&mut send, &mut recv, Refusal::Deadline),
     };
     match header.kind {
+        kind if is_crowded && kind != StreamKind::Probe => refuse(&mut send, &mut recv, Refusal::Overloaded),
         StreamKind::Probe => answer_probe(send).await,
         StreamKind::Exchange => {
             let Some(_pipe) = Counted::below(&link.pipes, exchange::PIPES_PER_PEER) else {
