@@ -97,11 +97,16 @@ impl Driver {
 /// One probe; how long its answer took, if it came in time.
 async fn send(connection: &Connection) -> Option<Duration> {
     let started = tokio::time::Instant::now();
+    let Some(opened) = connection.try_open() else {
+        // All stream credit is in use, which says that there is much to carry, not that the path is dead. What still
+        // comes in is the answer; keep-alives make it one packet a second at least.
+        let received = || connection.quinn.stats().udp_rx.datagrams;
+        let before = received();
+        tokio::time::sleep(PROBE_TIMEOUT).await;
+        return (received() > before).then(|| started.elapsed());
+    };
     let exchange = async {
-        let (mut send, mut recv) = match connection.try_open() {
-            Some(opened) => opened.ok()?,
-            None => connection.open().await.ok()?,
-        };
+        let (mut send, mut recv) = opened.ok()?;
         send.uncount();
         recv.uncount();
         send.prioritise(serve::PROBE_PRIORITY);
