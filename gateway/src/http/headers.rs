@@ -185,8 +185,11 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     headers
         .get(header::CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().get(..GRPC.len()))
-        .is_some_and(|begin| begin.eq_ignore_ascii_case(GRPC))
+        .and_then(|value| value.as_bytes().split_at_checked(GRPC.len()))
+        // `application/grpc-web` is another protocol: its status is in the body, and trailers would look like a clean end.
+        .is_some_and(|(begin, rest)| {
+            begin.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+        })
 }
 
 /// Whether the client waits for a `100 Continue` before it sends its body.
