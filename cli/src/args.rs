@@ -110,7 +110,7 @@ pub(crate) enum DemoFormat {
 /// `linkspan site ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum SiteCommand {
-    Init(SiteInitArgs),
+    Init(Box<SiteInitArgs>),
     Run(SiteRunArgs),
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use linkspan_gateway::app as gateway;
 use linkspan_mirror_controller::app as controller;
-use linkspan_proto::resources::Site;
+use linkspan_proto::resources::{HostPort, Site};
 use linkspan_runtime::admin::Admin;
 use linkspan_runtime::drain::{Drain, Signal};
 use linkspan_runtime::metrics::Registry;
@@ -185,7 +185,12 @@ impl Running {
             let _infallible = writeln!(text, "  {what:<6} {where_}");
         };
         if let Some(gateway) = &self.gateway {
-            let advertise: Vec<String> = site.spec.gateway.advertise.iter().map(ToString::to_string).collect();
+            let bound = gateway.addresses.link.port();
+            let port = |port: u16| if port == 0 { bound } else { port };
+            let advertise = site.spec.gateway.advertise.iter();
+            let advertise: Vec<String> = advertise
+                .map(|address| HostPort { host: address.host.clone(), port: port(address.port) }.to_string())
+                .collect();
             let dialled = if advertise.is_empty() {
                 "advertised nowhere: this site dials its peers".to_owned()
             } else {

@@ -9,7 +9,7 @@ use super::super::SITE_FILE;
 use super::init;
 use crate::args::{Cli, Command, SiteCommand, SiteInitArgs};
 
-fn args(more: &[&str]) -> SiteInitArgs {
+fn args(more: &[&str]) -> Box<SiteInitArgs> {
     let Command::Site(SiteCommand::Init(args)) =
         Cli::parse_from(["linkspan", "site", "init"].iter().chain(more)).command
     else {

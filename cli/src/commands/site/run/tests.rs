@@ -98,7 +98,7 @@ async fn a_taken_address_is_named_with_field_and_remedy() {
         let line = line.iter().copied().chain(others.iter().map(String::as_str)).chain([listen.as_str()]);
         commands::run(Cli::parse_from(line).command).unwrap();
         let site = super::super::load(&dir).unwrap();
-        let error = format!("{:#}", started(&dir, &site, &[]).await.err().expect("the address is taken"));
+        let error = format!("{:#}", started(&dir, &site, &[]).await.expect_err("the address is taken"));
         assert!(error.contains(&taken.to_string()) && error.contains(&format!("{field} in site.yaml: ")), "{error}");
         assert!(!dir.join("state/run/controller.json").exists(), "nothing stays behind");
     }
