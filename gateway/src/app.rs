@@ -403,3 +403,8 @@ async fn when_ready(
     drop(stopped.await);
     drop(file);
 }
+
+#[cfg(test)]
+pub(crate) mod testkit;
+#[cfg(test)]
+mod tests;

@@ -43,9 +43,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// One call of `Sign`.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Names in the certificate of the mTLS port: one for each namespace and zone with mirrors, and one for each headless
-/// service. A certificate must stay below what a TLS handshake carries in a few packets.
-const MAX_NAMES: usize = 256;
+/// Names in the certificate of the mTLS port, which must stay below what a TLS handshake carries in a few packets. The
+/// controller signs no more either.
+const MAX_NAMES: usize = 200;
 
 /// Names that change in quick succession are signed once.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -255,19 +255,24 @@ fn renewal(life: Duration, draw: u32) -> Duration {
     (life.mul_f64(tenths / 10.0)).max(Duration::from_secs(1))
 }
 
-/// A wildcard for each parent of a mirrored name, so that a new service in a known namespace needs no new certificate.
+/// A wildcard for each parent of a mirrored name, so that a new service in a known namespace needs no new certificate;
+/// and one below each name with several ports, which are called `_<port>.<name>` on the mTLS port.
 fn names_of(snapshot: &Snapshot) -> BTreeSet<String> {
+    let mirrors = || {
+        snapshot.resources().filter_map(|resource| match resource {
+            Resource::Mirror(mirror) => Some(mirror),
+            _ => None,
+        })
+    };
+    let parents = mirrors().filter_map(|mirror| mirror.name.split_once('.').map(|(_, parent)| parent));
+    let several = mirrors().filter(|mirror| mirror.ports.len() > 1).map(|mirror| mirror.name.as_str());
     let mut names = BTreeSet::new();
-    for resource in snapshot.resources() {
-        if let Resource::Mirror(mirror) = resource
-            && let Some((_, parent)) = mirror.name.split_once('.')
-        {
-            names.insert(format!("*.{parent}"));
-            if names.len() == MAX_NAMES {
-                tracing::warn!(limit = MAX_NAMES, "too many names for the mTLS port's certificate; some are left out");
-                break;
-            }
+    for name in parents.chain(several) {
+        if names.len() == MAX_NAMES {
+            tracing::warn!(limit = MAX_NAMES, "too many names for the mTLS port's certificate; some are left out");
+            break;
         }
+        names.insert(format!("*.{name}"));
     }
     names
 }

@@ -216,6 +216,3 @@ impl Reporter {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

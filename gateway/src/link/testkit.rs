@@ -74,6 +74,11 @@ impl Authority {
         (Self { trust_domain: self.trust_domain.clone(), issuer }, der)
     }
 
+    /// Signs somebody else's key.
+    pub(crate) fn sign(&self, csr: &rcgen::CertificateSigningRequestParams) -> CertificateDer<'static> {
+        csr.signed_by(&self.issuer).unwrap().der().clone()
+    }
+
     /// A gateway's certificate of this authority's own trust domain.
     pub(crate) fn gateway(&self) -> Leaf {
         self.leaf(SpiffeId::gateway(&self.trust_domain).as_str(), |_| {})
