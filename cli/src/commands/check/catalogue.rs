@@ -103,6 +103,7 @@ fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
 /// Whether everything that a peer exports has a mirror of its own.
 fn mirrored(checks: &mut Checks<'_>) {
     let complaints = status::read(&checks.folder, "mirrors");
+    refused(checks, &complaints);
     let covered = |(cluster, service): &&(ClusterName, ServiceKey)| {
         checks.scope.covers_cluster(cluster) && checks.scope.covers_service(service)
     };
@@ -125,6 +126,21 @@ fn mirrored(checks: &mut Checks<'_>) {
             why.unwrap_or_else(|| "it is in the peer's catalogue, and the gateway has no mirror of it".to_owned()),
             "the controller's log and state/status/mirrors say why",
         );
+    }
+}
+
+/// Mirrors that the controller did not make.
+fn refused(checks: &mut Checks<'_>, statuses: &[Status]) {
+    for status in statuses {
+        let covered = checks.scope.service.as_ref().is_none_or(|wanted| wanted.to_string() == status.service());
+        if let Some(complaint) = status.complaint("Accepted").filter(|_| covered) {
+            checks.fail(
+                GROUP,
+                format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname()),
+                complaint.sentence(),
+                "clear what is in its way: rename the local object of this name, or make room in mirrorAddresses (site.yaml)",
+            );
+        }
     }
 }
 
