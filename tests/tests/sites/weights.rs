@@ -27,8 +27,9 @@ fn set(site: &Site, weights: &[(&str, u32)]) {
     site.apply("policy.yaml", &traffic_policy("shop", "web", &[(weights, 1)]));
     let wanted: Vec<&str> = weights.iter().filter(|(_, w)| *w > 0).map(|(c, _)| *c).collect();
     eventually("all clusters of the policy answer, and no other", PATIENCE, || {
-        let (_, text) =
-            site.host.try_sh(&format!("for i in $(seq 150); do echo http://{WEB}:8080/; done | xargs curl -sS -m 5"));
+        let (_, text) = site.host.try_sh(&format!(
+            "for i in $(seq 150); do echo http://{WEB}:8080/; done | xargs curl -sS -m 5 -H 'Connection: close'"
+        ));
         let mut seen: Vec<&str> = text.lines().collect();
         seen.sort_unstable();
         seen.dedup();
