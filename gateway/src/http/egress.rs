@@ -375,3 +375,18 @@ impl Drop for Call {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every connection of a client has room for one request, whether or not it serves one (S-27: 40 KiB each).
+    #[test]
+    fn a_request_in_service_is_small() {
+        fn size<A, B, F>(_: fn(A, B) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Connection::call);
+        assert!(size <= 8 * 1024, "{size} bytes");
+    }
+}

@@ -171,3 +171,6 @@ impl Switch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,7 +74,7 @@ pub async fn serve(
         }
     };
     if let Err(cut) = served {
-        request.exchange.note(|record| record.entry().note.get_or_insert_with(|| format!("{cut:?}")).truncate(256));
+        request.exchange.note(|record| record.entry().note = Some(format!("{cut:?}")));
         request.exchange.ended(outcome(cut));
         request.send.reset(cut.refusal());
     }
@@ -147,7 +147,8 @@ impl Serving {
         let (head, length) = request::from_backend(parts.status, parts.headers).map_err(|_| Cut::Backend)?;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let reader = reader.filter(|_| cleaned.upgrade).ok_or(Cut::Backend)?;
-            return self.switch(&head, on_upgrade, reader).await;
+            // Boxed: rare, and large.
+            return Box::pin(self.switch(&head, on_upgrade, reader)).await;
         }
         let bodiless = is_bodiless(&method, head.status);
         let mut body = BackendBody::new(incoming, http2);
@@ -157,7 +158,9 @@ impl Serving {
         let left = if bodiless { None } else { length };
         self.respond(&head, &mut body, left).await?;
         self.exchange.note(|record| {
-            record.entry().grpc_status = body.grpc_status().or(record.entry().grpc_status);
+            if let Some(status) = body.grpc_status() {
+                record.entry().grpc_status = Some(status);
+            }
         });
         self.exchange.ended(Outcome::Ok);
         drop(reader);
@@ -241,5 +244,20 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every stream of a peer has one of these.
+    #[test]
+    fn a_request_in_service_is_small() {
+        fn size<A, B, C, D, E, G, F>(_: fn(A, B, C, D, E, G) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(serve);
+        assert!(size <= 9 * 1024, "{size} bytes");
     }
 }

@@ -331,3 +331,6 @@ impl Drop for Socket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,6 +98,11 @@ pub(crate) fn clean(head: &mut RequestHead) -> Result<Cleaned, Invalid> {
     if head.method == Method::CONNECT {
         return Err(Invalid::Connect);
     }
+    if let Some(authority) = head.authority.take() {
+        head.authority = Some(without_user(authority)?);
+    } else if head.version == HttpVersion::H2 {
+        return Err(Invalid::Host);
+    }
     let length = headers::content_length(&mut head.headers)?;
     let (upgrade, trailers) = take_link_hop(&mut head.headers)?;
     // The host travels as the authority; a second one would be a second opinion.
@@ -145,8 +150,7 @@ pub(crate) fn to_backend(head: RequestHead, identity: &Identity, body: RequestBo
     let mut request = Request::new(body);
     *request.method_mut() = method;
     *request.version_mut() = version;
-    // Cannot fail: an authority comes with a scheme, and the path was parsed before.
-    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    *request.uri_mut() = Uri::from_parts(uri).expect("HTTP/2 has scheme, authority and path, HTTP/1 the path alone");
     *request.headers_mut() = headers;
     request
 }

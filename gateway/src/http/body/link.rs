@@ -28,6 +28,10 @@ pub(crate) struct Reader {
 
 /// What comes next on a stream.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for a moment on the stack; a box would cost an allocation for each piece"
+)]
 pub(crate) enum Next {
     /// A piece of the message.
     Event(Event),

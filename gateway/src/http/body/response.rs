@@ -140,8 +140,9 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Err(cut))) => self.cut(cut),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    let status = grpc_status(trailers);
-                    self.exchange.note(|record| record.entry().grpc_status = status.or(record.entry().grpc_status));
+                    if let Some(status) = grpc_status(trailers) {
+                        self.exchange.note(|record| record.entry().grpc_status = Some(status));
+                    }
                     self.end();
                 } else if self.at_end() {
                     self.end();

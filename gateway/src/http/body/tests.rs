@@ -41,7 +41,7 @@ fn gathered(body: &mut Script) -> (Result<Gathered, Cut>, Vec<Bytes>, usize) {
 /// What the other side makes of the chunks.
 fn read(chunks: Vec<Bytes>) -> Vec<Event> {
     let mut reader = FrameReader::new(Side::Response);
-    let head = linkspan_proto::frames::ResponseHead { status: http::StatusCode::OK, headers: HeaderMap::new() };
+    let head = frames::ResponseHead { status: http::StatusCode::OK, headers: HeaderMap::new() };
     reader.push(frames::encode_response_head(&head).expect("a head"));
     chunks.into_iter().for_each(|chunk| reader.push(chunk));
     std::iter::from_fn(|| reader.next().expect("well formed")).skip(1).collect()

@@ -64,3 +64,44 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
         polled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn watched<F: Future<Output = ()>>(stream: F) -> Watched<F> {
+        Watched { stream, timer: None, woken: Instant::now() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_nothing_wakes_is_dropped() {
+        let begun = Instant::now();
+        watched(std::future::pending()).await;
+        assert!(begun.elapsed() >= IDLE && begun.elapsed() < IDLE + Duration::from_secs(1), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_woken_lives() {
+        let wake = Arc::new(Notify::new());
+        let waker = Arc::clone(&wake);
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+                waker.notify_one();
+            }
+        });
+        let begun = Instant::now();
+        watched(async {
+            for _ in 0..5 {
+                wake.notified().await;
+            }
+        })
+        .await;
+        assert!(begun.elapsed() >= (IDLE - Duration::from_secs(1)) * 5, "{:?}", begun.elapsed());
+    }
+}

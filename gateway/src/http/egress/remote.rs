@@ -104,7 +104,8 @@ impl Call {
         let mut parts = Response::new(()).into_parts().0;
         (parts.status, parts.headers) = (status, headers);
         if switching {
-            return self.switch(parts, pump, reader).await;
+            // Boxed: rare, and large.
+            return Box::pin(self.switch(parts, pump, reader)).await;
         }
         if !pump.done {
             self.detach(pump, status);

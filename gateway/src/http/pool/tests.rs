@@ -145,10 +145,7 @@ async fn idle_connections_are_bounded() {
 #[tokio::test]
 async fn streams_share_a_connection_up_to_its_limit() {
     let pool = pool();
-    let connecting = match pool.http2(&web(), false) {
-        Http2::Connect(connecting) => connecting,
-        _ => panic!("there is none yet"),
-    };
+    let Http2::Connect(connecting) = pool.http2(&web(), false) else { panic!("there is none yet") };
     // Others wait for the one that is being made; the impatient do not.
     let Http2::Wait(gate) = pool.http2(&web(), false) else { panic!("one is being made") };
     assert!(matches!(pool.http2(&web(), true), Http2::Connect(_)));

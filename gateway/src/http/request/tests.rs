@@ -1,4 +1,3 @@
-use http::uri;
 use linkspan_proto::identity::{Assurance, Source, SpiffeId};
 use linkspan_proto::names::ClusterName;
 
@@ -67,8 +66,8 @@ fn the_host_is_one_and_stays_as_it_was_written() {
 #[test]
 fn schemes_other_than_http_are_refused() {
     assert_eq!(prepared(get("ftp://web/"), false).map(drop), Err(Invalid::Scheme));
-    assert_eq!(prepared(get("https://web/"), false).expect("https").head.scheme, uri::Scheme::HTTPS);
-    assert_eq!(prepared(get("/").header("host", "web"), false).expect("none").head.scheme, uri::Scheme::HTTP);
+    assert_eq!(prepared(get("https://web/"), false).expect("https").head.scheme, Scheme::HTTPS);
+    assert_eq!(prepared(get("/").header("host", "web"), false).expect("none").head.scheme, Scheme::HTTP);
 }
 
 #[test]
