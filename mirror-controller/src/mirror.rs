@@ -123,7 +123,12 @@ pub async fn run(
                 tracing::debug!(changes = changes.len(), mirrors = set.wanted.len(), "mirrors updated");
             }
             tell(changes);
-            sets.send_replace(set);
+            // Readiness alone is the gateway's business; whoever writes objects and zones need not look.
+            sets.send_if_modified(|current| {
+                let differs = !set.is(current);
+                *current = set;
+                differs
+            });
         }
         tokio::time::sleep(PACE.max(started.elapsed() * SHARE)).await;
         let ended = tokio::select! {

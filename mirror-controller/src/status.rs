@@ -8,7 +8,6 @@
 //! - **Numbers**: [`PACE`], [`SHARE`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use std::{fs, io};
 
 use jiff::Timestamp;
 use linkspan_proto::manifest;
-use linkspan_proto::resources::{Condition, NewCondition, set_condition};
+use linkspan_proto::resources::{Condition, ConditionStatus, NewCondition, set_condition};
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::text::clean;
 use serde::Deserialize;
@@ -28,6 +27,7 @@ use crate::configuration::Reports;
 use crate::exchange::Peers;
 use crate::files;
 use crate::mirror::MirrorSet;
+use crate::verdict::Verdict;
 use crate::watch::Problem;
 
 mod findings;
@@ -69,7 +69,7 @@ pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut s
         let problems = Arc::clone(&sources.problems.borrow_and_update());
         let started = Instant::now();
         let pass = tokio::task::spawn_blocking(move || {
-            let failed = writer.pass(findings::all(&inputs), &problems);
+            let failed = writer.pass(&findings::all(&inputs), &problems);
             (writer, failed)
         });
         let Ok((kept, failed)) = pass.await else {
@@ -105,16 +105,18 @@ pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut s
 #[derive(Debug)]
 struct Writer {
     folder: PathBuf,
-    written: BTreeMap<PathBuf, Written>,
+    written: BTreeMap<String, Written>,
     /// Whether the files of earlier runs were looked at.
     swept: bool,
 }
 
-#[derive(Debug, Default)]
+/// One file. Small, because there are tens of thousands where peers export much.
+#[derive(Debug)]
 struct Written {
-    conditions: Vec<Condition>,
-    /// Of the text on disk; `None` when the last write failed.
-    hash: Option<u64>,
+    /// Of the finding in the file; `None` when the last write failed.
+    fingerprint: Option<u64>,
+    /// Since when each condition has its status.
+    since: Vec<(&'static str, ConditionStatus, Timestamp)>,
 }
 
 #[derive(Deserialize)]
@@ -136,10 +138,10 @@ impl Writer {
     }
 
     /// Writes what differs. Says whether something could not be written.
-    fn pass(&mut self, findings: Vec<Finding>, problems: &[Problem]) -> bool {
+    fn pass(&mut self, findings: &[Finding], problems: &[Problem]) -> bool {
         let mut failed = false;
         if !self.swept {
-            match self.sweep(&findings) {
+            match self.sweep(findings) {
                 Ok(()) => self.swept = true,
                 Err(error) => {
                     tracing::warn!(%error, "old status files cannot be removed");
@@ -148,60 +150,64 @@ impl Writer {
             }
         }
         let now = Timestamp::now();
-        let mut present: BTreeSet<PathBuf> = BTreeSet::new();
         for finding in findings {
-            let path = PathBuf::from(&finding.file);
-            if let Err(error) = self.write(&path, finding, now) {
-                tracing::warn!(file = %path.display(), %error, "status cannot be written");
+            if let Err(error) = self.write(finding, now) {
+                tracing::warn!(file = finding.file, %error, "status cannot be written");
                 failed = true;
             }
-            present.insert(path);
         }
-        let gone: Vec<_> = self.written.keys().filter(|path| !present.contains(*path)).cloned().collect();
-        for path in gone {
-            match files::remove(&self.folder.join(&path)) {
-                Ok(()) => drop(self.written.remove(&path)),
-                Err(error) => {
-                    tracing::warn!(file = %path.display(), %error, "status cannot be removed");
+        let present: BTreeSet<&str> = findings.iter().map(|finding| finding.file.as_str()).collect();
+        let folder = &self.folder;
+        self.written.retain(|file, _| {
+            present.contains(file.as_str()) || {
+                let removed = files::remove(&folder.join(file));
+                if let Err(error) = &removed {
+                    tracing::warn!(file, %error, "status cannot be removed");
                     failed = true;
                 }
+                removed.is_err()
             }
-        }
-        let manifests = self.folder.join("manifests.yaml");
-        if let Err(error) = write_problems(&manifests, problems) {
+        });
+        if let Err(error) = write_problems(&self.folder.join("manifests.yaml"), problems) {
             tracing::warn!(%error, "the problems of the manifests cannot be written");
             failed = true;
         }
         failed
     }
 
-    fn write(&mut self, path: &Path, finding: Finding, now: Timestamp) -> io::Result<()> {
-        let full = self.folder.join(path);
-        let written = self.written.entry(path.to_owned()).or_insert_with(|| {
-            let text = fs::read_to_string(&full).unwrap_or_default();
-            // A restart must not make every condition look as if it had changed just now.
-            let conditions = serde_saphyr::from_str::<OldFile>(&text).map(|old| old.status.conditions);
-            Written { conditions: conditions.unwrap_or_default(), hash: Some(hash(&text)) }
-        });
-        for verdict in &finding.verdicts {
-            let condition = NewCondition {
-                kind: verdict.kind,
-                status: verdict.status,
-                reason: &clean(&verdict.reason),
-                message: &clean(&verdict.message),
-                generation: finding.generation,
-            };
-            set_condition(&mut written.conditions, condition, now);
-        }
-        written.conditions.retain(|condition| finding.verdicts.iter().any(|verdict| verdict.kind == condition.type_));
-        let text = render(&finding, &written.conditions)?;
-        let new = hash(&text);
-        if written.hash == Some(new) {
+    fn write(&mut self, finding: &Finding, now: Timestamp) -> io::Result<()> {
+        let fingerprint = finding.fingerprint();
+        let known = self.written.get_mut(&finding.file);
+        if known.as_ref().is_some_and(|written| written.fingerprint == Some(fingerprint)) {
             return Ok(());
         }
-        written.hash = None;
-        files::write_quickly(&full, text.as_bytes(), 0o644)?;
-        written.hash = Some(new);
+        let path = self.folder.join(&finding.file);
+        // A restart must not make every condition look as if it had changed just now.
+        let old = if known.is_none() { fs::read_to_string(&path).ok() } else { None };
+        let written = match known {
+            Some(written) => written,
+            None => {
+                let since = old.as_deref().map(|text| since(text, finding)).unwrap_or_default();
+                self.written.entry(finding.file.clone()).or_insert(Written { fingerprint: None, since })
+            }
+        };
+        written.since = finding
+            .verdicts
+            .iter()
+            .map(|verdict| {
+                let same = |(kind, status, _): &&(&str, ConditionStatus, Timestamp)| {
+                    *kind == verdict.kind && *status == verdict.status
+                };
+                let since = written.since.iter().find(same).map_or(now, |(_, _, since)| *since);
+                (verdict.kind, verdict.status, since)
+            })
+            .collect();
+        let text = render(finding, &written.since)?;
+        written.fingerprint = None;
+        if old.as_deref() != Some(text.as_str()) {
+            files::write_quickly(&path, text.as_bytes(), 0o644)?;
+        }
+        written.fingerprint = Some(fingerprint);
         Ok(())
     }
 
@@ -222,17 +228,33 @@ impl Writer {
     }
 }
 
-fn hash(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
+/// The times in a file that an earlier run wrote, as far as the status is still the same.
+fn since(text: &str, finding: &Finding) -> Vec<(&'static str, ConditionStatus, Timestamp)> {
+    let old = serde_saphyr::from_str::<OldFile>(text).map(|old| old.status.conditions).unwrap_or_default();
+    let of = |verdict: &Verdict| {
+        let condition = old.iter().find(|condition| condition.type_ == verdict.kind)?;
+        let same = condition.status == verdict.status.as_str();
+        same.then_some((verdict.kind, verdict.status, condition.last_transition_time.0))
+    };
+    finding.verdicts.iter().filter_map(of).collect()
 }
 
-fn render(finding: &Finding, conditions: &[Condition]) -> io::Result<String> {
+fn render(finding: &Finding, since: &[(&'static str, ConditionStatus, Timestamp)]) -> io::Result<String> {
     let mut metadata = Map::new();
     metadata.insert("name".to_owned(), json!(finding.name));
     if !finding.namespace.is_empty() {
         metadata.insert("namespace".to_owned(), json!(finding.namespace));
+    }
+    let mut conditions = Vec::new();
+    for (verdict, (_, _, since)) in finding.verdicts.iter().zip(since) {
+        let condition = NewCondition {
+            kind: verdict.kind,
+            status: verdict.status,
+            reason: &clean(&verdict.reason),
+            message: &clean(&verdict.message),
+            generation: finding.generation,
+        };
+        set_condition(&mut conditions, condition, *since);
     }
     let mut status = finding.more.clone();
     status.insert("conditions".to_owned(), serde_json::to_value(conditions)?);

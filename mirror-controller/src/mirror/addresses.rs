@@ -118,12 +118,19 @@ impl Addresses {
     ) -> Result<IpAddr, AddressError> {
         if let Some(held) = self.names.get_mut(name) {
             let address = held.address;
-            if let Some(order) = held.freed.take() {
-                self.freed.remove(&order);
-                held.cluster = cluster.clone();
-                *self.used.entry(cluster.clone()).or_default() += 1;
-                self.changed = true;
+            match held.freed.take() {
+                Some(order) => drop(self.freed.remove(&order)),
+                None if held.cluster == *cluster => return Ok(address),
+                // The name passes from one cluster's mirror to another's.
+                None => {
+                    if let Some(used) = self.used.get_mut(&held.cluster) {
+                        *used = used.saturating_sub(1);
+                    }
+                }
             }
+            held.cluster = cluster.clone();
+            *self.used.entry(cluster.clone()).or_default() += 1;
+            self.changed = true;
             return Ok(address);
         }
         self.check_share(cluster, clusters)?;

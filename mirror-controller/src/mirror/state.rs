@@ -31,6 +31,18 @@ pub struct MirrorSet {
     pub dns_version: u64,
 }
 
+impl MirrorSet {
+    /// Whether both are the same state, by pointer.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.wanted, &other.wanted)
+            && Arc::ptr_eq(&self.refused, &other.refused)
+            && Arc::ptr_eq(&self.conflicts, &other.conflicts)
+            && Arc::ptr_eq(&self.known, &other.known)
+            && self.dns_version == other.dns_version
+    }
+}
+
 /// Changes of the gateway's configuration: new values, or `None` for what is gone.
 pub type Changes = BTreeMap<ResourceKey, Option<Resource>>;
 
@@ -45,6 +57,8 @@ pub struct State {
     set: MirrorSet,
     /// Local objects that cluster mirrors have or would have, to find those that a local Service touches.
     objects: BTreeMap<ServiceKey, MirrorId>,
+    /// Which mirror holds the address of a name. When links change, a name may pass from one mirror to another.
+    holders: BTreeMap<String, MirrorId>,
     /// Mirrors without all the addresses that they want.
     short: BTreeSet<MirrorId>,
 }
@@ -61,6 +75,7 @@ impl State {
             peers: Arc::default(),
             set: MirrorSet::default(),
             objects: BTreeMap::new(),
+            holders: BTreeMap::new(),
             short: BTreeSet::new(),
         }
     }
@@ -73,7 +88,8 @@ impl State {
         if linked != self.ground.linked {
             // Names of mirrors depend on who is linked: everything may change, and Links change rarely.
             dirty.extend(self.set.wanted.keys().chain(self.set.refused.keys()).cloned());
-            dirty.extend(self.all_units(&snapshot, &peers, &linked));
+            dirty.extend(all_units(&snapshot, &peers, &linked));
+            self.objects.clear();
         }
         self.touch_peers(&peers, &linked, &mut dirty, &mut changes);
         self.touch_local(&snapshot, &mut dirty, &mut changes);
@@ -98,20 +114,6 @@ impl State {
     /// The addresses.
     pub fn addresses(&mut self) -> &mut Addresses {
         &mut self.addresses
-    }
-
-    /// Every unit that the inputs give rise to.
-    fn all_units(&self, snapshot: &Snapshot, peers: &Peers, linked: &BTreeSet<ClusterName>) -> Vec<MirrorId> {
-        let exported = snapshot.exported.keys().map(|service| MirrorId::Clusterset { service: service.clone() });
-        let mirrored = peers.iter().filter(|(cluster, _)| linked.contains(*cluster)).flat_map(|(cluster, peer)| {
-            peer.view.entries.keys().flat_map(|service| {
-                [
-                    MirrorId::Cluster { cluster: cluster.clone(), service: service.clone() },
-                    MirrorId::Clusterset { service: service.clone() },
-                ]
-            })
-        });
-        exported.chain(mirrored).collect()
     }
 
     /// What changed in the peers' catalogues.
@@ -233,7 +235,7 @@ impl State {
         self.note_object(&id, wanted.is_some() || refused.is_some());
         let old = self.set.wanted.get(&id).cloned();
         if old.as_deref() != wanted.as_ref() {
-            self.replace_faces(old.as_deref(), wanted.as_ref(), changes);
+            self.replace_faces(&id, old.as_deref(), wanted.as_ref(), changes);
             let map = Arc::make_mut(&mut self.set.wanted);
             match wanted {
                 Some(wanted) => drop(map.insert(id.clone(), Arc::new(wanted))),
@@ -305,7 +307,7 @@ impl State {
     }
 
     /// Tells the gateway, DNS and the addresses about one mirror's change.
-    fn replace_faces(&mut self, old: Option<&Wanted>, new: Option<&Wanted>, changes: &mut Changes) {
+    fn replace_faces(&mut self, id: &MirrorId, old: Option<&Wanted>, new: Option<&Wanted>, changes: &mut Changes) {
         let listeners = |wanted: Option<&Wanted>| -> BTreeMap<String, Mirror> {
             let all = wanted.map(faces::listeners).unwrap_or_default();
             all.into_iter().map(|mirror| (mirror.name.clone(), mirror)).collect()
@@ -313,7 +315,8 @@ impl State {
         let (before, after) = (listeners(old), listeners(new));
         for step in walk(&before, &after) {
             match step {
-                Step::Left(name, _) => drop(changes.insert(key(ResourceKind::Mirror, name.clone()), None)),
+                // Unless another mirror took the name over in this very update.
+                Step::Left(name, _) => drop(changes.entry(key(ResourceKind::Mirror, name.clone())).or_insert(None)),
                 Step::Right(name, mirror) => {
                     changes.insert(key(ResourceKind::Mirror, name.clone()), Some(Resource::Mirror(mirror.clone())));
                 }
@@ -326,11 +329,33 @@ impl State {
         if old.map(faces::dns) != new.map(faces::dns) {
             self.set.dns_version += 1;
         }
+        for name in new.into_iter().flat_map(faces::address_names) {
+            if self.holders.get(name) != Some(id) {
+                self.holders.insert(name.to_owned(), id.clone());
+            }
+        }
         let kept: BTreeSet<&str> = new.into_iter().flat_map(faces::address_names).collect();
         for name in old.into_iter().flat_map(faces::address_names).filter(|name| !kept.contains(name)) {
-            self.addresses.release(name);
+            if self.holders.get(name) == Some(id) {
+                self.holders.remove(name);
+                self.addresses.release(name);
+            }
         }
     }
+}
+
+/// Every unit that the inputs give rise to.
+fn all_units(snapshot: &Snapshot, peers: &Peers, linked: &BTreeSet<ClusterName>) -> Vec<MirrorId> {
+    let exported = snapshot.exported.keys().map(|service| MirrorId::Clusterset { service: service.clone() });
+    let mirrored = peers.iter().filter(|(cluster, _)| linked.contains(*cluster)).flat_map(|(cluster, peer)| {
+        peer.view.entries.keys().flat_map(|service| {
+            [
+                MirrorId::Cluster { cluster: cluster.clone(), service: service.clone() },
+                MirrorId::Clusterset { service: service.clone() },
+            ]
+        })
+    });
+    exported.chain(mirrored).collect()
 }
 
 const fn key(kind: ResourceKind, name: String) -> ResourceKey {

@@ -1,6 +1,7 @@
 //! All findings about Links, exports and mirrors at one moment, ready to become conditions. Pure.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use linkspan_proto::configuration::{LinkReport, ResourceKind};
@@ -55,6 +56,20 @@ pub(super) struct Finding {
     pub(super) verdicts: Vec<Verdict>,
     /// More fields of the status.
     pub(super) more: Map<String, Value>,
+}
+
+impl Finding {
+    /// Tells findings apart without keeping them: there are tens of thousands where peers export much.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.generation.hash(&mut hasher);
+        for verdict in &self.verdicts {
+            (verdict.kind, verdict.status.as_str(), &verdict.reason, &verdict.message).hash(&mut hasher);
+        }
+        // Equal maps have equal texts: their keys are sorted.
+        Value::Object(self.more.clone()).to_string().hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// All findings.

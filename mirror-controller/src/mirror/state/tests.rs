@@ -201,6 +201,26 @@ fn ten_thousand_services_converge_fast() {
     assert!(started.elapsed().as_millis() < 1000, "{:?}", started.elapsed());
 }
 
+#[test]
+fn a_name_that_passes_to_another_mirror_keeps_its_address_in_use() {
+    let mut state = state();
+    let both = peers(&[
+        ("a-west", entries([entry("shop/web", &["80"], 1)])),
+        ("west", entries([entry("shop/web-a", &["80"], 1)])),
+    ]);
+    state.update(snapshot(&["west"]), Arc::clone(&both));
+    let before = address(&state.set(), "web-a-west.shop.svc.cluster.local");
+    state.update(snapshot(&["a-west", "west"]), Arc::clone(&both));
+    let held: BTreeSet<IpAddr> = state.set().wanted.values().map(|wanted| address(&state.set(), &wanted.name)).collect();
+    assert_eq!(held.len(), 4);
+    assert_eq!(address(&state.set(), "web-a-west.shop.svc.cluster.local"), before);
+    assert_eq!(state.addresses().load().0, 4);
+    state.update(snapshot(&["a-west"]), both);
+    assert_eq!(state.addresses().load().0, 2);
+    state.update(snapshot(&[]), peers(&[]));
+    assert_eq!(state.addresses().load().0, 0);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Set(usize, usize, Option<(u16, bool)>),
@@ -298,6 +318,10 @@ proptest! {
             let listeners: BTreeMap<ResourceKey, Resource> = state.set().wanted.values().flat_map(|wanted| faces::listeners(wanted)).map(Resource::Mirror).map(|mirror| (mirror.key(), mirror)).collect();
             let mirrors: BTreeMap<_, _> = told.iter().filter(|(key, _)| key.kind == ResourceKind::Mirror).map(|(key, mirror)| (key.clone(), mirror.clone())).collect();
             prop_assert_eq!(mirrors, listeners);
+            // Exactly the names that are mirrored hold addresses, and no two the same.
+            let held: Vec<(String, IpAddr)> = state.set().wanted.values().flat_map(|wanted| faces::listeners(wanted)).map(|mirror| (mirror.name, mirror.ports[0].listen.ip())).collect();
+            prop_assert_eq!(held.iter().map(|(_, address)| address).collect::<BTreeSet<_>>().len(), held.len());
+            prop_assert_eq!(state.addresses().load().0, held.len() as u64);
         }
     }
 }
