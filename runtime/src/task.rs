@@ -10,9 +10,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
@@ -31,7 +33,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    tokio::spawn(watched(name, future).instrument(span(name)))
+    tokio::spawn(Watched { name, future }.instrument(span(name)))
 }
 
 /// Runs a task whose end ends the process.
@@ -82,14 +84,25 @@ fn span(name: &'static str) -> tracing::Span {
     tracing::debug_span!("task", name)
 }
 
-async fn watched<F: Future>(name: &'static str, future: F) -> F::Output {
-    let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
+pin_project! {
+    /// A task's future. No async fn: that would hold the future twice, once as argument and once pinned, and futures of
+    /// the data path are several kilobytes.
+    struct Watched<F> {
+        name: &'static str,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
         // Lives for one poll only: a task that is merely dropped while its thread unwinds has not panicked.
-        let _watch = Watch { name };
-        future.as_mut().poll(cx)
-    })
-    .await
+        let _watch = Watch { name: this.name };
+        this.future.poll(cx)
+    }
 }
 
 /// Counts on the way out of a panic: tokio catches the panic itself, but tells only the holder of the handle.
@@ -143,6 +156,18 @@ mod tests {
         });
         assert!(bad.await.expect_err("panicked").is_panic());
         assert_eq!(panics().get("test_late_panic"), Some(&1));
+    }
+
+    #[test]
+    fn a_future_is_held_once() {
+        let future = async {
+            let large = [0u8; 4096];
+            tokio::task::yield_now().await;
+            std::hint::black_box(large);
+        };
+        let alone = size_of_val(&future);
+        let watched = size_of_val(&Watched { name: "test", future });
+        assert!(watched <= alone + 32, "{watched} bytes for {alone}");
     }
 
     #[tokio::test]
