@@ -211,7 +211,8 @@ fn a_name_that_passes_to_another_mirror_keeps_its_address_in_use() {
     state.update(snapshot(&["west"]), Arc::clone(&both));
     let before = address(&state.set(), "web-a-west.shop.svc.cluster.local");
     state.update(snapshot(&["a-west", "west"]), Arc::clone(&both));
-    let held: BTreeSet<IpAddr> = state.set().wanted.values().map(|wanted| address(&state.set(), &wanted.name)).collect();
+    let held: BTreeSet<IpAddr> =
+        state.set().wanted.values().map(|wanted| address(&state.set(), &wanted.name)).collect();
     assert_eq!(held.len(), 4);
     assert_eq!(address(&state.set(), "web-a-west.shop.svc.cluster.local"), before);
     assert_eq!(state.addresses().load().0, 4);
