@@ -5,6 +5,7 @@ Also: /trailers answers chunked with a trailer; /early answers 413 before it rea
 
 import http.server
 import json
+import socket
 import sys
 
 
@@ -18,6 +19,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
             self.end_headers()
             self.close_connection = True
+            # A lingering close, as web servers do it: closing with unread input would reset the answer away.
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.connection.recv(65536):
+                pass
             return
         if self.path == "/cut":
             self.send_response(200)

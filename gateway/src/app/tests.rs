@@ -34,7 +34,7 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let name = ClusterName::parse(name).unwrap();
         let authority = Arc::new(Authority::new(&format!("{name}.linkspan.internal")));
-        std::fs::create_dir(dir.path().join("state")).unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
         let controller = Controller::start(&dir.path().join("state/controller.sock"), Arc::clone(&authority));
         let process = process();
         let mut cluster = Self { dir, authority, controller, process, app: None, name };
@@ -189,7 +189,7 @@ async fn a_connection_crosses_from_a_mirror_to_its_backend() {
     client.read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest, b"", "half-close went there and back");
 
-    let run: serde_json::Value = serde_json::from_slice(&std::fs::read(east.run_file()).unwrap()).unwrap();
+    let run: serde_json::Value = serde_json::from_slice(&fs::read(east.run_file()).unwrap()).unwrap();
     assert_eq!(run["link"], east.addresses().link.to_string());
     assert_eq!(run["mtls"], east.addresses().mtls.unwrap().to_string());
     assert_eq!(run["workers"], 2);
@@ -286,7 +286,7 @@ async fn a_restart_under_load_loses_only_what_cannot_be_kept() {
 
 #[tokio::test]
 async fn an_address_in_use_is_named() {
-    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut site = Site::new(ClusterName::parse("east").unwrap());
     site.spec.gateway.listen = taken.local_addr().unwrap();

@@ -297,7 +297,7 @@ async fn only_the_diagonal_of_five_peers_and_five_domains_is_let_in() {
     for (signer, authority) in domains.iter().enumerate() {
         for (claimed, domain) in domains.iter().enumerate() {
             let side = Side::start_with(
-                std::sync::Arc::new(Authority::new("dialler.example")),
+                Arc::new(Authority::new("dialler.example")),
                 &format!("peer{claimed}"),
                 Setup::default(),
             );

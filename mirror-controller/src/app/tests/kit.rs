@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-use super::super::{App, Process, StartError};
+use super::super::{App, Process, StartError, StateDirError};
 use crate::ca;
 use crate::config::Config;
 use crate::testkit::cluster;
@@ -130,7 +130,14 @@ impl Site {
     }
 
     pub(super) async fn start(&mut self) {
-        let (app, admin) = self.try_start().await.unwrap();
+        // The tasks of a site that was killed let go of its sockets a moment later.
+        let mut started = None;
+        eventually("the site's sockets to be free", async || {
+            started = Some(self.try_start().await);
+            !matches!(started, Some(Err(StartError::State(StateDirError::InUse { .. }))))
+        })
+        .await;
+        let (app, admin) = started.unwrap().unwrap();
         self.app = Some(app);
         self.admin = Some(admin);
     }
