@@ -364,10 +364,10 @@ fn keys(config: &Config) -> Keys {
     })
 }
 
-fn bind_mtls(
-    config: &Config,
-    identity: &Identity,
-) -> Result<Option<(Arc<mtls::Server>, Vec<TcpListener>)>, StartError> {
+/// The port for clients with certificates of their own, and its sockets, one a worker.
+type MtlsPort = (Arc<mtls::Server>, Vec<TcpListener>);
+
+fn bind_mtls(config: &Config, identity: &Identity) -> Result<Option<MtlsPort>, StartError> {
     let Some(address) = config.mtls_listen else { return Ok(None) };
     let provider = link::tls::provider();
     let server = mtls::Server::new(config.trust_domain.clone(), identity.local(), provider)?;

@@ -9,6 +9,8 @@
 //! Everything is real: the binaries that users run, nginx, PostgreSQL, Redis, curl, dig, gRPC and WebSocket programs.
 //! A host is a network namespace, so tests neither share ports nor touch the machine's own network; namespaces need root.
 
+// Clean-up goes on whatever became of its parts.
+#![allow(clippy::let_underscore_must_use, reason = "test code: clean-up does what it can")]
 #![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
 
 pub mod process;

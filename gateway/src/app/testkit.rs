@@ -50,13 +50,16 @@ pub(crate) struct Controller {
     socket: std::path::PathBuf,
 }
 
+/// What a certificate was asked for, and for which names.
+type Signed = (Purpose, Vec<String>);
+
 #[derive(Clone)]
 struct Service {
     authority: Arc<Authority>,
     pushed: Arc<watch::Sender<Pushed>>,
     reports: mpsc::UnboundedSender<Report>,
     life: Arc<Mutex<Duration>>,
-    signed: Arc<watch::Sender<Vec<(Purpose, Vec<String>)>>>,
+    signed: Arc<watch::Sender<Vec<Signed>>>,
 }
 
 impl Controller {
