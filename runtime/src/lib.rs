@@ -13,35 +13,35 @@
 
 // The order is the order of a process's life, not the alphabet.
 
-/// Version, commit and profile of this build.
+// Version, commit and profile of this build.
 pub mod build_info;
 
-/// Text that came from somebody else, made safe to print.
+// Text that came from somebody else, made safe to print.
 pub mod text;
 
-/// Logging.
+// Logging.
 pub mod telemetry;
 
-/// The one place that spawns.
+// The one place that spawns.
 pub mod task;
 
-/// The end of the process, asked for from outside.
+// The end of the process, asked for from outside.
 pub mod signal;
 
-/// Stop accepting, wait, force.
+// Stop accepting, wait, force.
 pub mod drain;
 
-/// Named parts that must be up before `/ready` says so.
+// Named parts that must be up before `/ready` says so.
 pub mod readiness;
 
-/// Delays between attempts.
+// Delays between attempts.
 pub mod backoff;
 
-/// The registry of metrics.
+// The registry of metrics.
 pub mod metrics;
 
-/// Latency distribution that both Prometheus and `stat` read.
+// Latency distribution that both Prometheus and `stat` read.
 pub mod histogram;
 
-/// `/metrics`, `/ready`, `/live`, `/config` and what components add.
+// `/metrics`, `/ready`, `/live`, `/config` and what components add.
 pub mod admin;

@@ -1,4 +1,4 @@
-//! What a run of answers says: pure functions over [`Answer`]s.
+//! What a run of answers says: pure functions over answers.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
