@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use linkspan_runtime::task;
 
-use super::{Connection, ConnectionId, Driver, Message, Probe, Verdict, congestion, serve};
-use crate::link::health::PROBE_TIMEOUT;
+use super::{Driver, Message};
+use crate::link::connection::{Connection, ConnectionId};
+use crate::link::health::{PROBE_TIMEOUT, Probe, Verdict};
+use crate::link::{congestion, serve};
 
 /// An answer has one byte; a peer that sends more than this does not answer, it floods.
 const MOST: usize = 16;

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
 
-use super::{ConnectionId, Driver, Verdict};
+use super::Driver;
+use crate::link::connection::ConnectionId;
+use crate::link::health::Verdict;
 
 /// Loss is told over the last minute, sampled each second.
 const SAMPLES: usize = 60;

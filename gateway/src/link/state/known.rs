@@ -1,0 +1,47 @@
+//! What the state knows of one connection, whoever dialled it.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{HelloFacts, Leave};
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// The slot and address, for those that we dialled.
+    pub(super) dialled: Option<(usize, SocketAddr)>,
+    /// Since when; a connection counts from its hello on.
+    pub(super) since: Instant,
+    pub(super) hello: Option<HelloFacts>,
+    /// The peer wants to leave it.
+    pub(super) leaving: Option<Leave>,
+    /// We told the peer that we want to leave it.
+    pub(super) left: Option<Leave>,
+    pub(super) finishing: bool,
+    /// Rounds of resolution that did not show its address.
+    pub(super) missing: u8,
+}
+
+impl Known {
+    pub(super) fn new(dialled: Option<(usize, SocketAddr)>, now: Instant) -> Self {
+        Self { dialled, since: now, hello: None, leaving: None, left: None, finishing: false, missing: 0 }
+    }
+
+    /// New streams on it are still welcome on both sides: it is about to be replaced, at most, or we are about to end and
+    /// serve the last of our own clients.
+    pub(super) fn takes_streams(&self) -> bool {
+        self.hello.is_some()
+            && !self.finishing
+            && matches!(self.leaving, None | Some(Leave::Rotation))
+            && matches!(self.left, None | Some(Leave::Rotation | Leave::Shutdown))
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some() || self.left.is_some()
+    }
+
+    /// Good on both sides and here to stay.
+    pub(super) fn is_settled(&self) -> bool {
+        self.hello.is_some() && !self.is_leaving()
+    }
+}
