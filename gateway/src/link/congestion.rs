@@ -14,12 +14,14 @@ use std::time::Instant;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
 
-/// The first raise: above what QUIC's own probes (two packets for each of a handful of timeouts) have put into flight
-/// beyond the window.
-const FIRST: u64 = 32 * 1024;
+/// The first raise, in packets: what QUIC's own probes (two packets for each of a handful of timeouts) have put into flight
+/// beyond the window, and as many again, since bulk data behind the probe takes its share.
+const FIRST: u64 = 24;
 
-/// Each further raise: two packets, as many as a probe timeout of QUIC may send.
-const FURTHER: u64 = 2 * 1500;
+/// Each further raise, in packets: two that a probe timeout of QUIC may send in between, and two for the probe and what the
+/// answer needs. In packets, not in bytes: quinn sends nothing into a room that is smaller than the largest packet, and
+/// that is 1,452 bytes on one path and 8,900 on another.
+const FURTHER: u64 = 4;
 
 /// The most that silence may add: ten seconds of probes, more than a connection lives without an answer.
 const MOST: u64 = FIRST + 50 * FURTHER;
@@ -31,22 +33,30 @@ pub(super) struct NudgedFactory(Arc<CubicConfig>);
 impl ControllerFactory for NudgedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = Arc::clone(&self.0).build(now, current_mtu);
-        Box::new(Nudged { inner, extra: Arc::default() })
+        Box::new(Nudged { inner, mtu: current_mtu.into(), extra: Arc::default() })
     }
 }
 
 /// A controller whose window can be raised from outside.
 struct Nudged {
     inner: Box<dyn Controller>,
+    mtu: u64,
+    /// In packets.
     extra: Arc<AtomicU64>,
 }
 
 /// Raises the window of a connection that does not hear from its peer.
 pub(super) fn nudge(connection: &quinn::Connection) {
     let Ok(controller) = connection.congestion_state().into_any().downcast::<Nudged>() else { return };
-    let raise = |extra: u64| if extra == 0 { FIRST } else { (extra + FURTHER).min(MOST) };
-    // The closure always gives a value, so this cannot fail.
-    let _before = controller.extra.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |extra| Some(raise(extra)));
+    controller.raise();
+}
+
+impl Nudged {
+    fn raise(&self) {
+        let raise = |extra: u64| if extra == 0 { FIRST } else { (extra + FURTHER).min(MOST) };
+        // The closure always gives a value, so this cannot fail.
+        let _before = self.extra.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |extra| Some(raise(extra)));
+    }
 }
 
 impl Controller for Nudged {
@@ -68,11 +78,12 @@ impl Controller for Nudged {
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.mtu = new_mtu.into();
         self.inner.on_mtu_update(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        self.inner.window() + self.extra.load(Ordering::Relaxed)
+        self.inner.window() + self.extra.load(Ordering::Relaxed) * self.mtu
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -81,7 +92,7 @@ impl Controller for Nudged {
 
     fn clone_box(&self) -> Box<dyn Controller> {
         // The raise is shared on purpose: a clone is how it is reached, and how a path is continued after a rebind.
-        Box::new(Self { inner: self.inner.clone_box(), extra: Arc::clone(&self.extra) })
+        Box::new(Self { inner: self.inner.clone_box(), mtu: self.mtu, extra: Arc::clone(&self.extra) })
     }
 
     fn initial_window(&self) -> u64 {
@@ -98,11 +109,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clone_shares_the_raise_and_silence_bounds_it() {
-        let controller = Arc::new(NudgedFactory::default()).build(Instant::now(), 1200);
-        let before = controller.window();
-        let copy = controller.clone_box().into_any().downcast::<Nudged>().expect("what the factory makes");
-        copy.extra.store(FIRST, Ordering::Relaxed);
-        assert_eq!(controller.window(), before + FIRST);
+    fn each_raise_has_room_for_packets_of_any_size_and_silence_bounds_it() {
+        for mtu in [1200, 1452, 6500, 8900_u16] {
+            let mut controller = Arc::new(NudgedFactory::default()).build(Instant::now(), 1200);
+            controller.on_mtu_update(mtu);
+            let before = controller.window();
+            let clone = || controller.clone_box().into_any().downcast::<Nudged>().expect("what the factory makes");
+            clone().raise();
+            assert_eq!(controller.window(), before + FIRST * u64::from(mtu));
+            for _ in 0..50 {
+                let before = controller.window();
+                clone().raise();
+                assert!(controller.window() - before >= 4 * u64::from(mtu));
+            }
+            let most = controller.window();
+            clone().raise();
+            assert_eq!(controller.window(), most);
+        }
     }
 }
