@@ -6,19 +6,19 @@
 //!   30 s idle, no keep-alive, random reset keys (S-28, S-29).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    AckFrequencyConfig, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
-    TokioRuntime, TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 
 use super::congestion::NudgedFactory;
 use super::keys::Keys;
-use super::socket::{self, LinkSocket, Steering, WorkerIds};
+use super::socket::{LinkSocket, Network, Steering, WorkerIds};
 
 /// A connection that heard nothing for so long is dead. Above the blackout of 2 s that is survived and the 3.5 s after
 /// which probes give up; also the most that a handshake may stall (S-27).
@@ -143,7 +143,7 @@ impl Listener {
     /// Starts listening on the current runtime. All sockets of the port must be bound before the first call: a packet
     /// that came to a socket too few would be answered by the wrong worker.
     pub(super) fn start(
-        socket: UdpSocket,
+        socket: Arc<dyn AsyncUdpSocket>,
         worker: usize,
         steering: Arc<Steering>,
         limits: &Limits,
@@ -166,7 +166,7 @@ impl Listener {
         let mut endpoint = limits.endpoint(keys, None);
         let ids = keys.connection_id();
         endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone())));
-        let socket = LinkSocket::new(socket, Some((worker, steering)), limits.mtu(None))?;
+        let socket = LinkSocket::new(socket, Some((worker, steering)), limits.mtu(None));
         let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(far.clone()), socket, Arc::new(TokioRuntime))?;
         Ok(Self { endpoint, near: Arc::new(near), far: Arc::new(far) })
     }
@@ -179,13 +179,14 @@ impl Listener {
 
 /// Begins a handshake on the current runtime, from a socket of its own.
 pub(super) fn dial(
+    network: &dyn Network,
     remote: SocketAddr,
     limits: &Limits,
     keys: &Keys,
     crypto: QuicClientConfig,
 ) -> io::Result<quinn::Connecting> {
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-    let socket = LinkSocket::new(socket::dial(remote)?, None, limits.mtu(Some(remote.ip())))?;
+    let socket = LinkSocket::new(network.dial(remote)?, None, limits.mtu(Some(remote.ip())));
     let config = limits.endpoint(keys, Some(remote.ip()));
     // The endpoint's driver lives as long as its connection; nobody needs the handle.
     let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;

@@ -19,6 +19,7 @@ use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
+use quinn::AsyncUdpSocket;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -28,7 +29,7 @@ use super::connection::{Connection, ConnectionId};
 use super::driver::{Driver, Message, PeerConfig};
 use super::endpoint::Listener;
 use super::keys::Keys;
-use super::socket::Steering;
+use super::socket::{self, Network, Steering, Udp};
 use super::tls::{self, OwnCertificate, PeerTrust, TrustStore};
 use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, accept};
 
@@ -75,6 +76,7 @@ pub struct Links(Arc<Shared>);
 /// What the drivers and tasks of all links share.
 pub(super) struct Shared {
     pub(super) config: LinkConfig,
+    pub(super) network: Arc<dyn Network>,
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) trust: Arc<TrustStore>,
     pub(super) ingress: OnceLock<Arc<dyn Ingress>>,
@@ -117,8 +119,14 @@ impl Links {
     /// No links yet. Must be called on the runtime on which the drivers shall run.
     #[must_use]
     pub fn new(config: LinkConfig) -> Self {
+        Self::over(Arc::new(Udp), config)
+    }
+
+    /// The same over any network.
+    pub(super) fn over(network: Arc<dyn Network>, config: LinkConfig) -> Self {
         Self(Arc::new(Shared {
             config,
+            network,
             provider: tls::provider(),
             trust: Arc::default(),
             ingress: OnceLock::new(),
@@ -138,6 +146,16 @@ impl Links {
     /// # Errors
     /// When a socket cannot be registered or the TLS configuration is impossible.
     pub fn serve(&self, sockets: Vec<UdpSocket>, ingress: Arc<dyn Ingress>) -> io::Result<()> {
+        self.serve_on(sockets, socket::register, ingress)
+    }
+
+    /// The same over any network: `register` gives each socket to its worker's runtime.
+    pub(super) fn serve_on<S>(
+        &self,
+        sockets: Vec<S>,
+        register: impl Fn(S) -> io::Result<Arc<dyn AsyncUdpSocket>>,
+        ingress: Arc<dyn Ingress>,
+    ) -> io::Result<()> {
         let shared = &self.0;
         if shared.ingress.set(ingress).is_err() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the links are being served already"));
@@ -148,6 +166,7 @@ impl Links {
         let steering = Steering::new(sockets.len());
         for ((worker, socket), runtime) in sockets.into_iter().enumerate().zip(&shared.config.workers) {
             let _entered = runtime.enter();
+            let socket = register(socket)?;
             let (limits, keys) = (&shared.config.limits, &shared.config.keys);
             let listener = Listener::start(socket, worker, Arc::clone(&steering), limits, keys, Arc::clone(&crypto))?;
             let listening = accept::listen(Arc::clone(shared), listener, worker);

@@ -60,13 +60,28 @@ pub(super) fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpS
     Ok(sockets)
 }
 
-/// A socket of its own for dialling `remote`. A fresh port for each dial: after a failure no state of a NAT or a
-/// conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
-pub(super) fn dial(remote: SocketAddr) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
-    let socket = unbound(any)?;
-    socket.bind(&any.into())?;
-    Ok(socket.into())
+/// Where dials start from.
+pub(super) trait Network: Send + Sync + 'static {
+    /// A socket of its own for dialling `remote`, on the current runtime. A fresh port for each dial: after a failure no
+    /// state of a NAT or a conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
+    fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+}
+
+/// UDP of this machine.
+pub(super) struct Udp;
+
+impl Network for Udp {
+    fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
+        let socket = unbound(any)?;
+        socket.bind(&any.into())?;
+        register(socket.into())
+    }
+}
+
+/// Gives a bound socket to the current runtime.
+pub(super) fn register(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    TokioRuntime.wrap_udp_socket(socket)
 }
 
 fn unbound(address: SocketAddr) -> io::Result<Socket> {
@@ -154,7 +169,7 @@ impl fmt::Debug for Inbox {
     }
 }
 
-/// A socket as quinn uses it: tokio's, with packets of other workers handed over and batches kept below 64 KiB.
+/// A socket as quinn uses it: the network's, with packets of other workers handed over and batches kept below 64 KiB.
 #[derive(Debug)]
 pub(super) struct LinkSocket {
     inner: Arc<dyn AsyncUdpSocket>,
@@ -163,12 +178,11 @@ pub(super) struct LinkSocket {
 }
 
 impl LinkSocket {
-    /// Wraps `socket` on the current runtime. `mtu` is the largest packet that will be sent on it.
-    pub(super) fn new(socket: UdpSocket, steering: Option<(usize, Arc<Steering>)>, mtu: u16) -> io::Result<Arc<Self>> {
-        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+    /// Wraps a registered socket. `mtu` is the largest packet that will be sent on it.
+    pub(super) fn new(inner: Arc<dyn AsyncUdpSocket>, steering: Option<(usize, Arc<Steering>)>, mtu: u16) -> Arc<Self> {
         // A batch over 64 KiB fails with EMSGSIZE, which quinn takes for a black hole and falls to the smallest MTU.
         let max_segments = (MAX_BATCH / usize::from(mtu.max(1))).max(1);
-        Ok(Arc::new(Self { inner, steering, max_segments }))
+        Arc::new(Self { inner, steering, max_segments })
     }
 
     /// Takes out of `bufs` what other workers know. Gives the number of buffers that are left.

@@ -1,4 +1,5 @@
-//! Two gateways' links in one process, over loopback, with certificates of their own: for the tests of every stage.
+//! Two gateways' links in one process, with certificates of their own: for the tests of every stage. Over loopback; or over
+//! a [`network`] in memory, where time can be paused and what is measured does not depend on the machine.
 //!
 //! ```ignore
 //! let (east, mut west) = testkit::pair().await;
@@ -27,9 +28,15 @@ use tokio::sync::mpsc;
 
 use super::tls::{self, OwnCertificate};
 use super::{Incoming, Ingress, Keys, Limits, LinkConfig, Links, Observer};
+use network::{Host, Network};
+
+pub(crate) mod network;
 
 /// How long a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The link's port in a network in memory.
+const PORT: u16 = 4143;
 
 /// A certificate authority of one trust domain.
 pub(crate) struct Authority {
@@ -157,6 +164,9 @@ pub(crate) struct Setup {
     pub(crate) boot_id: String,
     pub(crate) exchange_socket: Option<std::path::PathBuf>,
     pub(crate) ingress: Option<Arc<dyn Ingress>>,
+    pub(crate) limits: Limits,
+    /// Where it stands in a network in memory, with one worker; `None`: loopback.
+    pub(crate) host: Option<Host>,
 }
 
 impl Default for Setup {
@@ -168,6 +178,8 @@ impl Default for Setup {
             boot_id: format!("{:016x}", rand::random::<u64>()),
             exchange_socket: None,
             ingress: None,
+            limits: Limits::default(),
+            host: None,
         }
     }
 }
@@ -195,7 +207,7 @@ impl Side {
         authority.gateway().install(&certificate);
         let counter = Arc::new(Counter::default());
         let cluster = ClusterName::parse(cluster).unwrap();
-        let links = Links::new(LinkConfig {
+        let config = LinkConfig {
             cluster: cluster.clone(),
             trust_domain: authority.trust_domain.clone(),
             boot_id: setup.boot_id,
@@ -203,15 +215,26 @@ impl Side {
             certificate: Arc::clone(&certificate),
             workers: vec![Handle::current(); setup.workers],
             exchange_socket: setup.exchange_socket,
-            limits: Limits::default(),
+            limits: setup.limits,
             observer: Arc::clone(&counter) as Arc<dyn Observer>,
             signal: Signal::clone(&signal),
-        });
-        let sockets = super::bind(setup.listen, setup.workers).unwrap();
-        let address = sockets[0].local_addr().unwrap();
+        };
         let (sender, incoming) = mpsc::channel(1024);
         let ingress = setup.ingress.unwrap_or_else(|| Arc::new(Forward(sender)));
-        links.serve(sockets, ingress).unwrap();
+        let (links, address) = match setup.host {
+            Some(host) => {
+                let links = Links::over(Arc::new(host.clone()), config);
+                links.serve_on(vec![host.listen(PORT)], Ok, ingress).unwrap();
+                (links, host.address(PORT))
+            }
+            None => {
+                let links = Links::new(config);
+                let sockets = super::bind(setup.listen, setup.workers).unwrap();
+                let address = sockets[0].local_addr().unwrap();
+                links.serve(sockets, ingress).unwrap();
+                (links, address)
+            }
+        };
         Self { authority, links, address, incoming, certificate, counter, cluster, _drain: drain }
     }
 
@@ -268,6 +291,49 @@ pub(crate) async fn pair() -> (Side, Side) {
     (east, west)
 }
 
+/// A side in a network in memory.
+pub(crate) fn side_at(cluster: &str, host: &Host) -> Side {
+    let authority = Arc::new(Authority::new(&format!("{cluster}.linkspan.internal")));
+    Side::start_with(authority, cluster, Setup { host: Some(host.clone()), ..Setup::default() })
+}
+
+/// East and west in a network in memory: east dials, both are alive.
+pub(crate) async fn pair_in_memory() -> (Side, Side, Wire) {
+    pair_with(Limits::default()).await
+}
+
+/// The same with other limits.
+pub(crate) async fn pair_with(limits: Limits) -> (Side, Side, Wire) {
+    let network = Network::default();
+    let wire = Wire { east: network.host(1), west: network.host(2), network };
+    let side = |cluster: &str, host: &Host| {
+        let authority = Arc::new(Authority::new(&format!("{cluster}.linkspan.internal")));
+        let setup = Setup { host: Some(host.clone()), limits: limits.clone(), ..Setup::default() };
+        Side::start_with(authority, cluster, setup)
+    };
+    let (east, west) = (side("east", &wire.east), side("west", &wire.west));
+    assert_eq!(west.links.configure(&[east.as_hidden_peer()]).await, []);
+    assert_eq!(east.links.configure(&[west.as_peer()]).await, []);
+    east.until_alive(&west).await;
+    west.until_alive(&east).await;
+    (east, west, wire)
+}
+
+/// What lies between east and west.
+pub(crate) struct Wire {
+    pub(crate) network: Network,
+    pub(crate) east: Host,
+    pub(crate) west: Host,
+}
+
+impl Wire {
+    /// Loses everything from east to west, and everything back.
+    pub(crate) fn cut(&self, towards: bool, back: bool) {
+        self.network.cut(&self.east, &self.west, towards);
+        self.network.cut(&self.west, &self.east, back);
+    }
+}
+
 /// Links two sides, each with the address of the other.
 pub(crate) async fn link(one: &Side, other: &Side) {
     assert_eq!(one.links.configure(&[other.as_peer()]).await, []);
@@ -276,71 +342,10 @@ pub(crate) async fn link(one: &Side, other: &Side) {
     other.until_alive(one).await;
 }
 
-/// A side on a thread and runtime of its own, which can be killed like a process: without a word to its peers.
-pub(crate) struct Killable {
-    pub(crate) address: SocketAddr,
-    pub(crate) cluster: ClusterName,
-    commands: mpsc::UnboundedSender<Vec<Peer>>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Killable {
-    pub(crate) fn start(authority: Arc<Authority>, cluster: &str, setup: Setup) -> Self {
-        let (commands, mut inbox) = mpsc::unbounded_channel::<Vec<Peer>>();
-        let (started, starting) = std::sync::mpsc::channel();
-        let name = cluster.to_owned();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let serving = async {
-                let side = Side::start_with(authority, &name, setup);
-                started.send((side.address, side.cluster())).unwrap();
-                while let Some(peers) = inbox.recv().await {
-                    assert_eq!(side.links.configure(&peers).await, []);
-                }
-                side
-            };
-            let side = runtime.block_on(serving);
-            // The tasks go first: what is closed after them, nobody tells to the peers.
-            drop(runtime);
-            drop(side);
-        });
-        let (address, cluster) = starting.recv().unwrap();
-        Self { address, cluster, commands, thread }
-    }
-
-    pub(crate) fn configure(&self, peers: Vec<Peer>) {
-        self.commands.send(peers).unwrap();
-    }
-
-    pub(crate) fn as_peer(&self, authority: &Authority) -> Peer {
-        Peer {
-            cluster: self.cluster.clone(),
-            trust_domain: authority.trust_domain.clone(),
-            trust_bundle: authority.bundle(),
-            addresses: vec![self.address.to_string()],
-            default_policy: DefaultPolicy::Allow,
-        }
-    }
-
-    /// Ends it at once; its sockets are closed when this returns.
-    pub(crate) fn kill(self) {
-        drop(self.commands);
-        self.thread.join().unwrap();
-    }
-}
-
-/// A path between a dialler and a gateway: UDP through a relay that can lose everything, in each direction, and change its
-/// port like a NAT.
+/// A path between a dialler and a gateway: UDP through a relay that can change its port like a NAT.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
-    state: Arc<RelayState>,
-}
-
-#[derive(Default)]
-struct RelayState {
-    /// Towards the gateway, and back.
-    cut: [std::sync::atomic::AtomicBool; 2],
-    rebinds: AtomicU64,
+    rebinds: Arc<AtomicU64>,
 }
 
 impl Relay {
@@ -349,49 +354,39 @@ impl Relay {
 
         let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = front.local_addr().unwrap();
-        let state = Arc::new(RelayState::default());
-        let relay = Self { address, state: Arc::clone(&state) };
+        let count = Arc::new(AtomicU64::new(0));
+        let relay = Self { address, rebinds: Arc::clone(&count) };
         tokio::spawn(async move {
             // By dialler: the socket towards the gateway and the number of its rebind.
             let mut backs: std::collections::HashMap<SocketAddr, (Arc<UdpSocket>, u64)> = Default::default();
             let mut buffer = vec![0; 65_536];
             loop {
                 let Ok((length, dialler)) = front.recv_from(&mut buffer).await else { continue };
-                let rebinds = state.rebinds.load(Ordering::Relaxed);
+                let rebinds = count.load(Ordering::Relaxed);
                 let fresh = backs.get(&dialler).is_none_or(|(_, number)| *number != rebinds);
                 if fresh {
                     let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                     back.connect(gateway).await.unwrap();
                     backs.insert(dialler, (Arc::clone(&back), rebinds));
-                    let (front, state) = (Arc::clone(&front), Arc::clone(&state));
+                    let (front, count) = (Arc::clone(&front), Arc::clone(&count));
                     tokio::spawn(async move {
                         let mut buffer = vec![0; 65_536];
-                        while state.rebinds.load(Ordering::Relaxed) == rebinds {
+                        while count.load(Ordering::Relaxed) == rebinds {
                             let receiving = tokio::time::timeout(Duration::from_millis(100), back.recv(&mut buffer));
-                            if let Ok(Ok(length)) = receiving.await
-                                && !state.cut[1].load(Ordering::Relaxed)
-                            {
+                            if let Ok(Ok(length)) = receiving.await {
                                 front.send_to(&buffer[..length], dialler).await.ok();
                             }
                         }
                     });
                 }
-                if !state.cut[0].load(Ordering::Relaxed) {
-                    backs[&dialler].0.send(&buffer[..length]).await.ok();
-                }
+                backs[&dialler].0.send(&buffer[..length]).await.ok();
             }
         });
         relay
     }
 
-    /// Loses everything towards the gateway, and everything back.
-    pub(crate) fn cut(&self, towards: bool, back: bool) {
-        self.state.cut[0].store(towards, Ordering::Relaxed);
-        self.state.cut[1].store(back, Ordering::Relaxed);
-    }
-
     /// From now on the gateway sees other ports.
     pub(crate) fn rebind(&self) {
-        self.state.rebinds.fetch_add(1, Ordering::Relaxed);
+        self.rebinds.fetch_add(1, Ordering::Relaxed);
     }
 }

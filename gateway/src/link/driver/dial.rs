@@ -44,7 +44,7 @@ async fn dial_once(shared: &Shared, trust: Arc<PeerTrust>, address: SocketAddr) 
     let own = &shared.config;
     let crypto = tls::client_config(&shared.provider, trust, Arc::clone(&own.certificate))
         .map_err(|error| trouble("LocalError", format!("no TLS configuration: {error}")))?;
-    let connecting = endpoint::dial(address, &own.limits, &own.keys, crypto)
+    let connecting = endpoint::dial(&*shared.network, address, &own.limits, &own.keys, crypto)
         .map_err(|error| trouble("LocalError", format!("cannot dial {address}: {error}")))?;
     connecting.await.map_err(|error| {
         let unreachable = || Trouble::unreachable(address);
