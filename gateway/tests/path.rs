@@ -76,18 +76,16 @@ async fn bytes_cross_both_ways_and_each_direction_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_heard_at_once() {
+async fn a_server_that_speaks_first_is_heard_before_its_client_speaks() {
     patiently(async {
         let (east, west) = pair().await;
         let backend = Backend::echo("220 ready").await;
         west.export("echo", &[backend.address], |_| {});
-        for (app_protocol, limit) in [(Some("smtp"), 80), (None, 400)] {
+        // Declared or not. How long each waits is measured where time is paused, in the tests of `detect`.
+        for app_protocol in [Some("smtp"), None] {
             let address = east.mirror("echo", app_protocol, &[&[("west", 1)]]).await;
-            let began = std::time::Instant::now();
             let mut client = connect(address).await;
             assert_eq!(read_text(&mut client, 9).await, "220 ready");
-            // Declared: no wait at all. Not declared: the detection's tenth of a second.
-            assert!(began.elapsed() < Duration::from_millis(limit), "{app_protocol:?}: {:?}", began.elapsed());
             client.write_all(b"EHLO").await.expect("write");
             assert_eq!(read_text(&mut client, 4).await, "EHLO");
         }
