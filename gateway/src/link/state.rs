@@ -77,6 +77,8 @@ pub(super) struct LinkState {
     resolving: bool,
     /// The operator changed the addresses: the next answer counts at once.
     moved: bool,
+    /// Counts our certificates.
+    certificate: u32,
     slots: Vec<Slot>,
     known: BTreeMap<ConnectionId, Known>,
     attempts: u64,
@@ -104,6 +106,7 @@ impl LinkState {
             resolve_at: None,
             resolving: false,
             moved: false,
+            certificate: 0,
             slots,
             known: BTreeMap::new(),
             attempts: 0,
@@ -242,7 +245,7 @@ impl LinkState {
             self.actions.push_back(Action::Close { connection, why: CloseWhy::TooMany });
             return;
         }
-        self.known.insert(connection, Known::new(None, now));
+        self.known.insert(connection, Known::new(None, self.certificate, now));
     }
 
     fn closed(&mut self, connection: ConnectionId, trouble: Option<Trouble>, now: Instant) {

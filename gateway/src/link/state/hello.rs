@@ -23,7 +23,10 @@ impl LinkState {
             self.farewell();
         } else if let Some((slot, _)) = dialled {
             self.promote(slot, connection);
+            self.replace_outdated(connection);
             self.spread(slot);
+        } else {
+            self.replace_outdated(connection);
         }
     }
 

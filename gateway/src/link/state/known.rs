@@ -10,6 +10,8 @@ use super::{HelloFacts, Leave};
 pub(super) struct Known {
     /// The slot and address, for those that we dialled.
     pub(super) dialled: Option<(usize, SocketAddr)>,
+    /// Which of our certificates it was made with.
+    pub(super) certificate: u32,
     /// Since when; a connection counts from its hello on.
     pub(super) since: Instant,
     pub(super) hello: Option<HelloFacts>,
@@ -23,8 +25,8 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(dialled: Option<(usize, SocketAddr)>, now: Instant) -> Self {
-        Self { dialled, since: now, hello: None, leaving: None, left: None, finishing: false, missing: 0 }
+    pub(super) fn new(dialled: Option<(usize, SocketAddr)>, certificate: u32, now: Instant) -> Self {
+        Self { dialled, certificate, since: now, hello: None, leaving: None, left: None, finishing: false, missing: 0 }
     }
 
     /// New streams on it are still welcome on both sides: it is about to be replaced, at most, or we are about to end and

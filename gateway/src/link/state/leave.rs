@@ -31,6 +31,7 @@ impl LinkState {
     }
 
     pub(super) fn rotated(&mut self) {
+        self.certificate = self.certificate.wrapping_add(1);
         for slot in &mut self.slots {
             if slot.current.is_some() {
                 slot.replace = Some(Replace::Needed);
@@ -43,11 +44,32 @@ impl LinkState {
             .map(|(id, _)| *id)
             .collect();
         for connection in accepted {
-            if let Some(known) = self.known.get_mut(&connection) {
-                known.left = Some(Leave::Rotation);
-                self.actions.push_back(Action::GoAway { connection, leave: Leave::Rotation });
-            }
+            self.ask_to_replace(connection);
         }
+    }
+
+    /// A connection that was being made when our certificate changed has the old one: it is replaced like those that stood,
+    /// or it would be cut at the old one's end.
+    pub(super) fn replace_outdated(&mut self, connection: ConnectionId) {
+        let Some(known) = self.known.get(&connection) else { return };
+        if known.certificate == self.certificate {
+            return;
+        }
+        match known.dialled {
+            Some((slot, _)) if self.slots[slot].current == Some(connection) => {
+                self.slots[slot].replace = Some(Replace::Needed);
+            }
+            // Left already.
+            Some(_) => {}
+            None => self.ask_to_replace(connection),
+        }
+    }
+
+    /// Of a connection that the peer dialled: only the peer can replace it.
+    fn ask_to_replace(&mut self, connection: ConnectionId) {
+        let Some(known) = self.known.get_mut(&connection) else { return };
+        known.left = Some(Leave::Rotation);
+        self.actions.push_back(Action::GoAway { connection, leave: Leave::Rotation });
     }
 
     pub(super) fn announce(&mut self, now: Instant) {

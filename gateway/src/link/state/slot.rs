@@ -58,6 +58,8 @@ impl Round {
 struct Try {
     id: AttemptId,
     address: SocketAddr,
+    /// Our certificate when it began.
+    certificate: u32,
     expires: Instant,
 }
 
@@ -132,7 +134,8 @@ impl LinkState {
         let Some(address) = round.left.pop_front() else { return };
         self.attempts += 1;
         let attempt = AttemptId(self.attempts);
-        round.tries.push(Try { id: attempt, address, expires: now + DIAL_TIMEOUT });
+        let (certificate, expires) = (self.certificate, now + DIAL_TIMEOUT);
+        round.tries.push(Try { id: attempt, address, certificate, expires });
         round.next_at = now + STAGGER;
         self.actions.push_back(Action::Dial { attempt, worker: index % self.workers, address });
     }
@@ -182,16 +185,16 @@ impl LinkState {
             return;
         };
         let slot = &mut self.slots[index];
-        let address =
-            slot.round.iter().flat_map(|round| &round.tries).find(|one| one.id == attempt).map(|one| one.address);
+        let found = slot.round.iter().flat_map(|round| &round.tries).find(|one| one.id == attempt);
+        let (address, certificate) =
+            found.map(|one| (one.address, one.certificate)).expect("slot_of found the attempt in this slot's round");
         for other in slot.abandon() {
             if other != attempt {
                 self.actions.push_back(Action::Abandon { attempt: other });
             }
         }
         slot.pending = Some(connection);
-        let address = address.expect("slot_of found the attempt in this slot's round");
-        self.known.insert(connection, Known::new(Some((index, address)), now));
+        self.known.insert(connection, Known::new(Some((index, address)), certificate, now));
     }
 
     fn slot_of(&self, attempt: AttemptId) -> Option<usize> {

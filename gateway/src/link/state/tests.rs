@@ -471,6 +471,26 @@ fn a_new_certificate_replaces_connections_before_it_leaves_them() {
 }
 
 #[test]
+fn a_connection_that_was_being_made_when_the_certificate_changed_is_replaced_too() {
+    // East's handshake is under way; its hello is awaited; on west, which was dialled, the same.
+    for (rotating, moment) in [(0, 3), (0, 13), (1, 14)] {
+        let mut world = World::new([1, 1], [&["192.0.2.2:4143"], &[]]);
+        world.run(MS * moment);
+        assert!(world.usable(0).is_empty() && !world.sides[0].dials.is_empty(), "side {rotating} at {moment} ms");
+        world.tell(rotating, Event::Rotated);
+        let mut first = None;
+        for _ in 0..2000 {
+            world.run(MS);
+            first = first.or_else(|| world.usable(0).first().copied());
+            assert!(first.is_none() || !world.usable(0).is_empty(), "make before break");
+        }
+        assert_ne!(world.usable(0).first().copied(), first, "side {rotating} at {moment} ms");
+        world.assert_agreed(1);
+        assert_eq!(world.sides[0].wires.len(), 1);
+    }
+}
+
+#[test]
 fn an_announced_end_moves_new_streams_of_the_peer_and_not_our_own() {
     let mut world = World::both();
     world.run(2000 * MS);
