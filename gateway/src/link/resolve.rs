@@ -4,22 +4,24 @@
 //! ten seconds at most.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
 
-use super::state::Trouble;
+use super::state::{Answer, MAX_ADDRESSES, Trouble};
 use super::trouble::trouble;
 
-/// Addresses of one peer. A name with more records is a misconfiguration or an attack on our sockets.
-const MAX_ADDRESSES: usize = 16;
+/// How long a name may take: a DNS server that does not answer must not keep the other addresses from being dialled. Above
+/// a lost packet (hickory asks again, and another server, after 5 s or less), below the ten seconds between rounds.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Looks all of them up. Succeeds if any does; IPv6 and IPv4 alternate (RFC 8305 section 4).
-pub(super) async fn resolve(addresses: &[String]) -> Result<Vec<SocketAddr>, Trouble> {
+/// Looks all of them up at the same time. Succeeds if any does; IPv6 and IPv4 alternate (RFC 8305 section 4).
+pub(super) async fn resolve(addresses: &[String]) -> Result<Answer, Trouble> {
     let mut found: Vec<SocketAddr> = Vec::new();
     let mut failed = None;
-    for address in addresses {
-        match resolve_one(address).await {
+    for result in futures::future::join_all(addresses.iter().map(|address| resolve_one(address))).await {
+        match result {
             Ok(more) => found.extend(more),
             Err(trouble) => failed = Some(trouble),
         }
@@ -29,7 +31,7 @@ pub(super) async fn resolve(addresses: &[String]) -> Result<Vec<SocketAddr>, Tro
     found.truncate(MAX_ADDRESSES);
     match failed {
         Some(trouble) if found.is_empty() => Err(trouble),
-        _ => Ok(found),
+        failed => Ok(Answer { addresses: found, is_complete: failed.is_none() }),
     }
 }
 
@@ -51,7 +53,10 @@ async fn resolve_one(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
     // A name with a dot is a full name: no detour over the search list.
     builder.options_mut().ndots = 1;
     let resolver = builder.build().map_err(|error| failed(&error))?;
-    let lookup = resolver.lookup_ip(host).await.map_err(|error| failed(&error))?;
+    let lookup = match tokio::time::timeout(LOOKUP_TIMEOUT, resolver.lookup_ip(host)).await {
+        Ok(lookup) => lookup.map_err(|error| failed(&error))?,
+        Err(_) => return Err(failed(&format_args!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()))),
+    };
     Ok(alternate(lookup.iter().collect()).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
@@ -72,7 +77,8 @@ mod tests {
     async fn literals_need_no_resolver() {
         let texts = ["192.0.2.1:4143".to_owned(), "[2001:db8::1]:4143".to_owned(), "192.0.2.1:4143".to_owned()];
         let found = resolve(&texts).await.unwrap();
-        assert_eq!(found, ["192.0.2.1:4143".parse().unwrap(), "[2001:db8::1]:4143".parse().unwrap()]);
+        assert!(found.is_complete);
+        assert_eq!(found.addresses, ["192.0.2.1:4143".parse().unwrap(), "[2001:db8::1]:4143".parse().unwrap()]);
     }
 
     #[tokio::test]
@@ -86,7 +92,13 @@ mod tests {
     #[tokio::test]
     async fn localhost_is_found_without_a_network() {
         let found = resolve(&["localhost:4143".to_owned()]).await.unwrap();
-        assert!(found.contains(&"127.0.0.1:4143".parse().unwrap()), "{found:?}");
+        assert!(found.addresses.contains(&"127.0.0.1:4143".parse().unwrap()), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_answer_leaves_the_others() {
+        let found = resolve(&["nonsense:0".to_owned(), "192.0.2.1:4143".to_owned()]).await.unwrap();
+        assert_eq!(found, Answer { addresses: vec!["192.0.2.1:4143".parse().unwrap()], is_complete: false });
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use linkspan_proto::names::ClusterName;
 
 use super::connection::ConnectionId;
-pub(super) use event::{Action, AttemptId, CloseWhy, Event, HelloFacts, Leave, Trouble};
+pub(super) use event::{Action, Answer, AttemptId, CloseWhy, Event, HelloFacts, Leave, Trouble};
 use known::Known;
 use slot::{Replace, Slot};
 
@@ -50,6 +50,9 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often host names are resolved while connected: two rounds without an address move the link within 30 s (F-31).
 pub(super) const RESOLVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Addresses of one peer. A name with more records is a misconfiguration or an attack on our sockets.
+pub(super) const MAX_ADDRESSES: usize = 16;
 
 /// Pause between rounds of dialling, smallest and largest; counted from the start of the round.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));

@@ -1,6 +1,5 @@
 //! What a driver is told, by whoever configures links and by the tasks that it started.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use quinn::ConnectionError;
 
 use crate::link::connection::ConnectionId;
 use crate::link::health::Probe;
-use crate::link::state::{AttemptId, Leave, Trouble};
+use crate::link::state::{Answer, AttemptId, Leave, Trouble};
 use crate::link::tls::PeerTrust;
 
 /// A Peer resource and what its bundle amounts to.
@@ -38,7 +37,7 @@ pub(in crate::link) enum Message {
     /// The gateway ends.
     Shutdown { deadline: Duration },
     /// The addresses behind the Link's names.
-    Resolved(Result<Vec<SocketAddr>, Trouble>),
+    Resolved(Result<Answer, Trouble>),
     /// A dial succeeded.
     Dialled { attempt: AttemptId, connection: quinn::Connection, worker: usize },
     /// A dial failed.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::slot::Replace;
-use super::{BACKOFF, GONE_AFTER, LinkState, RESOLVE_EVERY, Trouble};
+use super::{Answer, BACKOFF, GONE_AFTER, LinkState, MAX_ADDRESSES, RESOLVE_EVERY, Trouble};
 
 impl LinkState {
     pub(super) fn configured(&mut self, dialable: bool, now: Instant) {
@@ -24,20 +24,24 @@ impl LinkState {
         }
     }
 
-    pub(super) fn resolved(&mut self, result: Result<Vec<SocketAddr>, Trouble>, now: Instant) {
+    pub(super) fn resolved(&mut self, result: Result<Answer, Trouble>, now: Instant) {
         self.resolving = false;
         if !self.dialable {
             return;
         }
         self.resolve_at = Some(now + RESOLVE_EVERY);
         match result {
-            Ok(addresses) => {
+            Ok(answer) => {
                 if self.addresses.is_empty() {
                     self.slots.iter_mut().for_each(|slot| slot.hurry(now));
                 }
-                self.addresses = addresses;
-                let rounds = if std::mem::take(&mut self.moved) { GONE_AFTER } else { 1 };
-                self.replace_moved(rounds);
+                let moved = std::mem::take(&mut self.moved);
+                let before = std::mem::replace(&mut self.addresses, answer.addresses);
+                if answer.is_complete || moved {
+                    self.replace_moved(if moved { GONE_AFTER } else { 1 });
+                } else {
+                    self.keep_known(before);
+                }
             }
             Err(trouble) => {
                 // The addresses of the last good answer stay in use.
@@ -49,7 +53,16 @@ impl LinkState {
         }
     }
 
-    pub(super) fn replace_moved(&mut self, rounds: u8) {
+    /// A name that could not be looked up is no name without addresses: those of before stay, behind the fresh ones.
+    fn keep_known(&mut self, before: Vec<SocketAddr>) {
+        for address in before {
+            if self.addresses.len() < MAX_ADDRESSES && !self.addresses.contains(&address) {
+                self.addresses.push(address);
+            }
+        }
+    }
+
+    fn replace_moved(&mut self, rounds: u8) {
         if self.addresses.is_empty() {
             return;
         }

@@ -30,6 +30,15 @@ impl Trouble {
     }
 }
 
+/// Where the peer is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::link) struct Answer {
+    /// Most preferred first.
+    pub(in crate::link) addresses: Vec<SocketAddr>,
+    /// Every name was answered. If not, an address that is missing may still be right.
+    pub(in crate::link) is_complete: bool,
+}
+
 /// What a hello tells the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::link) struct HelloFacts {
@@ -91,8 +100,8 @@ pub(in crate::link) enum CloseWhy {
 pub(in crate::link) enum Event {
     /// The Link object: whether it has addresses.
     Configured { dialable: bool },
-    /// The addresses behind the Link's host names, most preferred first.
-    Resolved(Result<Vec<SocketAddr>, Trouble>),
+    /// The addresses behind the Link's host names.
+    Resolved(Result<Answer, Trouble>),
     /// A handshake has ended well on our side.
     Dialled { attempt: AttemptId, connection: ConnectionId },
     /// A handshake has failed.

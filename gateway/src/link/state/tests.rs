@@ -23,6 +23,8 @@ struct Side {
     state: LinkState,
     name: &'static str,
     addresses: Vec<SocketAddr>,
+    /// Every name has an answer.
+    is_answered: bool,
     workers: u32,
     life: u32,
     up: bool,
@@ -64,6 +66,7 @@ impl World {
             ),
             name,
             addresses: Vec::new(),
+            is_answered: true,
             workers,
             life: 0,
             up: true,
@@ -125,8 +128,8 @@ impl World {
         while let Some(action) = self.sides[side].state.next_action() {
             match action {
                 Action::Resolve => {
-                    let addresses = self.sides[side].addresses.clone();
-                    self.later(MS, side, Event::Resolved(Ok(addresses)));
+                    let (addresses, is_complete) = (self.sides[side].addresses.clone(), self.sides[side].is_answered);
+                    self.later(MS, side, Event::Resolved(Ok(Answer { addresses, is_complete })));
                 }
                 Action::Dial { attempt, worker, address } => {
                     let when = self.now - self.start;
@@ -446,6 +449,22 @@ fn a_partial_answer_of_dns_moves_nothing() {
 }
 
 #[test]
+fn a_name_that_cannot_be_looked_up_moves_nothing_and_keeps_its_addresses() {
+    let mut world = World::new([1, 1], [&["192.0.2.2:4143", "192.0.2.3:4143"], &[]]);
+    world.run(2000 * MS);
+    let standing = world.usable(0);
+    world.sides[0].addresses = vec![address("192.0.2.3:4143")];
+    world.sides[0].is_answered = false;
+    world.run(RESOLVE_EVERY * 10);
+    assert_eq!(world.usable(0), standing);
+    assert!(world.sides[0].state.addresses.contains(&address("192.0.2.2:4143")));
+    world.sides[0].is_answered = true;
+    world.run(RESOLVE_EVERY * 3);
+    assert_ne!(world.usable(0), standing, "now it is known to be gone");
+    assert_eq!(world.sides[0].state.addresses, [address("192.0.2.3:4143")]);
+}
+
+#[test]
 fn a_new_certificate_replaces_connections_before_it_leaves_them() {
     for rotating in [0, 1] {
         let mut world = World::new([2, 2], [&["192.0.2.2:4143"], &[]]);
@@ -544,7 +563,7 @@ fn the_more_telling_trouble_is_kept() {
     let now = Instant::now();
     state.handle(Event::Configured { dialable: true }, now);
     let addresses = vec![address("192.0.2.2:1"), address("192.0.2.3:1")];
-    state.handle(Event::Resolved(Ok(addresses)), now);
+    state.handle(Event::Resolved(Ok(Answer { addresses, is_complete: true })), now);
     let trust = Trouble { reason: "TrustBundleMismatch", message: String::new() };
     state.handle(Event::DialFailed { attempt: AttemptId(1), trouble: trust.clone() }, now);
     state.handle(
