@@ -55,7 +55,6 @@ fn write(entry: &Entry, outcome: Outcome, elapsed: Duration) {
         outcome = outcome.label(),
         origin = outcome.origin(entry.direction).map(|origin| origin.label()),
         note = entry.note.as_deref().map(clean),
-        note = entry.note.as_deref().map(clean),
         traceparent = entry.traceparent.as_deref().map(clean),
         "{}",
         if entry.protocol.is_http() { "request" } else { "connection" },
