@@ -266,3 +266,20 @@ async fn no_tls_is_invalid() {
     let error = world.server.accept(&world.table, conn).await.expect_err("no TLS");
     assert_eq!(error.outcome(), Outcome::ClientInvalid);
 }
+
+#[tokio::test]
+async fn a_handshake_is_judged_by_the_roots_at_its_end() {
+    let world = world(None);
+    let clients = &world.server.clients;
+    let (chain, _key) = world.authority.issue(&[CART], &[]);
+    let begun = clients.chain.load_full();
+    let judged = || clients.judge_again(begun.as_ref(), Some(&chain));
+    assert_eq!(judged(), Ok(()));
+    // A rotation with overlap: other roots, the old one among them.
+    let next = Authority::new();
+    world.server.trust(&format!("{}{}", next.pem, world.authority.pem)).expect("bundle");
+    assert_eq!(judged(), Ok(()));
+    world.server.trust(&next.pem).expect("bundle");
+    assert!(judged().is_err(), "its root was taken away during the handshake");
+    assert!(clients.judge_again(begun.as_ref(), None).is_err());
+}
