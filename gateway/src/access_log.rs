@@ -48,6 +48,7 @@ fn write(entry: &Entry, outcome: Outcome, elapsed: Duration) {
         status = entry.status,
         grpc_status = entry.grpc_status,
         attempts = entry.attempts,
+        probe = entry.probe.then_some(true),
         received = entry.received,
         sent = entry.sent,
         first_byte_ms = entry.first_byte.map(milliseconds),

@@ -69,6 +69,8 @@ pub struct ClientConnection {
     pub listen: SocketAddr,
     /// The worker that accepted it and whose runtime it stays on.
     pub worker: usize,
+    /// `linkspan check` asks (see [`linkspan_proto::probe`]); `client` is then whom it stands for.
+    pub probe: bool,
     /// Held as long as the connection counts.
     pub permit: Permit,
 }

@@ -139,8 +139,9 @@ impl Server {
         table: &ArcSwap<RouteTable>,
         conn: ClientConnection,
     ) -> Result<(ClientConnection, Routed), MtlsError> {
-        let ClientConnection { io, client, listen, worker, permit } = conn;
+        let ClientConnection { io, client, listen, worker, probe, permit } = conn;
         let tcp = io.into_tcp().map_err(|_| MtlsError::Closed(std::io::ErrorKind::InvalidInput.into()))?;
+        let believed = self.clients.chain.load_full();
         let handshake = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await.map_err(failed)?;
             let hello = start.client_hello();
@@ -167,7 +168,7 @@ impl Server {
         };
         let source = Source { identity, assurance: Assurance::Mtls };
         let routed = Routed { route, source };
-        Ok((ClientConnection { io, client, listen, worker, permit }, routed))
+        Ok((ClientConnection { io, client, listen, worker, probe, permit }, routed))
     }
 
     fn config(&self, route: Option<&Route>, http: bool) -> Arc<ServerConfig> {

@@ -104,6 +104,24 @@ async fn binds_accepts_and_tells_where_the_client_connected() {
 }
 
 #[tokio::test]
+async fn a_probe_of_check_is_known_and_stands_for_a_local_client() {
+    use linkspan_proto::probe;
+
+    let mut rig = rig(10);
+    let address = free(12, 1)[0];
+    rig.want(&[(address, "web.a")]);
+    rig.until(|mirrors| mirrors.iter().any(|mirror| mirror.bound)).await;
+    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+    socket.bind(SocketAddr::from((probe::SOURCE, 0))).expect("bind");
+    let client = socket.connect(address).await.expect("connect");
+    let conn = rig.accepted.recv().await.expect("accepted");
+    let port = client.local_addr().expect("address").port();
+    assert_eq!((conn.probe, conn.client), (true, SocketAddr::from((probe::CALLER, port))));
+    let _client = TcpStream::connect(address).await.expect("connect");
+    assert!(!rig.accepted.recv().await.expect("accepted").probe);
+}
+
+#[tokio::test]
 async fn a_removed_mirror_stops_listening_and_keeps_its_connections() {
     let mut rig = rig(10);
     let addresses = free(2, 2);
@@ -141,26 +159,6 @@ async fn a_taken_address_is_reported_and_tried_again() {
     drop(other);
     rig.until(|mirrors| mirrors.iter().all(|mirror| mirror.bound)).await;
     assert!(rig.rejections.all().is_empty());
-}
-
-#[tokio::test]
-async fn another_gateway_of_the_same_user_does_not_share_in_silence() {
-    let (one, two) = (rig(10), rig(10));
-    let addresses = free(4, 1);
-    one.want(&[(addresses[0], "web.a")]);
-    one.until(|mirrors| mirrors.iter().any(|mirror| mirror.bound)).await;
-    two.want(&[(addresses[0], "web.a")]);
-    let mirrors = two.until(|mirrors| mirrors.len() == 1).await;
-    assert_eq!(mirrors[0].reason, "AddressInUse");
-}
-
-#[tokio::test]
-async fn an_address_of_another_machine_says_what_to_do() {
-    let rig = rig(10);
-    rig.want(&[("192.0.2.1:80".parse().expect("address"), "web.a")]);
-    let mirrors = rig.until(|mirrors| mirrors.len() == 1).await;
-    assert_eq!(mirrors[0].reason, "AddressNotAvailable");
-    assert!(mirrors[0].message.contains("127.0.0.0/8"));
 }
 
 #[tokio::test]
@@ -212,6 +210,26 @@ async fn a_catalogue_of_countless_ports_leaves_status_and_admin_page_readable() 
     let registry = linkspan_runtime::metrics::Registry::new();
     rig.board.register(&rig.permits, &registry);
     assert!(registry.encode().expect("page").contains("listener_ports{state=\"refused\"} 4999"), "all are counted");
+}
+
+#[tokio::test]
+async fn another_gateway_of_the_same_user_does_not_share_in_silence() {
+    let (one, two) = (rig(10), rig(10));
+    let addresses = free(4, 1);
+    one.want(&[(addresses[0], "web.a")]);
+    one.until(|mirrors| mirrors.iter().any(|mirror| mirror.bound)).await;
+    two.want(&[(addresses[0], "web.a")]);
+    let mirrors = two.until(|mirrors| mirrors.len() == 1).await;
+    assert_eq!(mirrors[0].reason, "AddressInUse");
+}
+
+#[tokio::test]
+async fn an_address_of_another_machine_says_what_to_do() {
+    let rig = rig(10);
+    rig.want(&[("192.0.2.1:80".parse().expect("address"), "web.a")]);
+    let mirrors = rig.until(|mirrors| mirrors.len() == 1).await;
+    assert_eq!(mirrors[0].reason, "AddressNotAvailable");
+    assert!(mirrors[0].message.contains("127.0.0.0/8"));
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ async fn connection() -> (TcpStream, ClientConnection) {
     let socket = TcpStream::connect(listen).await.expect("connect");
     let (accepted, client) = listener.accept().await.expect("accept");
     let permit = Permits::new(1).acquire().expect("place");
-    (socket, ClientConnection { io: ClientIo::tcp(accepted), client, listen, worker: 0, permit })
+    (socket, ClientConnection { io: ClientIo::tcp(accepted), client, listen, worker: 0, probe: false, permit })
 }
 
 /// One connection: what the server made of it, and which protocol the client got.

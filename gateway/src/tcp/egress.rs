@@ -73,6 +73,7 @@ pub async fn serve(gateway: &Gateway, mut conn: ClientConnection, routed: Routed
     entry.mirror = Some(routed.route.name().clone());
     entry.source = Some(routed.source.clone());
     entry.client = Some(conn.client);
+    entry.probe = conn.probe;
     entry.traceparent = Some(new_trace());
     let first = routed.route.pick(&gateway.links, &[]);
     entry.peer = first.as_ref().ok().map(|target| target.cluster.clone());
