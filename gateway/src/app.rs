@@ -27,7 +27,7 @@ use crate::context::{Gateway, TUNNEL_IDLE};
 use crate::discovery::{Client, Rejections, Snapshot};
 use crate::identity::Identity;
 use crate::link::{self, Keys, LinkConfig, Links};
-use crate::listener::{self, Binder, Bindings, Board, ClientConnection, Permits};
+use crate::listener::{self, Binder, Bindings, Board, Budget, ClientConnection, Permits};
 use crate::metrics::Metrics;
 use crate::mtls;
 use crate::outcome::Recorder;
@@ -131,6 +131,7 @@ struct Parts {
     identity: Arc<Identity>,
     rejections: Rejections,
     permits: Permits,
+    budget: Budget,
     mtls: Option<(Arc<mtls::Server>, Vec<TcpListener>)>,
     addresses: Addresses,
 }
@@ -143,6 +144,7 @@ impl App {
     /// When an address, the state directory or a thread is not to be had. Nothing runs then.
     pub async fn start(config: Config, process: &Process) -> Result<Self, StartError> {
         prepare_state(&config).map_err(StartError::State)?;
+        // The soft limit is raised to the hard one: it is low for the sake of programs that use select(2).
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(DESCRIPTORS);
         let workers: Vec<Thread> = (0..config.workers)
             .map(|index| Thread::start(format!("gateway-{index}")))
@@ -245,7 +247,7 @@ impl Parts {
             links,
             table: Arc::new(ArcSwap::from_pointee(RouteTable::empty(own))),
             recorder: Arc::new(recorders),
-            // Clients take up to three quarters of the descriptors; see `Permits`.
+            // Of the descriptors, clients take up to five eighths (`Permits`), mirrored ports one (`Budget`).
             limits: Limits::new(usize::try_from(descriptors / 8).unwrap_or(usize::MAX).max(64)),
             tunnel_idle: TUNNEL_IDLE,
             drain: signal.clone(),
@@ -260,6 +262,7 @@ impl Parts {
         Ok(Self {
             path: Path::new(Arc::clone(&gateway)),
             permits: Permits::for_descriptors(descriptors),
+            budget: Budget::for_descriptors(descriptors),
             rejections: Rejections::new(),
             config,
             process,
@@ -281,7 +284,7 @@ impl Parts {
         let (snapshots, configurations) = watch::channel(Arc::<Snapshot>::default());
         let (applied, in_force) = watch::channel(0);
         let (bindings, wanted) = watch::channel(Arc::<Bindings>::default());
-        let (binder, listeners) = Binder::new(runtimes.len(), self.rejections.clone());
+        let (binder, listeners) = Binder::new(runtimes.len(), self.budget, self.rejections.clone());
         let board = binder.board();
         board.register(&self.permits, self.process.admin.registry());
 

@@ -1,13 +1,13 @@
 //! Stage 2: what protocol the client speaks.
 //!
 //! ```text
-//! declared (appProtocol, well-known port) --> decided without a byte
+//! declared (appProtocol, well-known port) --> opaque without a byte, HTTP/2 when its preface is there
 //!        else first bytes --> HTTP/2 preface | HTTP/1 request line | TLS ClientHello | opaque
 //! ```
 //!
 //! - In: the declared protocol, then the client's bytes as they come.
 //! - Out: [`Detected`]. The bytes stay in front of the connection, nothing is consumed.
-//! - Refuses when: the client closes or fails before its first byte.
+//! - Refuses when: the client closes or fails before its first byte; a client of HTTP/2 sends no preface in time.
 //! - Never does: make a client of a server-speaks-first protocol wait more than [`FIRST_BYTE`]; decide differently
 //!   because the same bytes came in other pieces (the verdicts are pure functions, see [`verdict`]).
 //! - Numbers: [`FIRST_BYTE`], [`UNDECIDED`], [`DECLARED_HTTP`], and [`MAX_PREFIX`].
@@ -35,7 +35,7 @@ pub const FIRST_BYTE: Duration = Duration::from_millis(100);
 pub const UNDECIDED: Duration = Duration::from_secs(1);
 
 /// How long a client of a declared HTTP port may be silent: HTTP clients open connections ahead. As long as the HTTP
-/// server waits for a request's head (S-27).
+/// server waits for a request's head (S-27). For HTTP/2 this is the only limit: hyper waits for a preface for ever.
 pub const DECLARED_HTTP: Duration = Duration::from_secs(10);
 
 /// Bytes after which the verdict must be in. A ClientHello with post-quantum shares is below 2 KiB; a request line longer
@@ -86,6 +86,9 @@ pub enum DetectError {
     /// The client closed before its first byte.
     #[error("the client closed before its first byte")]
     Closed,
+    /// No preface on a port that is declared HTTP/2.
+    #[error("no HTTP/2 preface within 10 s")]
+    NoPreface,
     /// The client's socket failed.
     #[error("the client's socket failed: {0}")]
     Io(#[from] io::Error),
@@ -147,29 +150,33 @@ pub fn guess(prefix: &[u8]) -> Detected {
 /// Decides, reading as much as needed and waiting as long as allowed.
 ///
 /// # Errors
-/// When the client is gone before its first byte.
+/// When the client is gone before its first byte, or sends no HTTP/2 preface where one is due.
 pub async fn detect(io: &mut ClientIo, declared: Declared) -> Result<Detected, DetectError> {
     let begun = Instant::now();
     let first = match declared {
         Declared::Opaque => return Ok(Detected::Opaque),
-        Declared::Http2 => return Ok(Detected::Http2),
-        Declared::Http => begun + DECLARED_HTTP,
+        Declared::Http2 | Declared::Http => begun + DECLARED_HTTP,
         Declared::Unknown => begun + FIRST_BYTE,
     };
     let mut deadline = first;
     loop {
         match (declared, verdict(io.prefix())) {
-            (Declared::Http, Verdict::Is(Detected::Http2)) => return Ok(Detected::Http2),
+            // What is no preface gets its answer from the HTTP/2 server.
+            (Declared::Http2, Verdict::Is(_)) | (Declared::Http, Verdict::Is(Detected::Http2)) => {
+                return Ok(Detected::Http2);
+            }
             // Declared HTTP that looks like anything else gets its 400 from the HTTP server.
             (Declared::Http, Verdict::Is(_)) => return Ok(Detected::Http1),
             (_, Verdict::Is(detected)) => return Ok(detected),
             (_, Verdict::More) => {}
         }
         match timeout_at(deadline, io.fill()).await {
+            Err(_) if declared == Declared::Http2 => return Err(DetectError::NoPreface),
             Err(_) if declared == Declared::Http => return Ok(Detected::Http1),
             Err(_) => return Ok(guess(io.prefix())),
             Ok(Err(error)) => return Err(error.into()),
             Ok(Ok(0)) if io.prefix().is_empty() => return Err(DetectError::Closed),
+            Ok(Ok(0)) if declared == Declared::Http2 => return Err(DetectError::NoPreface),
             // A FIN behind an undecided prefix: carried as it is.
             Ok(Ok(0)) => return Ok(guess(io.prefix())),
             Ok(Ok(_)) => deadline = deadline.max(begun + UNDECIDED),

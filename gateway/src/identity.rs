@@ -27,6 +27,7 @@ use linkspan_runtime::metrics::prometheus_client::collector::Collector;
 use linkspan_runtime::metrics::prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use linkspan_runtime::metrics::prometheus_client::metrics::MetricType;
 use linkspan_runtime::metrics::prometheus_client::metrics::gauge::ConstGauge;
+use linkspan_runtime::task;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -167,7 +168,13 @@ impl Identity {
             match self.sign(purpose, &wanted).await {
                 Ok(signed) => {
                     backoff.reset();
+                    let renewed = purpose == Purpose::Link && certificate.not_after().is_some();
                     certificate.replace(signed.key, signed.not_after);
+                    if renewed {
+                        let certificate = Arc::clone(&certificate);
+                        // Detached: ends by itself.
+                        drop(task::spawn("certificate_reminder", async move { certificate.remind().await }));
+                    }
                     self.bundle.send_if_modified(|old| {
                         let changed = old.as_ref() != Some(&signed.bundle);
                         *old = Some(signed.bundle);

@@ -8,9 +8,10 @@
 //! - In: the addresses that mirrors want ([`Bindings`]).
 //! - Out: a [`ClientConnection`] for each accepted connection, on the worker that accepted it.
 //! - Refuses when: all connection permits are in use: the client is reset at once, which its load balancer understands,
-//!   instead of waiting in a queue that nobody sees.
+//!   instead of waiting in a queue that nobody sees. An address is not bound when its owner has used up its share of
+//!   sockets, see [`Budget`].
 //! - Never does: read a byte, know a protocol, drop an established connection because its mirror was removed.
-//! - Numbers: [`BACKLOG`], [`SOCKETS`], [`ACCEPT_PAUSE`], [`BIND_PAUSE`].
+//! - Numbers: [`BACKLOG`], [`ACCEPT_PAUSE`], [`BIND_PAUSE`]; sockets: [`Budget`].
 //!
 //! Each address is bound once for every worker with `SO_REUSEPORT`, so that the kernel spreads connections and no
 //! connection changes threads. `SO_REUSEPORT` would also let a second gateway on the same machine share our addresses
@@ -26,20 +27,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 mod accept;
 mod binder;
 mod board;
+mod budget;
 mod io;
 
 pub use accept::{Worker, serve, serve_one};
 pub use binder::{Binder, bind};
 pub use board::{Board, MirrorState};
+pub use budget::{Budget, Owners, SOCKETS};
 pub use io::ClientIo;
 
 /// Connections that wait in the kernel for `accept`. Above it SYNs are dropped and retried after 1 s. The usual
 /// `somaxconn` is 4,096; a worker that is 1,024 connections behind is overloaded in any case.
 pub const BACKLOG: i32 = 1024;
-
-/// Listening sockets of one process. A socket costs about 4 KiB of kernel memory and a descriptor: 64 MiB in all. With more
-/// addresses than this divided by the workers, each address is bound on fewer workers, and on one at least.
-pub const SOCKETS: usize = 16_384;
 
 /// Pauses after an `accept` that failed for want of descriptors or memory. The upper bound keeps recovery under 1 s
 /// after descriptors are free again (S-32).
@@ -53,6 +52,8 @@ pub const BIND_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Durati
 pub struct Bindings {
     /// Mirror name by address.
     pub addresses: BTreeMap<SocketAddr, Arc<str>>,
+    /// Who owns an address: the clusters whose services it stands for.
+    pub owners: BTreeMap<SocketAddr, Owners>,
     /// Addresses that a second mirror claims as well, and that mirror; the first by name has them.
     pub conflicts: BTreeMap<SocketAddr, Arc<str>>,
 }
@@ -68,6 +69,8 @@ pub struct ClientConnection {
     pub listen: SocketAddr,
     /// The worker that accepted it and whose runtime it stays on.
     pub worker: usize,
+    /// `linkspan check` asks (see [`linkspan_proto::probe`]); `client` is then whom it stands for.
+    pub probe: bool,
     /// Held as long as the connection counts.
     pub permit: Permit,
 }
@@ -91,11 +94,11 @@ impl Permits {
         Self { places: Arc::new(Semaphore::new(limit)), limit }
     }
 
-    /// What the process can carry: each client connection may cost a second descriptor (a local backend), and a quarter
-    /// of all descriptors is kept for listeners, backends of peers, links and files.
+    /// What the process can carry: each client connection may cost a second descriptor (a local backend), and three eighths
+    /// of all descriptors are kept: for listeners ([`Budget`]), for backends of peers, for links and files.
     #[must_use]
     pub fn for_descriptors(descriptors: u64) -> Self {
-        let usable = descriptors / 4 * 3 / 2;
+        let usable = descriptors / 8 * 5 / 2;
         Self::new(usize::try_from(usable).unwrap_or(usize::MAX).max(16))
     }
 

@@ -21,6 +21,7 @@
 //! | `response_latency_ms` | from the request's head to the end of its response |
 //! | `tcp_open_total`, `tcp_close_total` | connections that are not HTTP; closes by `outcome` |
 //! | `tcp_read_bytes_total`, `tcp_write_bytes_total` | bytes from and to the caller: TCP payload and HTTP bodies |
+//! | `service_probe_total` | probes of `linkspan check` that have ended, by `outcome`; in none of the families above |
 //! | `link_*` | see [`link`] |
 //!
 //! Requests are counted when they end, and not when they begin, because only then the peer is known: a request may be
@@ -187,18 +188,22 @@ impl Known {
 
 impl Recorder for Metrics {
     fn begin(&self, entry: &Entry) {
-        if !entry.protocol.is_http() {
+        if !entry.probe && !entry.protocol.is_http() {
             self.resolve(entry).tcp_open();
         }
     }
 
     fn progress(&self, entry: &Entry, received: u64, sent: u64) {
-        self.resolve(entry).bytes(received, sent);
+        if !entry.probe {
+            self.resolve(entry).bytes(received, sent);
+        }
     }
 
     fn end(&self, entry: &Entry, outcome: Outcome, elapsed: Duration) {
         let series = self.resolve(entry);
-        if entry.protocol.is_http() {
+        if entry.probe {
+            series.probe(outcome);
+        } else if entry.protocol.is_http() {
             series.request(outcome, entry.status, entry.grpc_status, elapsed);
         } else {
             series.tcp_close(outcome);

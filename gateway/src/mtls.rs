@@ -139,8 +139,9 @@ impl Server {
         table: &ArcSwap<RouteTable>,
         conn: ClientConnection,
     ) -> Result<(ClientConnection, Routed), MtlsError> {
-        let ClientConnection { io, client, listen, worker, permit } = conn;
+        let ClientConnection { io, client, listen, worker, probe, permit } = conn;
         let tcp = io.into_tcp().map_err(|_| MtlsError::Closed(std::io::ErrorKind::InvalidInput.into()))?;
+        let believed = self.clients.chain.load_full();
         let handshake = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await.map_err(failed)?;
             let hello = start.client_hello();
@@ -155,6 +156,10 @@ impl Server {
         // The verifier has read this certificate already; reading it again is cheaper than carrying it out of rustls.
         let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let svid = leaf.ok_or(rustls::Error::NoCertificatesPresented).and_then(|leaf| Ok(Svid::read(leaf)?));
+        // Roots that were replaced during the handshake may have judged it.
+        self.clients
+            .judge_again(believed.as_ref(), stream.get_ref().1.peer_certificates())
+            .map_err(MtlsError::Untrusted)?;
         let identity = svid.map_err(MtlsError::Untrusted)?.id;
         let io = ClientIo::tls(stream);
         let Some(route) = table.load().by_server_name(&name).map(Arc::clone) else {
@@ -163,7 +168,7 @@ impl Server {
         };
         let source = Source { identity, assurance: Assurance::Mtls };
         let routed = Routed { route, source };
-        Ok((ClientConnection { io, client, listen, worker, permit }, routed))
+        Ok((ClientConnection { io, client, listen, worker, probe, permit }, routed))
     }
 
     fn config(&self, route: Option<&Route>, http: bool) -> Arc<ServerConfig> {
@@ -206,6 +211,20 @@ struct Clients {
 struct Chain(Arc<dyn ClientCertVerifier>);
 
 impl Clients {
+    /// Verifies the chain of a finished handshake, unless the roots are still those of its beginning.
+    fn judge_again(
+        &self,
+        believed: Option<&Arc<Chain>>,
+        shown: Option<&[CertificateDer<'_>]>,
+    ) -> Result<(), rustls::Error> {
+        let now = self.chain.load();
+        if believed.map(Arc::as_ptr) == now.as_ref().map(Arc::as_ptr) {
+            return Ok(());
+        }
+        let (leaf, above) = shown.and_then(<[_]>::split_first).ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verify_client_cert(leaf, above, UnixTime::now()).map(|_| ())
+    }
+
     fn replace(&self, bundle: &str) -> Result<(), TrustFailure> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {

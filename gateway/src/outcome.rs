@@ -242,6 +242,8 @@ pub struct Entry {
     pub traceparent: Option<String>,
     /// How many targets were tried; 1 where the first one took it.
     pub attempts: u32,
+    /// `linkspan check` asks, and no user: the access log says so, metrics and `stat` leave it out.
+    pub probe: bool,
     /// Why it failed, in words. Goes to the access log, never into a label or to a peer.
     pub note: Option<String>,
     /// When it began.
@@ -273,6 +275,7 @@ impl Entry {
             grpc_status: None,
             traceparent: None,
             attempts: 0,
+            probe: false,
             note: None,
             started: Instant::now(),
             first_byte: None,

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use linkspan_proto::refusal::Refusal;
 use linkspan_runtime::drain::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -440,11 +440,22 @@ async fn write_metered<W: AsyncWrite + Unpin>(io: &mut W, mut pieces: Vec<Bytes>
 
 /// One read into the worker's shared buffer; an empty chunk is the end. Nothing is held while the socket is silent.
 pub(crate) fn poll_chunk<IO: AsyncRead + Unpin>(io: &mut IO, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    poll_chunk_of(io, CHUNK, cx)
+}
+
+/// [`poll_chunk`] of at most `most` bytes, which must not be 0.
+pub(crate) fn poll_chunk_of<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    most: usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Bytes>> {
+    debug_assert!(most > 0, "an empty chunk would look like the end");
     SCRATCH.with_borrow_mut(|scratch| {
         if scratch.capacity() < CHUNK {
             *scratch = BytesMut::with_capacity(CHUNK);
         }
-        let read = pin!(io.read_buf(scratch)).poll(cx);
+        let mut room = (&mut *scratch).limit(most);
+        let read = pin!(io.read_buf(&mut room)).poll(cx);
         read.map_ok(|count| {
             if count < COPY_BELOW {
                 let chunk = Bytes::copy_from_slice(scratch);

@@ -175,6 +175,21 @@ impl Route {
         self.tiers.iter().any(|tier| tier.candidates.iter().any(|candidate| candidate.weight_now(health) > 0))
     }
 
+    /// The clusters that export this port, each once; all that the mirror names, where none is known to. Its listening
+    /// sockets count for them.
+    #[must_use]
+    pub fn owners(&self) -> Vec<&ClusterName> {
+        let candidates = || self.tiers.iter().flat_map(|tier| tier.candidates.iter());
+        let exports = |candidate: &&Candidate| candidate.capacity != Err(Unavailable::NotExported);
+        let mut owners: Vec<_> = candidates().filter(exports).map(|candidate| &candidate.cluster).collect();
+        if owners.is_empty() {
+            owners.extend(candidates().map(|candidate| &candidate.cluster));
+        }
+        owners.sort_unstable();
+        owners.dedup();
+        owners
+    }
+
     /// The mirrored name and all that the controller said of it.
     #[must_use]
     pub fn mirror(&self) -> &Arc<Mirror> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_gateway::discovery::Rejections;
-use linkspan_gateway::listener::{Binder, Bindings, ClientConnection, Permits, bind, serve};
+use linkspan_gateway::listener::{Binder, Bindings, Budget, ClientConnection, Permits, bind, serve};
 use linkspan_runtime::drain::Drain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -37,7 +37,7 @@ async fn accepting_resumes_within_a_second_of_relief() {
     let addresses = BTreeMap::from([(address, Arc::from("web.a"))]);
     let (_bindings, wanted) = watch::channel(Arc::new(Bindings { addresses, ..Bindings::default() }));
     let (_drain, signal) = Drain::new();
-    let (binder, mut workers) = Binder::new(1, Rejections::new());
+    let (binder, mut workers) = Binder::new(1, Budget::for_descriptors(256), Rejections::new());
     let board = binder.board();
     tokio::spawn(binder.run(wanted, signal.clone()));
     let (take, mut accepted) = mpsc::unbounded_channel::<ClientConnection>();

@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_gateway::outcome::{Direction, Outcome};
+use linkspan_gateway::outcome::{Direction, Entry, Outcome};
 use linkspan_proto::identity::{Assurance, Source};
+use linkspan_proto::probe;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -467,6 +468,60 @@ async fn a_cluster_that_refuses_is_replaced_before_the_first_byte() {
         west.export("echo", &[backend.address], |export| export.rules = Some(Vec::new()));
         assert_eq!(ends_with(address).await, Err(ErrorKind::ConnectionReset));
         assert_eq!(backend.connections(), 5);
+    })
+    .await;
+}
+
+/// The local service takes over with what the client had said to a cluster that then refused.
+#[tokio::test]
+async fn what_was_said_ahead_reaches_a_local_backend_once() {
+    patiently(async {
+        let (east, west) = pair().await;
+        west.export("echo", &[nobody().await], |_| {});
+        let backend = Backend::collector().await;
+        east.export("echo", &[backend.address], |_| {});
+        let address = east.mirror("echo", None, &[&[("west", 1)], &[("east", 1)]]).await;
+        // More than is kept for another target: the rest waits in the client's socket.
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|index| (index % 251) as u8).collect();
+        let client = connect(address).await;
+        let (mut read, mut write) = client.into_split();
+        let sending = sent.clone();
+        let writing = tokio::spawn(async move {
+            write.write_all(&sending).await.expect("write");
+            write.shutdown().await.expect("fin");
+        });
+        let mut back = Vec::new();
+        read.read_to_end(&mut back).await.expect("whole");
+        writing.await.expect("no panic");
+        assert!(back == sent, "{} bytes came back", back.len());
+        let (entry, outcome) = east.seen.ends(Direction::Outbound, 1).await.remove(0);
+        assert_eq!((outcome, entry.attempts, entry.received), (Outcome::Ok, 2, 1_000_000));
+        assert_eq!((entry.peer, entry.sent), (Some(east.cluster.clone()), 1_000_000));
+    })
+    .await;
+}
+
+/// `linkspan check` asks: neither this side's figures nor anybody's identity change by it.
+#[tokio::test]
+async fn a_probe_of_check_is_marked_here_and_nowhere_else() {
+    patiently(async {
+        let (east, west) = pair().await;
+        let backend = Backend::collector().await;
+        west.export("echo", &[backend.address], |_| {});
+        let address = east.mirror("echo", None, &[&[("west", 1)]]).await;
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket.bind(SocketAddr::from((probe::SOURCE, 0))).expect("bind");
+        let mut client = socket.connect(address).await.expect("connect");
+        client.write_all(b"hello").await.expect("write");
+        client.shutdown().await.expect("fin");
+        let mut back = String::new();
+        client.read_to_string(&mut back).await.expect("whole");
+        let (here, _) = east.seen.ends(Direction::Outbound, 1).await.remove(0);
+        let (there, _) = west.seen.ends(Direction::Inbound, 1).await.remove(0);
+        let ip = |entry: &Entry| entry.client.map(|client| client.ip());
+        assert_eq!((here.probe, ip(&here)), (true, Some(probe::CALLER.into())));
+        assert_eq!((there.probe, ip(&there)), (false, Some(probe::CALLER.into())));
+        assert_eq!(here.source, there.source);
     })
     .await;
 }

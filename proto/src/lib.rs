@@ -46,6 +46,9 @@ pub mod exchange_socket;
 // Controller to gateway and back.
 pub mod configuration;
 
+// The mark of `linkspan check`'s own connections.
+pub mod probe;
+
 // Resource types.
 pub mod resources;
 

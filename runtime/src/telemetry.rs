@@ -6,7 +6,7 @@
 //! - Never does: block the thread that logs. Lines pass through a bounded queue to a thread of their own; when stderr is
 //!   not read fast enough, lines are dropped, counted (`log_lines_dropped_total`) and the loss is said in the log.
 //! - Never does: print a control character or a bidirectional control that came in with a value (see [`crate::text`]).
-//! - Numbers: [`QUEUE_LINES`], [`LINE_MAX`], [`FLUSH_LIMIT`].
+//! - Numbers: [`QUEUE_LINES`], [`LINE_MAX`], [`FLUSH_LIMIT`]; of a panic's backtrace 4 KiB, our own frames first.
 
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -22,6 +22,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::text;
+
+mod backtrace;
 
 /// Lines waiting for stderr. At a typical 200 bytes a line about 1.6 MB: a few tenths of a second of an access log at
 /// full load, which rides out a stall of the reader without holding noticeable memory.
@@ -148,11 +150,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a value that is no text");
     let location = info.location().map(ToString::to_string).unwrap_or_default();
-    let backtrace = std::backtrace::Backtrace::capture();
-    let backtrace = match backtrace.status() {
-        std::backtrace::BacktraceStatus::Captured => Some(tracing::field::display(&backtrace)),
-        _ => None,
-    };
+    let backtrace = backtrace::capture();
     let thread = thread::current();
     let thread = thread.name().unwrap_or("unnamed");
     tracing::error!(target: "panic", location, thread, backtrace, "{}", text::Clean(message));

@@ -40,7 +40,6 @@ fn child() {
 fn run(what: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("known"));
     command.args(["--exact", "child", "--nocapture"]).env(CHILD, what).stderr(Stdio::piped()).stdout(Stdio::null());
-    // A backtrace would make the panic's line longer than a line may be.
     command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE");
     command
 }
@@ -60,6 +59,23 @@ fn one_line_an_event_and_nothing_lost_at_the_end() {
     assert!(events.iter().any(|event| event["task"] == "bad_stream"));
     assert_eq!(events.last().expect("some")["message"], "last words");
     assert_eq!(events.iter().filter(|event| event["message"] == "filler").count(), 1000);
+}
+
+#[test]
+fn a_panic_with_its_backtrace_is_one_line_that_is_not_cut() {
+    for level in ["1", "full"] {
+        let output = run("json").env("RUST_BACKTRACE", level).output().expect("runs");
+        let text = String::from_utf8(output.stderr).expect("UTF-8");
+        let line = text.lines().find(|line| line.contains("\"target\":\"panic\"")).expect("the panic is logged");
+        let panic: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(panic["message"], "injected\\u000aline");
+        let backtrace = panic["backtrace"].as_str().expect("a backtrace");
+        assert!(backtrace.len() <= 5 * 1024, "{} bytes", backtrace.len());
+        assert!(!backtrace.chars().any(char::is_control), "{backtrace:?}");
+        assert!(backtrace.starts_with(|c: char| c.is_ascii_digit()), "{backtrace}");
+        let own = backtrace.find("linkspan_runtime::task").expect("our own frames");
+        assert!(backtrace.find("tokio::").is_none_or(|other| own < other), "ours come first: {backtrace}");
+    }
 }
 
 #[test]

@@ -4,6 +4,9 @@
 //! so what counts is whether it *stays* open: a refusal on the way comes back as a reset. An HTTP probe sends one
 //! `HEAD /`; every answer of the service is good, whatever its status, and what the gateways answer themselves carries
 //! the header `linkspan-error`.
+//!
+//! Probes come from an address of their own ([`linkspan_proto::probe`]), so that this side's gateway does not count them as
+//! traffic of users. For the peer's gateway they are calls like any other: a peer that could hide its calls would.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -14,9 +17,10 @@ use http::{Method, Request, Response, header};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use linkspan_proto::probe as mark;
 use linkspan_runtime::task;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// How long a connection may take: the listener is on this machine.
@@ -76,7 +80,7 @@ pub(crate) enum Found {
 
 /// Probes `address`; `host` is the name that a client would have used.
 pub(crate) async fn probe(address: SocketAddr, host: &str, language: Language) -> Found {
-    let stream = match timeout(CONNECT, TcpStream::connect(address)).await {
+    let stream = match timeout(CONNECT, connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Found::NotListening,
         Ok(Err(error)) => return Found::Impossible(error.to_string()),
@@ -93,6 +97,21 @@ pub(crate) async fn probe(address: SocketAddr, host: &str, language: Language) -
             }
         }
     }
+}
+
+/// Connects from the address by which the gateway knows that no user asks, where there is such an address.
+async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    if address.is_ipv4()
+        && let Ok(socket) = TcpSocket::new_v4()
+        && socket.bind(SocketAddr::from((mark::SOURCE, 0))).is_ok()
+    {
+        match socket.connect(address).await {
+            // From a loopback address nothing but this machine can be reached.
+            Err(error) if error.kind() != ErrorKind::ConnectionRefused => {}
+            connected => return connected,
+        }
+    }
+    TcpStream::connect(address).await
 }
 
 async fn watch(mut stream: TcpStream) -> Found {
@@ -207,6 +226,18 @@ mod tests {
     async fn an_answer_of_a_gateway_carries_its_reason() {
         let answer = "HTTP/1.1 403 Forbidden\r\nlinkspan-error: denied\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(http(answer).await, Found::Refused("denied".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn probes_carry_their_mark() {
+        let (seen, mut source) = tokio::sync::mpsc::unbounded_channel();
+        let address = server(move |stream| {
+            let seen = seen.clone();
+            async move { drop(seen.send(stream.peer_addr().expect("connected").ip())) }
+        })
+        .await;
+        probe(address, "x", Language::Tcp).await;
+        assert_eq!(source.recv().await, Some(mark::SOURCE.into()));
     }
 
     #[tokio::test]

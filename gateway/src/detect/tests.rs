@@ -215,12 +215,37 @@ async fn pair() -> (TcpStream, ClientIo) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn declared_protocols_wait_for_nothing() {
+async fn a_declared_opaque_port_waits_for_nothing() {
     let (_client, mut io) = pair().await;
     let began = Instant::now();
     assert_eq!(detect(&mut io, Declared::Opaque).await.expect("decided"), Detected::Opaque);
-    assert_eq!(detect(&mut io, Declared::Http2).await.expect("decided"), Detected::Http2);
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+/// S-27: hyper waits for a preface for ever, and a silent client would hold its place as long.
+#[tokio::test(start_paused = true)]
+async fn a_client_of_declared_http_2_that_sends_no_preface_is_let_go() {
+    for sent in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+        let (mut client, mut io) = pair().await;
+        client.write_all(sent).await.expect("write");
+        if !sent.is_empty() {
+            io.fill().await.expect("read");
+        }
+        let began = Instant::now();
+        assert!(matches!(detect(&mut io, Declared::Http2).await, Err(DetectError::NoPreface)));
+        assert_eq!(began.elapsed(), DECLARED_HTTP);
+    }
+}
+
+#[tokio::test]
+async fn declared_http_2_is_decided_by_its_preface_and_the_rest_left_to_the_server() {
+    for bytes in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x50\0\x01", b"x"]
+    {
+        let (mut client, mut io) = pair().await;
+        client.write_all(bytes).await.expect("write");
+        assert_eq!(detect(&mut io, Declared::Http2).await.expect("decided"), Detected::Http2);
+        assert_eq!(io.prefix(), bytes);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use hyper_util::rt::TokioIo;
-use linkspan_proto::configuration::{LinkReport, Report, decode_update, encode_report};
+use linkspan_proto::configuration::{LinkReport, Rejection, Report, decode_update, encode_report};
 use linkspan_proto::generated::configuration as wire;
 use linkspan_proto::generated::configuration::configuration_client::ConfigurationClient;
 use linkspan_runtime::backoff::Backoff;
@@ -36,6 +36,10 @@ const REPORTS: usize = 8;
 
 /// Links are reported at each change and at least this often: their figures move all the time.
 const LINKS_EVERY: Duration = Duration::from_secs(5);
+
+/// Text of all complaints in one report. The controller takes no report above 4 MiB and would end the call; what is left out
+/// still stands on `/mirrors` and in the log.
+const COMPLAINTS: usize = 2 * 1024 * 1024;
 
 /// After a change, a moment for those that follow it: a link that comes up changes three times.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -160,6 +164,22 @@ fn stream(receiver: mpsc::Receiver<wire::GatewayReport>) -> impl Stream<Item = w
     })
 }
 
+/// As many complaints as a report carries.
+fn bounded(mut reasons: Vec<Rejection>) -> Vec<Rejection> {
+    let mut length = 0;
+    let fits = |rejection: &&Rejection| {
+        // The fields' tags and lengths take less than that.
+        length += rejection.resource.name.len() + rejection.reason.len() + rejection.message.len() + 32;
+        length <= COMPLAINTS
+    };
+    let kept = reasons.iter().take_while(fits).count();
+    if kept < reasons.len() {
+        tracing::warn!(left_out = reasons.len() - kept, "more complaints than a report to the controller may hold");
+        reasons.truncate(kept);
+    }
+    reasons
+}
+
 /// Sends the reports of one call.
 struct Reporter {
     boot_id: String,
@@ -188,7 +208,7 @@ impl Reporter {
                 }
                 changed = rejections.changed() => {
                     drop(rejections.borrow_and_update());
-                    changed.is_ok() && self.send(&Report::Rejected { reasons: self.rejections.all() }).await
+                    changed.is_ok() && self.send(&Report::Rejected { reasons: bounded(self.rejections.all()) }).await
                 }
                 changed = self.link_changes.changed() => {
                     tokio::time::sleep(SETTLE).await;
@@ -214,5 +234,27 @@ impl Reporter {
                 true
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_proto::configuration::{ResourceKey, ResourceKind};
+
+    use super::*;
+
+    #[test]
+    fn a_report_of_countless_complaints_stays_below_what_the_controller_takes() {
+        let complaint = |number: usize| Rejection {
+            resource: ResourceKey { kind: ResourceKind::Mirror, name: format!("{number:0253}") },
+            reason: "SocketShareUsedUp".to_owned(),
+            message: "x".repeat(250),
+        };
+        let few: Vec<_> = (0..100).map(complaint).collect();
+        assert_eq!(bounded(few.clone()), few);
+        let reasons = bounded((0..20_000).map(complaint).collect());
+        assert!(reasons.len() > 3_000);
+        let text = |rejection: &Rejection| rejection.resource.name.len() + rejection.message.len();
+        assert!(reasons.iter().map(text).sum::<usize>() < COMPLAINTS, "half of what the controller takes");
     }
 }

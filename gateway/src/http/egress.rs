@@ -67,11 +67,19 @@ const ATTEMPTS: usize = 4;
 
 /// Serves a client's connection to its end.
 pub async fn serve(gateway: Arc<Gateway>, conn: ClientConnection, routed: Routed, http2: bool) {
-    let ClientConnection { io, client, worker, permit, .. } = conn;
+    let ClientConnection { io, client, worker, probe, permit, .. } = conn;
     let control = Arc::new(io::Control::default());
     let socket = io::Socket::new(io, Arc::clone(&control), http2);
-    let connection =
-        Arc::new(Connection { gateway, routed, client, worker, http2, socket: control, tunnel: Mutex::default() });
+    let connection = Arc::new(Connection {
+        gateway,
+        routed,
+        client,
+        probe,
+        worker,
+        http2,
+        socket: control,
+        tunnel: Mutex::default(),
+    });
     let served = if http2 { serve_http2(&connection, socket).await } else { serve_http1(&connection, socket).await };
     if let Err(error) = served {
         tracing::debug!(%client, %error, "connection of a client ended");
@@ -143,6 +151,7 @@ struct Connection {
     gateway: Arc<Gateway>,
     routed: Routed,
     client: SocketAddr,
+    probe: bool,
     worker: usize,
     http2: bool,
     socket: Arc<io::Control>,
@@ -262,6 +271,7 @@ impl Connection {
         entry.mirror = Some(self.routed.route.name().clone());
         entry.source = Some(self.routed.source.clone());
         entry.client = Some(self.client);
+        entry.probe = self.probe;
         entry.method = Some(method.clone());
         entry
     }

@@ -6,10 +6,11 @@
 //!
 //! - In: connections whose exchange is over, under a [`Key`].
 //! - Out: a live connection under the same key, or none.
-//! - Refuses when: too many are idle already: the connection is closed instead.
+//! - Refuses when: the worker or the cluster of the caller has too many already: the connection is closed after its use
+//!   instead. A peer chooses the identities that it speaks for, and each has connections of its own.
 //! - Never does: give a connection of one caller, cluster or export to another (S-16); keep one whose exchange was cut
 //!   short or answered early (S-22); lock across an await.
-//! - Numbers: [`IDLE`], [`PER_KEY`], [`PER_WORKER`], [`STREAMS`].
+//! - Numbers: [`IDLE`], [`PER_KEY`], [`PER_WORKER`], [`PART`], [`STREAMS`].
 //!
 //! Each worker has a pool of its own: a connection is driven by the runtime it was made on.
 
@@ -40,8 +41,16 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Idle HTTP/1 connections of one key.
 const PER_KEY: usize = 128;
 
-/// Idle HTTP/1 connections of one worker. One descriptor each.
+/// Connections that one worker keeps: idle ones of HTTP/1, all of HTTP/2. One descriptor each. Half of them at most for the
+/// callers of one cluster.
 const PER_WORKER: usize = 1024;
+
+/// The part of the process's descriptors that they may be, for each worker: small gateways have few workers. What is in use
+/// is counted as a client's or a peer's stream.
+const PART: u64 = 32;
+
+/// The least that is kept.
+const LEAST: usize = 16;
 
 /// Streams on one HTTP/2 connection to a backend, where the backend allows more. At 100 a lost packet stops 100 requests
 /// and no more, and the connections spread over the backend's threads.
@@ -83,15 +92,16 @@ thread_local! {
 }
 
 /// The connections of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pool(Mutex<Connections>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Connections {
     http1: HashMap<Key, Vec<Idle>>,
-    /// Entries in `http1`.
-    idle: usize,
     http2: HashMap<Key, Vec<Shared>>,
+    /// How many are in the two, by cluster of the caller, and how many there may be in all.
+    kept: HashMap<ClusterName, usize>,
+    limit: usize,
     /// Connects under way, for those who would otherwise begin a second one.
     connecting: HashMap<Key, Arc<Semaphore>>,
     sweeper: Option<JoinHandle<()>>,
@@ -103,7 +113,7 @@ struct Idle {
     since: Instant,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
     state: Arc<SharedState>,
@@ -217,8 +227,10 @@ impl Connecting {
         let stream = Stream::begin(&state);
         let Home { pool, key } = &self.home;
         let mut connections = pool.lock();
-        connections.http2.entry(key.clone()).or_default().push(Shared { sender: sender.clone(), state });
-        connections.start_sweeping(pool);
+        if connections.keep(&key.cluster) {
+            connections.http2.entry(key.clone()).or_default().push(Shared { sender: sender.clone(), state });
+            connections.start_sweeping(pool);
+        }
         Lease::Http2 { sender, _stream: stream }
     }
 }
@@ -235,7 +247,28 @@ impl Drop for Connecting {
     }
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        // What the start has raised it to.
+        let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or_default();
+        let part = usize::try_from(descriptors / PART).unwrap_or(usize::MAX);
+        Self::new(part.clamp(LEAST, PER_WORKER))
+    }
+}
+
 impl Pool {
+    /// A pool of at most `limit` connections.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self(Mutex::new(Connections {
+            http1: HashMap::new(),
+            http2: HashMap::new(),
+            kept: HashMap::new(),
+            limit,
+            connecting: HashMap::new(),
+            sweeper: None,
+        }))
+    }
+
     /// The pool of the worker that calls.
     pub(crate) fn of_this_worker() -> Arc<Self> {
         POOL.with(Arc::clone)
@@ -258,7 +291,7 @@ impl Pool {
         if list.is_empty() {
             connections.http1.remove(key);
         }
-        connections.idle -= taken;
+        connections.forget(&key.cluster, taken);
         found.map(|sender| self.home(key.clone()).lease(sender))
     }
 
@@ -271,7 +304,9 @@ impl Pool {
     pub(crate) fn http2(self: &Arc<Self>, key: &Key, impatient: bool) -> Http2 {
         let mut connections = self.lock();
         if let Some(list) = connections.http2.get_mut(key) {
+            let before = list.len();
             list.retain(|shared| !shared.sender.is_closed());
+            let gone = before - list.len();
             // The fullest that has room: the others can fall idle and go.
             let best = list
                 .iter()
@@ -279,8 +314,11 @@ impl Pool {
                 .max_by_key(|shared| shared.state.active.load(Ordering::Relaxed));
             if let Some(shared) = best {
                 let stream = Stream::begin(&shared.state);
-                return Http2::Ready(Lease::Http2 { sender: shared.sender.clone(), _stream: stream });
+                let lease = Lease::Http2 { sender: shared.sender.clone(), _stream: stream };
+                connections.forget(&key.cluster, gone);
+                return Http2::Ready(lease);
             }
+            connections.forget(&key.cluster, gone);
         }
         if !impatient && let Some(gate) = connections.connecting.get(key) {
             return Http2::Wait(Arc::clone(gate));
@@ -298,19 +336,32 @@ impl Pool {
 
     fn put(self: &Arc<Self>, key: Key, sender: http1::SendRequest<RequestBody>) {
         let mut connections = self.lock();
-        if connections.idle >= PER_WORKER {
-            return;
+        let full = connections.http1.get(&key).is_some_and(|list| list.len() >= PER_KEY);
+        if !full && connections.keep(&key.cluster) {
+            connections.http1.entry(key).or_default().push(Idle { sender, since: Instant::now() });
+            connections.start_sweeping(self);
         }
-        let list = connections.http1.entry(key).or_default();
-        if list.len() < PER_KEY {
-            list.push(Idle { sender, since: Instant::now() });
-            connections.idle += 1;
-        }
-        connections.start_sweeping(self);
     }
 }
 
 impl Connections {
+    /// Counts one more, if there is room for it.
+    fn keep(&mut self, cluster: &ClusterName) -> bool {
+        let (all, own) = (self.kept.values().sum::<usize>(), self.kept.get(cluster).copied().unwrap_or_default());
+        let room = all < self.limit && own < self.limit / 2;
+        if room {
+            self.kept.insert(cluster.clone(), own + 1);
+        }
+        room
+    }
+
+    /// Counts some less.
+    fn forget(&mut self, cluster: &ClusterName, gone: usize) {
+        if let Some(kept) = self.kept.get_mut(cluster) {
+            *kept = kept.saturating_sub(gone);
+        }
+    }
+
     /// Starts the task that closes old connections, if none runs. It ends when nothing is left.
     fn start_sweeping(&mut self, pool: &Arc<Pool>) {
         if self.sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -324,11 +375,15 @@ impl Connections {
             list.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < IDLE);
             !list.is_empty()
         });
-        self.idle = self.http1.values().map(Vec::len).sum();
         self.http2.retain(|_, list| {
             list.retain(|shared| !shared.sender.is_closed() && !shared.state.is_idle(now));
             !list.is_empty()
         });
+        self.kept.clear();
+        let http1 = self.http1.iter().map(|(key, list)| (&key.cluster, list.len()));
+        for (cluster, count) in http1.chain(self.http2.iter().map(|(key, list)| (&key.cluster, list.len()))) {
+            *self.kept.entry(cluster.clone()).or_default() += count;
+        }
         self.http1.is_empty() && self.http2.is_empty()
     }
 }

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, StatusCode, Version};
@@ -98,15 +98,22 @@ pub(crate) fn clean(head: &mut RequestHead) -> Result<Cleaned, Invalid> {
     if head.method == Method::CONNECT {
         return Err(Invalid::Connect);
     }
-    if let Some(authority) = head.authority.take() {
-        head.authority = Some(without_user(authority)?);
-    } else if head.version == HttpVersion::H2 {
+    // RFC 9112 section 3.2.4. That any other target begins with a slash is checked by the codec.
+    if head.path_and_query.as_str() == "*" && head.method != Method::OPTIONS {
+        return Err(Invalid::Target);
+    }
+    // The host travels as the authority. Where a peer leaves it in `Host`, that is the authority (RFC 9113 section 8.3.1,
+    // RFC 9110 section 7.2); beside one it would be a second opinion.
+    let host = take_host(&mut head.headers);
+    head.authority = match head.authority.take() {
+        Some(authority) => Some(without_user(authority)?),
+        None => host?,
+    };
+    if head.authority.is_none() && head.version == HttpVersion::H2 {
         return Err(Invalid::Host);
     }
     let length = headers::content_length(&mut head.headers)?;
     let (upgrade, trailers) = take_link_hop(&mut head.headers)?;
-    // The host travels as the authority; a second one would be a second opinion.
-    head.headers.remove(header::HOST);
     let upgrade = upgrade.filter(|_| head.version == HttpVersion::H1);
     let cleaned = Cleaned { length, upgrade: upgrade.is_some(), expects: headers::expects_continue(&head.headers) };
     put_hop(&mut head.headers, upgrade, trailers);
@@ -264,18 +271,7 @@ fn scheme(uri: &Uri) -> Result<Scheme, Invalid> {
 
 /// The host that the client named, once. `Host` is taken out of the fields: it travels as the authority.
 fn authority(headers: &mut HeaderMap, uri: &Uri, is_http_10: bool, mirror: &str) -> Result<Authority, Invalid> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next().cloned();
-    if hosts.next().is_some() {
-        return Err(Invalid::Host);
-    }
-    headers.remove(header::HOST);
-    let host = match host {
-        Some(host) if !host.is_empty() => {
-            Some(Authority::try_from(host.as_bytes()).map_err(|_| Invalid::Host).and_then(without_user)?)
-        }
-        Some(_) | None => None,
-    };
+    let host = take_host(headers)?;
     let named = uri.authority().cloned().map(without_user).transpose()?;
     match (named, host) {
         (Some(named), Some(host)) if !same_host(&named, &host, uri.scheme()) => Err(Invalid::Hosts),
@@ -284,6 +280,19 @@ fn authority(headers: &mut HeaderMap, uri: &Uri, is_http_10: bool, mirror: &str)
         (None, None) if is_http_10 => mirror.parse().map_err(|_| Invalid::Host),
         // RFC 9112 section 3.2, RFC 9113 section 8.3.1.
         (None, None) => Err(Invalid::Host),
+    }
+}
+
+/// Takes `Host` out of the fields; an empty one names nobody.
+fn take_host(headers: &mut HeaderMap) -> Result<Option<Authority>, Invalid> {
+    let Entry::Occupied(hosts) = headers.entry(header::HOST) else { return Ok(None) };
+    let (_, mut hosts) = hosts.remove_entry_mult();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Err(Invalid::Host),
+        (Some(host), None) if !host.is_empty() => {
+            Authority::try_from(host.as_bytes()).map_err(|_| Invalid::Host).and_then(without_user).map(Some)
+        }
+        (_, None) => Ok(None),
     }
 }
 

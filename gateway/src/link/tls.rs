@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -35,6 +35,10 @@ pub(super) use trust::{Role, TrustStore};
 
 /// The link protocol and its major version. Minor features are agreed in the hello.
 pub const ALPN: &[u8] = b"linkspan/1";
+
+/// How long after a new certificate a connection with the old one may still come into being: a handshake of 5 s, 5 s until the
+/// peer's hello, and one for the ways between.
+const LATE: Duration = Duration::from_secs(11);
 
 /// The name that diallers send as SNI. TLS wants some name; identity is the URI SAN, and a constant tells observers
 /// nothing.
@@ -75,7 +79,9 @@ fn ring_is_faster() -> bool {
 }
 
 /// This gateway's certificate of one purpose, replaced while connections stand. Existing connections keep the one of
-/// their handshake: QUIC has no way to change it.
+/// their handshake: QUIC has no way to change it. So those who hold connections replace them at each change, and once more
+/// when the handshakes that were under way at the change are over ([`Self::remind`]): nothing shows which of the two
+/// certificates such a one has used.
 #[derive(Default)]
 pub struct OwnCertificate {
     current: ArcSwapOption<Current>,
@@ -100,13 +106,20 @@ impl OwnCertificate {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
+    /// Tells of the last replacement once more, when every connection whose handshake began before it is known to its
+    /// holder.
+    pub async fn remind(&self) {
+        tokio::time::sleep(LATE).await;
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
     /// When the certificate in use ends; `None` while there is none.
     #[must_use]
     pub fn not_after(&self) -> Option<SystemTime> {
         self.current.load().as_ref().map(|current| current.not_after)
     }
 
-    /// Counts the replacements; 0 while there is none.
+    /// Counts the replacements and the reminders of them; 0 while there is no certificate.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 
 use futures::FutureExt;
+use linkspan_proto::probe;
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
@@ -161,7 +162,9 @@ impl<T: Fn(ClientConnection)> Acceptor<T> {
         };
         self.board.count_accepted();
         io.set_nodelay();
-        (self.take)(ClientConnection { io, client, listen: self.listen, worker: self.worker, permit });
+        let probe = client.ip().to_canonical() == IpAddr::V4(probe::SOURCE);
+        let client = if probe { SocketAddr::from((probe::CALLER, client.port())) } else { client };
+        (self.take)(ClientConnection { io, client, listen: self.listen, worker: self.worker, probe, permit });
     }
 
     fn starved(&self, error: &io::Error) -> Starving<'_> {

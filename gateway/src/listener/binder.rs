@@ -1,4 +1,4 @@
-//! Binds what mirrors want, once for the whole process, and hands the sockets to the workers.
+//! Binds what mirrors want, once for the whole process and within the budget, and hands the sockets to the workers.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,14 +8,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use linkspan_proto::configuration::{Rejection, ResourceKey, ResourceKind};
+use linkspan_proto::names::ClusterName;
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::accept::{Command, Worker};
-use super::board::{Board, MirrorState};
-use super::{BACKLOG, BIND_PAUSE, Bindings, SOCKETS};
+use super::board::{Board, Counts, MirrorState};
+use super::budget::{Budget, Grant, Ledger};
+use super::{BACKLOG, BIND_PAUSE, Bindings};
 use crate::discovery::Rejections;
 
 /// Commands that wait for a worker. A worker that is this far behind is busy; the binder then waits for it.
@@ -24,28 +26,53 @@ const INLET: usize = 64;
 /// Addresses bound in one go before other tasks of the control thread have their turn; some 10 microseconds each.
 const BATCH: usize = 64;
 
+/// Refused addresses of one owner that are shown one by one, and mirrors of it that are complained about. What comes above
+/// is counted: a catalogue of 640,000 ports must not make the status and the admin page of everybody else unreadable, and the
+/// controller takes no report above 4 MiB.
+const REFUSALS_SHOWN: usize = 2_000;
+
 /// Keeps the listening sockets equal to the wanted addresses.
 #[derive(Debug)]
 pub struct Binder {
     inlets: Vec<mpsc::Sender<Command>>,
     board: Arc<Board>,
     rejections: Rejections,
-    /// By bound address: the workers that listen on it.
-    bound: BTreeMap<SocketAddr, Vec<usize>>,
+    ledger: Ledger,
+    bound: BTreeMap<SocketAddr, Bound>,
+    /// Owners whose refusals were logged, with their number.
+    told: BTreeMap<Option<ClusterName>, usize>,
+}
+
+/// An address that is bound.
+#[derive(Debug)]
+struct Bound {
+    /// The workers that listen on it.
+    workers: Vec<usize>,
+    grant: Grant,
+}
+
+/// Why an address is not bound.
+#[derive(Debug)]
+enum Failure {
+    /// The system refuses.
+    Bind(io::Error),
+    /// The budget does, for this owner.
+    Share(Option<ClusterName>),
 }
 
 impl Binder {
     /// A binder and one [`Worker`] for each worker thread. Complaints go to `rejections`.
     #[must_use]
-    pub fn new(workers: usize, rejections: Rejections) -> (Self, Vec<Worker>) {
-        let board = Arc::new(Board::default());
+    pub fn new(workers: usize, budget: Budget, rejections: Rejections) -> (Self, Vec<Worker>) {
+        let board = Arc::new(Board::new(budget));
         let (inlets, outlets): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(|_| mpsc::channel(INLET)).unzip();
         let workers = outlets
             .into_iter()
             .enumerate()
             .map(|(index, commands)| Worker { index, commands, board: Arc::clone(&board) })
             .collect();
-        (Self { inlets, board, rejections, bound: BTreeMap::new() }, workers)
+        let ledger = Ledger::new(budget);
+        (Self { inlets, board, rejections, ledger, bound: BTreeMap::new(), told: BTreeMap::new() }, workers)
     }
 
     /// What listens where.
@@ -61,13 +88,15 @@ impl Binder {
             let wanted = Arc::clone(&bindings.borrow_and_update());
             let failures = self.reconcile(&wanted).await;
             self.report(&wanted, &failures);
-            if failures.is_empty() {
+            // What the budget refuses is not tried again by time: only another configuration changes that.
+            let wait = failures.values().any(|failure| matches!(failure, Failure::Bind(_)));
+            if !wait {
                 backoff.reset();
             }
             let retry = async {
-                match failures.is_empty() {
-                    true => std::future::pending().await,
-                    false => tokio::time::sleep(backoff.next()).await,
+                match wait {
+                    false => std::future::pending().await,
+                    true => tokio::time::sleep(backoff.next()).await,
                 }
             };
             tokio::select! {
@@ -81,33 +110,66 @@ impl Binder {
         }
     }
 
-    async fn reconcile(&mut self, wanted: &Bindings) -> BTreeMap<SocketAddr, io::Error> {
+    async fn reconcile(&mut self, wanted: &Bindings) -> BTreeMap<SocketAddr, Failure> {
         let gone: Vec<_> = self.bound.keys().filter(|at| !wanted.addresses.contains_key(at)).copied().collect();
         for address in gone {
-            for worker in self.bound.remove(&address).into_iter().flatten() {
+            let Some(bound) = self.bound.remove(&address) else { continue };
+            self.ledger.release(&bound.grant);
+            for worker in bound.workers {
                 self.tell(worker, Command::Close(address)).await;
             }
         }
+        for (address, bound) in &mut self.bound {
+            self.ledger.follow(&mut bound.grant, owners(wanted, address));
+        }
+        let copies = self.copies(wanted);
         let mut failures = BTreeMap::new();
         let new: Vec<_> = wanted.addresses.keys().filter(|at| !self.bound.contains_key(at)).copied().collect();
         for (turn, address) in new.into_iter().enumerate() {
             if turn % BATCH == BATCH - 1 {
                 tokio::task::yield_now().await;
             }
-            let chosen = workers_for(address, self.inlets.len(), wanted.addresses.len());
-            match bind(address, chosen.len()) {
-                Ok(sockets) => {
-                    for (worker, socket) in chosen.iter().zip(sockets) {
-                        self.tell(*worker, Command::Listen(address, socket)).await;
-                    }
-                    self.bound.insert(address, chosen);
-                }
-                Err(error) => {
-                    failures.insert(address, error);
-                }
+            if let Err(failure) = self.bind(address, owners(wanted, &address), &copies).await {
+                failures.insert(address, failure);
             }
         }
         failures
+    }
+
+    /// On how many workers each owner's addresses are bound: on all of them, as far as half of its share reaches.
+    fn copies(&self, wanted: &Bindings) -> BTreeMap<Option<ClusterName>, usize> {
+        let mut addresses: BTreeMap<Option<ClusterName>, usize> = BTreeMap::new();
+        for address in wanted.addresses.keys() {
+            let owners = owners(wanted, address);
+            for owner in owners.iter().map(|owner| Some(owner.clone())).chain(owners.is_empty().then_some(None)) {
+                *addresses.entry(owner).or_default() += 1;
+            }
+        }
+        let share = self.ledger.budget().share();
+        addresses.values_mut().for_each(|count| *count = (share / 2 / *count).clamp(1, self.inlets.len()));
+        addresses
+    }
+
+    /// Binds one address, if the budget allows it.
+    async fn bind(
+        &mut self,
+        address: SocketAddr,
+        owners: &[ClusterName],
+        copies: &BTreeMap<Option<ClusterName>, usize>,
+    ) -> Result<(), Failure> {
+        let first = owners.first().cloned();
+        let wished = copies.get(&first).copied().unwrap_or(1);
+        let grant = self.ledger.book(owners, wished).ok_or(Failure::Share(first))?;
+        let workers = workers_for(address, self.inlets.len(), grant.sockets);
+        let sockets = bind(address, workers.len()).map_err(|error| {
+            self.ledger.release(&grant);
+            Failure::Bind(error)
+        })?;
+        for (worker, socket) in workers.iter().zip(sockets) {
+            self.tell(*worker, Command::Listen(address, socket)).await;
+        }
+        self.bound.insert(address, Bound { workers, grant });
+        Ok(())
     }
 
     async fn tell(&self, worker: usize, command: Command) {
@@ -117,13 +179,25 @@ impl Binder {
         }
     }
 
-    fn report(&self, wanted: &Bindings, failures: &BTreeMap<SocketAddr, io::Error>) {
+    fn report(&mut self, wanted: &Bindings, failures: &BTreeMap<SocketAddr, Failure>) {
         let mut complaints: BTreeMap<&str, Vec<(SocketAddr, &'static str, String)>> = BTreeMap::new();
         let mut states = BTreeMap::new();
+        let mut refused: BTreeMap<Option<ClusterName>, usize> = BTreeMap::new();
+        let budget = self.ledger.budget();
         for (address, mirror) in &wanted.addresses {
-            let failure = failures.get(address).map(|error| explain(*address, error));
-            let (reason, message) = failure.clone().unwrap_or_default();
-            let workers = self.bound.get(address).map_or(0, Vec::len);
+            let (reason, message) = match failures.get(address) {
+                None => ("", String::new()),
+                Some(Failure::Bind(error)) => explain(*address, error),
+                Some(Failure::Share(owner)) => {
+                    let count = refused.entry(owner.clone()).or_default();
+                    *count += 1;
+                    if *count > REFUSALS_SHOWN {
+                        continue;
+                    }
+                    ("SocketShareUsedUp", explain_share(owner.as_ref(), budget))
+                }
+            };
+            let workers = self.bound.get(address).map_or(0, |bound| bound.workers.len());
             let state = MirrorState {
                 mirror: mirror.to_string(),
                 listen: *address,
@@ -133,7 +207,7 @@ impl Binder {
                 message: message.clone(),
             };
             states.insert(*address, state);
-            if failure.is_some() {
+            if !reason.is_empty() {
                 complaints.entry(mirror).or_default().push((*address, reason, message));
             }
         }
@@ -142,14 +216,41 @@ impl Binder {
             let message = format!("{address} is taken by {holder}; give one of the two another address");
             complaints.entry(mirror).or_default().push((*address, "AddressInUse", message));
         }
-        self.board.replace(states);
+        let refusals: usize = refused.values().sum();
+        self.board.replace(
+            states,
+            Counts {
+                bound: self.bound.len(),
+                failed: failures.len() - refusals,
+                refused: refusals,
+                sockets: self.ledger.by_owner().clone(),
+            },
+        );
         let rejections: Vec<_> = complaints.into_iter().map(|(mirror, ports)| rejection(mirror, &ports)).collect();
-        let known: BTreeSet<_> = self.rejections.all().into_iter().map(|known| known.message).collect();
-        for rejection in rejections.iter().filter(|rejection| !known.contains(&rejection.message)) {
-            tracing::warn!(mirror = rejection.resource.name, reason = rejection.reason, "{}", rejection.message);
-        }
+        self.complain(&rejections, refused);
         self.rejections.set("listener", rejections);
     }
+
+    /// Logs what is new: each mirror that cannot be bound, but one line for all that one owner has too many.
+    fn complain(&mut self, rejections: &[Rejection], refused: BTreeMap<Option<ClusterName>, usize>) {
+        let known: BTreeSet<_> = self.rejections.all().into_iter().map(|known| known.message).collect();
+        let each = rejections.iter().filter(|rejection| rejection.reason != "SocketShareUsedUp");
+        for rejection in each.filter(|rejection| !known.contains(&rejection.message)) {
+            tracing::warn!(mirror = rejection.resource.name, reason = rejection.reason, "{}", rejection.message);
+        }
+        for (owner, ports) in &refused {
+            if self.told.get(owner) != Some(ports) {
+                let message = explain_share(owner.as_ref(), self.ledger.budget());
+                let cluster = owner.as_ref().map(ClusterName::as_str);
+                tracing::warn!(cluster, ports, reason = "SocketShareUsedUp", "{message}");
+            }
+        }
+        self.told = refused;
+    }
+}
+
+fn owners<'a>(wanted: &'a Bindings, address: &SocketAddr) -> &'a [ClusterName] {
+    wanted.owners.get(address).map_or(&[], |owners| owners)
 }
 
 /// One complaint for a mirror, about its first bad port.
@@ -166,10 +267,10 @@ fn rejection(mirror: &str, ports: &[(SocketAddr, &'static str, String)]) -> Reje
     }
 }
 
-/// The workers that listen on `address`: all of them, or fewer when there are many addresses (see [`SOCKETS`]). The
-/// choice depends on the address alone, so that addresses spread over the workers.
-pub(super) fn workers_for(address: SocketAddr, workers: usize, addresses: usize) -> Vec<usize> {
-    let copies = (SOCKETS / addresses.max(1)).clamp(1, workers);
+/// The workers that listen on `address`, `copies` of them. The choice depends on the address alone, so that addresses
+/// spread over the workers.
+pub(super) fn workers_for(address: SocketAddr, workers: usize, copies: usize) -> Vec<usize> {
+    let copies = copies.clamp(1, workers);
     let mut hasher = DefaultHasher::new();
     address.hash(&mut hasher);
     let first = usize::try_from(hasher.finish() % workers as u64).unwrap_or(0);
@@ -244,6 +345,17 @@ fn explain(address: SocketAddr, error: &io::Error) -> (&'static str, String) {
         ),
         _ => ("BindFailed", format!("cannot listen on {address}: {error}")),
     }
+}
+
+/// The budget's refusal as a sentence with remedy. Like the others it must not vary between attempts.
+fn explain_share(owner: Option<&ClusterName>, budget: Budget) -> String {
+    let whose = owner.map_or_else(|| "mirrors".to_owned(), |owner| format!("services of {owner}"));
+    format!(
+        "{whose} need more listening sockets than their share ({} of {}, which follow the limit of open files); export \
+         fewer ports there, or raise the gateway's limit (ulimit -Hn, LimitNOFILE=)",
+        budget.share(),
+        budget.total()
+    )
 }
 
 /// Whether the process or the machine is out of descriptors or socket memory.

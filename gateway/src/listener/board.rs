@@ -7,7 +7,9 @@
 //! | `listener_accept_failures_total` | times that `accept` failed, for want of descriptors mostly |
 //! | `listener_starving` | sockets that pause after such a failure; above 0 the gateway is degraded |
 //! | `listener_connections`, `listener_connections_limit` | open client connections, and how many there may be |
-//! | `listener_ports{state}` | mirrored ports by `bound`, `failed` |
+//! | `listener_ports{state}` | mirrored ports by `bound`, `failed` (the system refuses), `refused` (the budget does) |
+//! | `listener_sockets{peer}` | listening sockets of the mirrored ports, by the cluster that they count for |
+//! | `listener_sockets_limit`, `listener_sockets_share` | how many there may be, in all and for one cluster |
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use linkspan_proto::names::ClusterName;
 use linkspan_runtime::metrics::Registry;
 use linkspan_runtime::metrics::prometheus_client::collector::Collector;
 use linkspan_runtime::metrics::prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -23,16 +26,27 @@ use linkspan_runtime::metrics::prometheus_client::metrics::counter::ConstCounter
 use linkspan_runtime::metrics::prometheus_client::metrics::gauge::ConstGauge;
 use serde::Serialize;
 
-use super::Permits;
+use super::{Budget, Permits};
 
 /// The state of all listening sockets of the process.
 #[derive(Debug, Default)]
 pub struct Board {
     mirrors: Mutex<BTreeMap<SocketAddr, MirrorState>>,
+    counts: Mutex<Counts>,
+    budget: Budget,
     accepted: AtomicU64,
     refused: AtomicU64,
     failures: AtomicU64,
     starving: AtomicU64,
+}
+
+/// How the mirrored ports stand in all. [`Board::mirrors`] may leave out some that are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) bound: usize,
+    pub(super) failed: usize,
+    pub(super) refused: usize,
+    pub(super) sockets: BTreeMap<Option<ClusterName>, usize>,
 }
 
 /// The listening state of one port of a mirror.
@@ -58,12 +72,16 @@ pub struct MirrorState {
 pub(super) struct Starving<'a>(&'a Board);
 
 impl Board {
+    pub(super) fn new(budget: Budget) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
     /// Shows it on `/metrics`. `permits` are those of all listeners.
     pub fn register(self: &Arc<Self>, permits: &Permits, registry: &Registry) {
         registry.collector(Shown { board: Arc::clone(self), permits: permits.clone() });
     }
 
-    /// All mirrored ports, in order of address.
+    /// All mirrored ports, in order of address; of those that the budget refuses some thousand for each cluster.
     #[must_use]
     pub fn mirrors(&self) -> Vec<MirrorState> {
         self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -102,7 +120,8 @@ impl Board {
         (self.failures.fetch_add(1, Ordering::Relaxed) + 1, Starving(self))
     }
 
-    pub(super) fn replace(&self, mirrors: BTreeMap<SocketAddr, MirrorState>) {
+    pub(super) fn replace(&self, mirrors: BTreeMap<SocketAddr, MirrorState>, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
         *self.mirrors.lock().unwrap_or_else(PoisonError::into_inner) = mirrors;
     }
 }
@@ -134,18 +153,23 @@ impl Collector for Shown {
             ("listener_starving", "Sockets that pause after a failed accept", board.starving.load(Ordering::Relaxed)),
             ("listener_connections", "Open client connections", self.permits.in_use() as u64),
             ("listener_connections_limit", "Client connections there may be", self.permits.limit() as u64),
+            ("listener_sockets_limit", "Listening sockets of mirrors there may be", board.budget.total() as u64),
+            ("listener_sockets_share", "Of these, for one cluster's services", board.budget.share() as u64),
         ] {
             let metric = ConstGauge::new(value as f64);
             metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
-        let mirrors = board.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = mirrors.values().filter(|mirror| mirror.bound).count();
-        let all = mirrors.len();
-        drop(mirrors);
+        let counts = board.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let help = "Mirrored ports, by state";
         let mut family = encoder.encode_descriptor("listener_ports", help, None, MetricType::Gauge)?;
-        for (state, count) in [("bound", bound), ("failed", all - bound)] {
+        for (state, count) in [("bound", counts.bound), ("failed", counts.failed), ("refused", counts.refused)] {
             ConstGauge::new(count as f64).encode(family.encode_family(&[("state", state)])?)?;
+        }
+        let help = "Listening sockets of mirrored ports, by the cluster that they count for";
+        let mut family = encoder.encode_descriptor("listener_sockets", help, None, MetricType::Gauge)?;
+        for (owner, count) in &counts.sockets {
+            let peer = owner.as_ref().map_or("", ClusterName::as_str);
+            ConstGauge::new(*count as f64).encode(family.encode_family(&[("peer", peer)])?)?;
         }
         Ok(())
     }

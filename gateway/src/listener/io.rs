@@ -61,6 +61,12 @@ impl ClientIo {
         std::mem::take(&mut self.prefix).freeze()
     }
 
+    /// Puts back what was taken by [`Self::take_prefix`] and read since; nothing may have been left in front.
+    pub(crate) fn unread(&mut self, bytes: Bytes) {
+        debug_assert!(self.prefix.is_empty(), "bytes change their order");
+        self.prefix = BytesMut::from(bytes);
+    }
+
     /// Small writes leave at once: requests and replies are often smaller than a segment.
     pub(super) fn set_nodelay(&self) {
         // Fails only on a socket that is no more; the first read will tell.

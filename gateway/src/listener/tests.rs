@@ -20,8 +20,12 @@ struct Rig {
 }
 
 fn rig(limit: usize) -> Rig {
+    rig_with(limit, Budget::default())
+}
+
+fn rig_with(limit: usize, budget: Budget) -> Rig {
     let rejections = Rejections::new();
-    let (binder, workers) = Binder::new(2, rejections.clone());
+    let (binder, workers) = Binder::new(2, budget, rejections.clone());
     let (bindings, wanted) = watch::channel(Arc::new(Bindings::default()));
     let (drain, signal) = Drain::new();
     let (take, accepted) = mpsc::unbounded_channel();
@@ -57,6 +61,17 @@ impl Rig {
     }
 }
 
+/// As the route table says it: addresses, with the cluster whose service each is.
+fn owned(addresses: &[(SocketAddr, &str)]) -> Bindings {
+    let mut bindings = Bindings::default();
+    for (address, cluster) in addresses {
+        let owner = linkspan_proto::names::ClusterName::parse(cluster).expect("a name");
+        bindings.addresses.insert(*address, format!("web-{cluster}.shop:{address}").into());
+        bindings.owners.insert(*address, [owner].into());
+    }
+    bindings
+}
+
 /// Addresses of this machine that nobody listens on. A loopback network of its own for each test keeps them apart.
 fn free(network: u8, count: usize) -> Vec<SocketAddr> {
     (1..=count)
@@ -86,6 +101,24 @@ async fn binds_accepts_and_tells_where_the_client_connected() {
         assert_eq!(&hi, b"hi");
     }
     assert_eq!(rig.board.accepted(), 2);
+}
+
+#[tokio::test]
+async fn a_probe_of_check_is_known_and_stands_for_a_local_client() {
+    use linkspan_proto::probe;
+
+    let mut rig = rig(10);
+    let address = free(12, 1)[0];
+    rig.want(&[(address, "web.a")]);
+    rig.until(|mirrors| mirrors.iter().any(|mirror| mirror.bound)).await;
+    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+    socket.bind(SocketAddr::from((probe::SOURCE, 0))).expect("bind");
+    let client = socket.connect(address).await.expect("connect");
+    let conn = rig.accepted.recv().await.expect("accepted");
+    let port = client.local_addr().expect("address").port();
+    assert_eq!((conn.probe, conn.client), (true, SocketAddr::from((probe::CALLER, port))));
+    let _client = TcpStream::connect(address).await.expect("connect");
+    assert!(!rig.accepted.recv().await.expect("accepted").probe);
 }
 
 #[tokio::test]
@@ -129,6 +162,57 @@ async fn a_taken_address_is_reported_and_tried_again() {
 }
 
 #[tokio::test]
+async fn a_peer_that_wants_more_sockets_than_its_share_hurts_itself_only() {
+    // A share of 16: more addresses than that, so each on one worker.
+    let rig = rig_with(10, Budget::new(64));
+    let (greedy, other) = (free(9, 40), free(10, 2));
+    let both: Vec<_> = greedy.iter().map(|at| (*at, "greedy")).chain(other.iter().map(|at| (*at, "west"))).collect();
+    rig.bindings.send_replace(Arc::new(owned(&both[..40])));
+    let mirrors = rig.until(|mirrors| mirrors.len() == 40).await;
+    let (bound, refused): (Vec<_>, Vec<_>) = mirrors.into_iter().partition(|mirror| mirror.bound);
+    assert_eq!(bound.iter().map(|mirror| mirror.workers).sum::<usize>(), 16);
+    assert!(refused.iter().all(|mirror| mirror.reason == "SocketShareUsedUp"), "{refused:?}");
+    let rejections = rig.rejections.all();
+    assert_eq!(rejections.len(), refused.len(), "each mirror says why");
+    assert!(rejections[0].message.contains("services of greedy") && rejections[0].message.contains("LimitNOFILE"));
+
+    // Another peer, later: as if the first were not there. What was bound stays.
+    rig.bindings.send_replace(Arc::new(owned(&both)));
+    let mirrors = rig.until(|mirrors| mirrors.len() == 42).await;
+    let stands = |at: &SocketAddr| mirrors.iter().any(|mirror| mirror.listen == *at && mirror.bound);
+    assert!(other.iter().all(stands) && bound.iter().all(|mirror| stands(&mirror.listen)));
+    let registry = linkspan_runtime::metrics::Registry::new();
+    rig.board.register(&rig.permits, &registry);
+    let page = registry.encode().expect("page");
+    for line in [
+        &format!("listener_ports{{state=\"refused\"}} {}", refused.len()),
+        "listener_sockets{peer=\"greedy\"} 16",
+        "listener_sockets{peer=\"west\"} 4",
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+
+    // It asks for less: everything is bound, and nobody is blamed.
+    rig.bindings.send_replace(Arc::new(owned(&both[30..])));
+    rig.until(|mirrors| mirrors.len() == 12 && mirrors.iter().all(|mirror| mirror.bound)).await;
+    assert!(rig.rejections.all().is_empty());
+}
+
+#[tokio::test]
+async fn a_catalogue_of_countless_ports_leaves_status_and_admin_page_readable() {
+    let rig = rig_with(10, Budget::new(16));
+    // Only the first few are bound; the others are refused before any system call.
+    let all: Vec<_> = (10_000..60_000_u16).map(|port| (SocketAddr::from(([127, 90, 11, 1], port)), "greedy")).collect();
+    rig.bindings.send_replace(Arc::new(owned(&all)));
+    let mirrors = rig.until(|mirrors| !mirrors.is_empty()).await;
+    assert!(mirrors.len() <= 2_100, "{}", mirrors.len());
+    assert!(rig.rejections.all().len() <= 2_100);
+    let registry = linkspan_runtime::metrics::Registry::new();
+    rig.board.register(&rig.permits, &registry);
+    assert!(registry.encode().expect("page").contains("listener_ports{state=\"refused\"} 4999"), "all are counted");
+}
+
+#[tokio::test]
 async fn another_gateway_of_the_same_user_does_not_share_in_silence() {
     let (one, two) = (rig(10), rig(10));
     let addresses = free(4, 1);
@@ -155,6 +239,7 @@ async fn two_mirrors_of_one_address_are_a_complaint() {
     let bindings = Bindings {
         addresses: BTreeMap::from([(address, Arc::from("db.a"))]),
         conflicts: BTreeMap::from([(address, Arc::from("web.a"))]),
+        ..Bindings::default()
     };
     rig.bindings.send_replace(Arc::new(bindings));
     rig.until(|mirrors| mirrors.iter().any(|mirror| mirror.bound)).await;
@@ -230,7 +315,7 @@ async fn a_single_socket_is_served_too() {
 #[test]
 fn the_board_shows_itself() {
     let (registry, board, permits) =
-        (linkspan_runtime::metrics::Registry::new(), Arc::<Board>::default(), Permits::new(7));
+        (linkspan_runtime::metrics::Registry::new(), Arc::new(Board::new(Budget::new(64))), Permits::new(7));
     board.register(&permits, &registry);
     let _place = permits.acquire();
     board.count_accepted();
@@ -249,6 +334,9 @@ fn the_board_shows_itself() {
         "listener_connections 1",
         "listener_connections_limit 7",
         "listener_ports{state=\"bound\"} 0",
+        "listener_ports{state=\"refused\"} 0",
+        "listener_sockets_limit 64",
+        "listener_sockets_share 16",
     ] {
         assert!(page.contains(line), "{line} in {page}");
     }
@@ -264,7 +352,7 @@ fn starvation_is_told_from_faults_of_clients() {
 
 #[test]
 fn limits_follow_the_descriptors() {
-    assert_eq!(Permits::for_descriptors(1024).limit(), 384);
+    assert_eq!(Permits::for_descriptors(1024).limit(), 320);
     assert_eq!(Permits::for_descriptors(0).limit(), 16);
     assert!(Permits::for_descriptors(u64::MAX).limit() > 1_000_000);
 }
@@ -275,18 +363,18 @@ async fn ten_thousand_mirrors_are_bound_on_some_workers_each() {
     let wanted = Mutex::new([0_usize; 8]);
     for index in 0..10_000_u32 {
         let [_, _, high, low] = index.to_be_bytes();
-        let chosen = binder::workers_for(SocketAddr::from(([127, 80, high, low], 80)), 8, 10_000);
+        let chosen = binder::workers_for(SocketAddr::from(([127, 80, high, low], 80)), 8, 1);
         assert_eq!(chosen.len(), 1);
         wanted.lock().expect("lock")[chosen[0]] += 1;
     }
     assert!(wanted.lock().expect("lock").iter().all(|count| (1_000..1_500).contains(count)));
-    let few = binder::workers_for(SocketAddr::from(([127, 80, 0, 1], 80)), 8, 100);
+    let few = binder::workers_for(SocketAddr::from(([127, 80, 0, 1], 80)), 8, 8);
     assert_eq!(few.iter().collect::<std::collections::BTreeSet<_>>().len(), 8, "all workers, each once");
 }
 
 #[tokio::test]
 async fn nothing_to_drain_is_no_hang() {
-    let (binder, workers) = Binder::new(0, Rejections::new());
+    let (binder, workers) = Binder::new(0, Budget::default(), Rejections::new());
     assert_eq!(workers.len(), 1, "at least one");
     let (_bindings, wanted) = watch::channel(Arc::new(Bindings::default()));
     let (drain, signal) = Drain::new();

@@ -25,7 +25,8 @@ impl Collector for Families {
         responses(&mut encoder, &all)?;
         latency(&mut encoder, &all)?;
         connections(&mut encoder, &all)?;
-        bytes(&mut encoder, &all)
+        bytes(&mut encoder, &all)?;
+        probes(&mut encoder, &all)
     }
 }
 
@@ -92,6 +93,18 @@ fn bytes(encoder: &mut DescriptorEncoder<'_>, all: &[Arc<Series>]) -> fmt::Resul
     let mut family = encoder.encode_descriptor("tcp_write_bytes", help, None, MetricType::Counter)?;
     for series in all {
         counter(&mut family, series.key(), [], series.write_bytes())?;
+    }
+    Ok(())
+}
+
+fn probes(encoder: &mut DescriptorEncoder<'_>, all: &[Arc<Series>]) -> fmt::Result {
+    let help = "Probes of linkspan check that have ended, by how; the other families leave them out";
+    let mut family = encoder.encode_descriptor("service_probe", help, None, MetricType::Counter)?;
+    for series in all {
+        for (outcome, count) in series.probes() {
+            let labels = [("classification", classification(outcome.is_success())), ("outcome", outcome.label())];
+            counter(&mut family, series.key(), labels, count)?;
+        }
     }
     Ok(())
 }

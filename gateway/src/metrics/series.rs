@@ -54,6 +54,7 @@ pub struct Series {
     tcp_closes: [AtomicU64; OUTCOMES],
     read_bytes: AtomicU64,
     write_bytes: AtomicU64,
+    probes: [AtomicU64; OUTCOMES],
 }
 
 impl Series {
@@ -67,6 +68,7 @@ impl Series {
             tcp_closes: [const { AtomicU64::new(0) }; OUTCOMES],
             read_bytes: AtomicU64::new(0),
             write_bytes: AtomicU64::new(0),
+            probes: [const { AtomicU64::new(0) }; OUTCOMES],
         }
     }
 
@@ -97,6 +99,11 @@ impl Series {
     /// A connection ended.
     pub fn tcp_close(&self, outcome: Outcome) {
         self.tcp_closes[slot(outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A probe of `linkspan check` ended. Counted here and nowhere else.
+    pub fn probe(&self, outcome: Outcome) {
+        self.probes[slot(outcome)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Bytes moved from the caller (`read`) and to it (`written`).
@@ -158,11 +165,20 @@ impl Series {
 
     /// Counters of closed connections that are not zero.
     pub(super) fn tcp_closes(&self) -> impl Iterator<Item = (Outcome, u64)> {
-        self.tcp_closes.iter().enumerate().filter_map(|(number, counter)| {
-            let count = counter.load(Ordering::Relaxed);
-            (count > 0).then_some((outcome_of(number), count))
-        })
+        by_outcome(&self.tcp_closes)
     }
+
+    /// Counters of probes that are not zero.
+    pub(super) fn probes(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        by_outcome(&self.probes)
+    }
+}
+
+fn by_outcome(counters: &[AtomicU64; OUTCOMES]) -> impl Iterator<Item = (Outcome, u64)> {
+    counters.iter().enumerate().filter_map(|(number, counter)| {
+        let count = counter.load(Ordering::Relaxed);
+        (count > 0).then_some((outcome_of(number), count))
+    })
 }
 
 /// The figures of a series that `stat` shows, since the series began or between two moments.

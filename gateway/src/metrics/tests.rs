@@ -128,6 +128,22 @@ fn connections_open_and_close() {
     }
 }
 
+#[test]
+fn probes_of_check_are_no_traffic() {
+    let (metrics, registry) = metrics();
+    for protocol in [Protocol::Tcp, Protocol::Http1] {
+        let mut probe = entry(Direction::Outbound, protocol, "west", "shop/web", 80);
+        probe.probe = true;
+        request(&metrics, &probe, Outcome::Refused(Refusal::Denied), MS);
+    }
+    let totals = metrics.series()[0].totals();
+    assert_eq!(totals, Totals { latency: totals.latency.clone(), ..Totals::default() });
+    assert_eq!(totals.latency.count(), 0);
+    let labels = r#"direction="outbound",peer="west",dst_namespace="shop",dst_service="web",dst_port="80""#;
+    let line = format!(r#"service_probe_total{{{labels},classification="failure",outcome="denied"}} 2"#);
+    assert_line(&registry.encode().expect("encodes"), &line);
+}
+
 /// S-31: a million names that nobody configured.
 #[test]
 fn made_up_names_make_no_series() {

@@ -109,7 +109,7 @@ async fn connection() -> (TcpStream, ClientConnection) {
     let socket = TcpStream::connect(listen).await.expect("connect");
     let (accepted, client) = listener.accept().await.expect("accept");
     let permit = Permits::new(1).acquire().expect("place");
-    (socket, ClientConnection { io: ClientIo::tcp(accepted), client, listen, worker: 0, permit })
+    (socket, ClientConnection { io: ClientIo::tcp(accepted), client, listen, worker: 0, probe: false, permit })
 }
 
 /// One connection: what the server made of it, and which protocol the client got.
@@ -265,4 +265,21 @@ async fn no_tls_is_invalid() {
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("write");
     let error = world.server.accept(&world.table, conn).await.expect_err("no TLS");
     assert_eq!(error.outcome(), Outcome::ClientInvalid);
+}
+
+#[tokio::test]
+async fn a_handshake_is_judged_by_the_roots_at_its_end() {
+    let world = world(None);
+    let clients = &world.server.clients;
+    let (chain, _key) = world.authority.issue(&[CART], &[]);
+    let begun = clients.chain.load_full();
+    let judged = || clients.judge_again(begun.as_ref(), Some(&chain));
+    assert_eq!(judged(), Ok(()));
+    // A rotation with overlap: other roots, the old one among them.
+    let next = Authority::new();
+    world.server.trust(&format!("{}{}", next.pem, world.authority.pem)).expect("bundle");
+    assert_eq!(judged(), Ok(()));
+    world.server.trust(&next.pem).expect("bundle");
+    assert!(judged().is_err(), "its root was taken away during the handshake");
+    assert!(clients.judge_again(begun.as_ref(), None).is_err());
 }

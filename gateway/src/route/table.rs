@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use linkspan_proto::configuration::{self, ExportRule, Mirror, Resource, ResourceKey, ResourceKind};
 use linkspan_proto::identity::{Assurance, Source, SpiffeId};
-use linkspan_proto::names::{EndpointName, PortName, ServiceKey};
+use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
 use tokio::time::Instant;
 
 use super::balance::Sequence;
@@ -20,7 +20,7 @@ use super::load::Load;
 use super::workloads::WorkloadTable;
 use super::{Candidate, Group, Own, Route, Routed, Unavailable};
 use crate::discovery::Snapshot;
-use crate::listener::Bindings;
+use crate::listener::{Bindings, Owners};
 
 /// Everything the data path looks up.
 #[derive(Clone, Debug)]
@@ -180,6 +180,7 @@ impl RouteTable {
         let mut next = if self.bindings.conflicts.is_empty() { self.clone() } else { Self::empty(self.own.clone()) };
         let mut mirrors = BTreeSet::new();
         let mut services = BTreeSet::new();
+        let mut owners_changed = false;
         let now = Instant::now();
         let base = Arc::clone(&next.snapshot);
         for (key, old, new) in changes(&base.resources, &snapshot.resources) {
@@ -189,9 +190,11 @@ impl RouteTable {
                 }
                 (ResourceKind::Capacity, Some(Resource::Capacity(capacity))) => {
                     services.insert(capacity.service.clone());
+                    owners_changed |= !same_ports(old, new);
                 }
                 (ResourceKind::Export, Some(Resource::Export(export))) => {
                     services.insert(export.service.clone());
+                    owners_changed |= !same_ports(old, new);
                     let built = new
                         .map(|_| Arc::new(Export::build(export, self.export(&export.service).map(AsRef::as_ref), now)));
                     match built {
@@ -209,7 +212,7 @@ impl RouteTable {
                 _ => {}
             }
         }
-        let listening = !mirrors.is_empty();
+        let listening = owners_changed || !mirrors.is_empty();
         for service in &services {
             mirrors.extend(next.by_service.get(service).into_iter().flatten().map(ToString::to_string));
         }
@@ -372,12 +375,7 @@ impl RouteTable {
     }
 
     /// What is known of a cluster's capacity for one port of a mirror.
-    fn capacity(
-        &self,
-        cluster: &linkspan_proto::names::ClusterName,
-        mirror: &Mirror,
-        port: u16,
-    ) -> Result<(), Unavailable> {
+    fn capacity(&self, cluster: &ClusterName, mirror: &Mirror, port: u16) -> Result<(), Unavailable> {
         if *cluster == self.own.cluster {
             let exported = self.export(&mirror.service).and_then(|export| export.port(port));
             let exported = exported.ok_or(Unavailable::NotExported)?;
@@ -403,6 +401,8 @@ impl RouteTable {
 
     fn rebuild_bindings(&mut self) {
         let mut bindings = Bindings::default();
+        // Few distinct ones: shared.
+        let mut known: HashMap<Vec<&ClusterName>, Owners> = HashMap::new();
         let by_name: BTreeMap<_, _> = self.by_name.iter().collect();
         for (name, routes) in by_name {
             for route in routes.iter() {
@@ -410,6 +410,12 @@ impl RouteTable {
                 let taken = bindings.addresses.contains_key(&listen);
                 let map = if taken { &mut bindings.conflicts } else { &mut bindings.addresses };
                 map.insert(listen, Arc::clone(name));
+                if !taken {
+                    let owners = route.owners();
+                    let shared =
+                        known.entry(owners).or_insert_with_key(|owners| owners.iter().copied().cloned().collect());
+                    bindings.owners.insert(listen, Arc::clone(shared));
+                }
             }
         }
         if !bindings.conflicts.is_empty() {
@@ -422,6 +428,17 @@ impl RouteTable {
         if *self.bindings != bindings {
             self.bindings = Arc::new(bindings);
         }
+    }
+}
+
+/// Whether two versions of a capacity or an export have the same ports: those say who owns an address.
+fn same_ports(old: Option<&Arc<Resource>>, new: Option<&Arc<Resource>>) -> bool {
+    match (old.map(AsRef::as_ref), new.map(AsRef::as_ref)) {
+        (Some(Resource::Capacity(old)), Some(Resource::Capacity(new))) => old.ready.keys().eq(new.ready.keys()),
+        (Some(Resource::Export(old)), Some(Resource::Export(new))) => {
+            old.ports.iter().map(|port| port.port).eq(new.ports.iter().map(|port| port.port))
+        }
+        _ => false,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::Failure;
 use crate::link::{RecvHalf, SendHalf, StreamError};
 use crate::listener::{ClientConnection, ClientIo};
 use crate::outcome::{Direction, Entry, Outcome, Protocol, Record};
-use crate::relay::{Socket, poll_chunk, relay};
+use crate::relay::{Socket, poll_chunk_of, relay};
 use crate::route::{Routed, Target};
 
 /// A client's bytes that a target may still have to be given again.
@@ -33,8 +33,9 @@ impl Replay {
         Self { chunks: if prefix.is_empty() { Vec::new() } else { vec![prefix] }, length, finished: false }
     }
 
-    fn has_room(&self) -> bool {
-        !self.finished && self.length < REPLAY
+    /// How much more may be read ahead; 0 when the client has ended.
+    fn room(&self) -> usize {
+        if self.finished { 0 } else { REPLAY.saturating_sub(self.length) }
     }
 
     /// Notes what was read from the client: a chunk, or its FIN.
@@ -50,8 +51,17 @@ impl Replay {
         self.chunks.is_empty()
     }
 
-    pub(super) fn chunks(&self) -> &[Bytes] {
-        &self.chunks
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// What was read, in one piece, for a target that takes everything from now on. Nothing is kept.
+    pub(super) fn take(&mut self) -> Bytes {
+        self.length = 0;
+        match <[Bytes; 1]>::try_from(std::mem::take(&mut self.chunks)) {
+            Ok([chunk]) => chunk,
+            Err(chunks) => chunks.concat().into(),
+        }
     }
 }
 
@@ -63,6 +73,7 @@ pub async fn serve(gateway: &Gateway, mut conn: ClientConnection, routed: Routed
     entry.mirror = Some(routed.route.name().clone());
     entry.source = Some(routed.source.clone());
     entry.client = Some(conn.client);
+    entry.probe = conn.probe;
     entry.traceparent = Some(new_trace());
     let first = routed.route.pick(&gateway.links, &[]);
     entry.peer = first.as_ref().ok().map(|target| target.cluster.clone());
@@ -81,25 +92,38 @@ pub async fn serve(gateway: &Gateway, mut conn: ClientConnection, routed: Routed
     }
 }
 
-/// Tries targets until one takes the connection, then copies to its end.
+/// Carries the connection, and counts what the client said also where no target has taken it.
 async fn carry(
     gateway: &Gateway,
     conn: &mut ClientConnection,
     routed: &Routed,
-    mut target: Target,
+    target: Target,
     record: &mut Record,
 ) -> Result<Outcome, Failure> {
     let mut replay = Replay::new(conn.io.take_prefix());
-    record.received(replay.length);
+    let result = try_targets(gateway, conn, routed, target, &mut replay, record).await;
+    record.received(replay.len());
+    result
+}
+
+/// Tries targets until one takes the connection, then copies to its end.
+async fn try_targets(
+    gateway: &Gateway,
+    conn: &mut ClientConnection,
+    routed: &Routed,
+    mut target: Target,
+    replay: &mut Replay,
+    record: &mut Record,
+) -> Result<Outcome, Failure> {
     let mut tried: Vec<ClusterName> = Vec::new();
     loop {
         record.entry().peer = Some(target.cluster.clone());
         record.entry().attempts += 1;
         let result = if target.local {
-            local::carry(gateway, conn, routed, &replay, record).await
+            local::carry(gateway, conn, routed, replay, record).await
         } else {
             let attempt = Attempt { gateway, routed, target: &target, client: conn.client, number: tried.len() };
-            attempt.carry(conn, &mut replay, record).await
+            attempt.carry(conn, replay, record).await
         };
         let failure = match result {
             Err(failure) if failure.elsewhere => failure,
@@ -136,6 +160,9 @@ impl Attempt<'_> {
     ) -> Result<Outcome, Failure> {
         let (mut send, mut recv) = self.gateway.links.open(conn.worker, &self.target.cluster).await?;
         self.connect(&mut conn.io, &mut send, &mut recv, replay, record).await?;
+        record.received(replay.len());
+        // Held no longer: the connection may last for days.
+        drop(replay.take());
         let gateway = self.gateway;
         let outcome =
             relay(&mut conn.io, Socket::Client, &mut send, &mut recv, gateway.tunnel_idle, &gateway.drain, record)
@@ -165,16 +192,16 @@ impl Attempt<'_> {
         let written = timeout_at(deadline, send.write_all(&mut chunks)).await.map_err(|_| late(replay))?;
         written.map_err(|error| Failure::stream(error, sent(replay)))?;
         loop {
+            let room = replay.room();
             tokio::select! {
                 biased;
                 reply = recv.read(usize::MAX) => {
                     let reply = reply.map_err(|error| Failure::stream(error, sent(replay)))?;
                     break self.connected(reply, recv, record);
                 }
-                chunk = poll_fn(|cx| poll_chunk(io, cx)), if replay.has_room() => {
+                chunk = poll_fn(|cx| poll_chunk_of(io, room, cx)), if room > 0 => {
                     let chunk = chunk.map_err(|error| Failure::client(&error))?;
                     replay.push(&chunk);
-                    record.received(chunk.len());
                     match timeout_at(deadline, send.write(chunk)).await.map_err(|_| late(replay))? {
                         // The peer's reason comes as a reset too; that one says whether a retry is safe.
                         Ok(()) | Err(StreamError::Stopped(_)) => {}
@@ -211,5 +238,38 @@ impl Attempt<'_> {
             client: Some(self.client),
             ..StreamHeader::new(StreamKind::Tcp)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::task::Poll;
+
+    use super::*;
+
+    /// What a client says that never pauses.
+    #[tokio::test]
+    async fn what_is_kept_for_another_target_is_bounded_to_the_byte() {
+        let mut client: &[u8] = &[7; 4 * REPLAY];
+        let mut replay = Replay::new(Bytes::from_static(b"prefix"));
+        while replay.room() > 0 {
+            let room = replay.room();
+            let chunk = poll_fn(|cx| poll_chunk_of(&mut client, room, cx)).await.expect("read");
+            replay.push(&chunk);
+        }
+        assert_eq!((replay.len(), client.len()), (REPLAY, 3 * REPLAY + 6));
+        let whole = replay.take();
+        assert!(whole.starts_with(b"prefix\x07") && whole.len() == REPLAY);
+        assert_eq!((replay.len(), replay.is_empty()), (0, true), "nothing is kept of what was handed over");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_behind_the_clients_end() {
+        let mut replay = Replay::new(Bytes::new());
+        let end = poll_fn(|cx| -> Poll<io::Result<Bytes>> { poll_chunk_of(&mut tokio::io::empty(), 10, cx) });
+        replay.push(&end.await.expect("read"));
+        assert_eq!(replay.room(), 0);
+        assert!(replay.take().is_empty());
     }
 }

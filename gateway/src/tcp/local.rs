@@ -26,7 +26,7 @@ pub(super) async fn carry(
     gateway: &Gateway,
     conn: &mut ClientConnection,
     routed: &Routed,
-    replay: &Replay,
+    replay: &mut Replay,
     record: &mut Record,
 ) -> Result<Outcome, Failure> {
     let mirror = routed.route.mirror();
@@ -37,10 +37,9 @@ pub(super) async fn carry(
     record.answered();
     let (read, write) = backend.into_split();
     let (mut send, mut recv) = (ToBackend(write), FromBackend(read));
-    for chunk in replay.chunks() {
-        let result = send.write(chunk.clone()).await;
-        result.map_err(|error| Failure::stream(error, true).for_good())?;
-    }
+    // Read again by the relay: a backend that takes none of it meets the idle limit and the drain like any other, and none
+    // of it is kept once it is written.
+    conn.io.unread(replay.take());
     let outcome =
         relay(&mut conn.io, Socket::Client, &mut send, &mut recv, gateway.tunnel_idle, &gateway.drain, record).await;
     Ok(outcome)

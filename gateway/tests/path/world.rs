@@ -10,7 +10,7 @@ use linkspan_gateway::context::{Gateway, TUNNEL_IDLE};
 use linkspan_gateway::discovery::{Rejections, Snapshot};
 use linkspan_gateway::link::tls::{OwnCertificate, provider};
 use linkspan_gateway::link::{self, Keys, LinkConfig, Links, Observer};
-use linkspan_gateway::listener::{self, Binder, Bindings, Permits};
+use linkspan_gateway::listener::{self, Binder, Bindings, Budget, Permits};
 use linkspan_gateway::mtls;
 use linkspan_gateway::outcome::{Direction, Entry, Outcome, Recorder};
 use linkspan_gateway::path::Path;
@@ -155,7 +155,7 @@ impl Site {
         let address = sockets[0].local_addr().expect("address");
         links.serve(sockets, Arc::new(path.clone())).expect("serve");
 
-        let (binder, listeners) = Binder::new(2, Rejections::new());
+        let (binder, listeners) = Binder::new(2, Budget::default(), Rejections::new());
         let board = binder.board();
         let (bindings, wanted) = watch::channel(Arc::new(Bindings::default()));
         tokio::spawn(binder.run(wanted, signal.clone()));

@@ -197,7 +197,7 @@ fn refused(reason: &str, there: &str, service: &ServiceKey) -> Judgement {
     }
 }
 
-/// Failed TCP connections by service, port and outcome, from the gateway's counters. A cut TCP connection carries no
+/// Failed probes by service, port and outcome, from the gateway's counters. A cut TCP connection carries no
 /// reason; the counter that moved meanwhile does.
 type Closes = BTreeMap<(String, String, u16, String), u64>;
 
@@ -208,7 +208,9 @@ async fn closes(admin: Option<std::net::SocketAddr>) -> Closes {
 
 fn read_closes(page: &str) -> Closes {
     let mut closes = Closes::new();
-    for line in page.lines().filter(|line| line.starts_with("tcp_close_total{")) {
+    // Where a probe could not be marked (IPv6) it is counted as a client's connection.
+    let families = ["service_probe_total{", "tcp_close_total{"];
+    for line in page.lines().filter(|line| families.iter().any(|family| line.starts_with(family))) {
         let label = |name: &str| {
             let (_, rest) = line.split_once(&format!("{name}=\""))?;
             Some(rest.split_once('"')?.0.to_owned())
@@ -286,7 +288,7 @@ mod tests {
     fn a_cut_connection_is_explained_by_the_counter_that_moved() {
         let line = |outcome: &str, count: u64| {
             format!(
-                "tcp_close_total{{direction=\"outbound\",peer=\"west\",dst_namespace=\"shop\",dst_service=\"web\",dst_port=\"80\",\
+                "service_probe_total{{direction=\"outbound\",peer=\"west\",dst_namespace=\"shop\",dst_service=\"web\",dst_port=\"80\",\
                  classification=\"failure\",outcome=\"{outcome}\"}} {count}\n"
             )
         };
@@ -302,9 +304,9 @@ mod tests {
 
     #[test]
     fn successes_and_inbound_connections_explain_nothing() {
-        let page = "tcp_close_total{direction=\"inbound\",dst_namespace=\"a\",dst_service=\"b\",dst_port=\"1\",classification=\"failure\",outcome=\"x\"} 1\n\
-                    tcp_close_total{direction=\"outbound\",dst_namespace=\"a\",dst_service=\"b\",dst_port=\"1\",classification=\"success\",outcome=\"ok\"} 1\n\
-                    # TYPE tcp_close counter\n";
+        let page = "service_probe_total{direction=\"inbound\",dst_namespace=\"a\",dst_service=\"b\",dst_port=\"1\",classification=\"failure\",outcome=\"x\"} 1\n\
+                    service_probe_total{direction=\"outbound\",dst_namespace=\"a\",dst_service=\"b\",dst_port=\"1\",classification=\"success\",outcome=\"ok\"} 1\n\
+                    # TYPE service_probe counter\n";
         assert!(read_closes(page).is_empty());
     }
 }

@@ -48,7 +48,7 @@ async fn http2_connection() -> http2::SendRequest<RequestBody> {
 }
 
 fn pool() -> Arc<Pool> {
-    Arc::new(Pool::default())
+    Arc::new(Pool::new(PER_WORKER))
 }
 
 #[tokio::test]
@@ -139,7 +139,7 @@ async fn idle_connections_are_bounded() {
         servers.push(server);
         pool.home(web()).lease(sender).recycle();
     }
-    assert_eq!(pool.lock().idle, PER_KEY);
+    assert_eq!(pool.lock().kept.values().sum::<usize>(), PER_KEY);
 }
 
 #[tokio::test]
@@ -185,4 +185,37 @@ async fn who_waits_goes_on_when_the_connect_failed() {
         waiter.await.expect("no panic");
     }
     assert!(matches!(pool.http2(&web(), false), Http2::Connect(_)));
+}
+
+/// A peer speaks for as many identities as it likes, and each has connections of its own.
+#[tokio::test(start_paused = true)]
+async fn connections_for_the_callers_of_one_cluster_are_bounded() {
+    let pool = Arc::new(Pool::new(8));
+    let caller = |number: usize| key(&format!("spiffe://east/ns/shop/sa/caller-{number}"));
+    let mut servers = Vec::new();
+    for number in 0..3 {
+        let (sender, server) = http1_connection().await;
+        pool.home(caller(number)).lease(sender).recycle();
+        servers.push(server);
+    }
+    for number in 3..6 {
+        let Http2::Connect(connecting) = pool.http2(&caller(number), false) else { panic!("nobody else connects") };
+        drop(connecting.connected(http2_connection().await, SharedState::new()));
+    }
+    assert!(matches!(pool.http2(&caller(3), false), Http2::Ready(_)), "the fourth is kept");
+    for number in [4, 5] {
+        assert!(matches!(pool.http2(&caller(number), false), Http2::Connect(_)), "{number}: no more than half");
+    }
+    // Another cluster has its own half, and who gives back has room again.
+    let other = Key { cluster: ClusterName::parse("north").expect("a name"), ..web() };
+    let (sender, _server) = http1_connection().await;
+    pool.home(other.clone()).lease(sender).recycle();
+    assert!(pool.idle_http1(&other).is_some());
+    assert!(pool.idle_http1(&caller(0)).is_some());
+    let (sender, _server) = http1_connection().await;
+    pool.home(caller(7)).lease(sender).recycle();
+    assert!(pool.idle_http1(&caller(7)).is_some());
+    tokio::time::sleep(IDLE + SWEEP).await;
+    let connections = pool.lock();
+    assert_eq!((connections.http1.len(), connections.http2.len(), connections.kept.len()), (0, 0, 0));
 }

@@ -63,6 +63,57 @@ fn the_host_is_one_and_stays_as_it_was_written() {
     assert_eq!(host(old), Ok(Some("web-west.shop.svc.cluster.local".into())));
 }
 
+/// A peer that leaves the host in `Host`, as an HTTP/2 client may (RFC 9113 section 8.3.1).
+#[test]
+fn a_peers_request_without_authority_is_for_its_host() {
+    let cleaned =
+        |version, authority: Option<&str>, hosts: &[&'static str]| -> Result<(String, Option<String>), Invalid> {
+            let headers = hosts.iter().map(|host| (header::HOST, HeaderValue::from_static(host))).collect();
+            let mut head = RequestHead {
+                method: Method::GET,
+                scheme: Scheme::HTTP,
+                authority: authority.map(|authority| authority.parse().expect("an authority")),
+                path_and_query: PathAndQuery::from_static("/a//b/..%2f;x?y=%20"),
+                version,
+                headers,
+            };
+            clean(&mut head)?;
+            let request = to_backend(head, &identity(), RequestBody::Empty);
+            let host = request.headers().get(header::HOST).map(|host| host.to_str().expect("text").to_owned());
+            Ok((request.uri().to_string(), host))
+        };
+    let target = "/a//b/..%2f;x?y=%20";
+    let full = Ok((format!("http://web:8080{target}"), None));
+    assert_eq!(cleaned(HttpVersion::H2, Some("web:8080"), &[]), full);
+    assert_eq!(cleaned(HttpVersion::H2, None, &["web:8080"]), full);
+    assert_eq!(cleaned(HttpVersion::H2, Some("web:8080"), &["other"]), full);
+    let one = Ok((target.to_owned(), Some("web:8080".to_owned())));
+    assert_eq!(cleaned(HttpVersion::H1, None, &["web:8080"]), one);
+    assert_eq!(cleaned(HttpVersion::H1, Some("web:8080"), &["a", "b"]), one);
+    // HTTP/1.0 needs none.
+    assert_eq!(cleaned(HttpVersion::H1, None, &[]), Ok((target.to_owned(), Some(String::new()))));
+    for hosts in [&[][..], &[""], &["a", "a"], &["user@web"], &["a b"]] {
+        assert_eq!(cleaned(HttpVersion::H2, None, hosts), Err(Invalid::Host), "{hosts:?}");
+    }
+}
+
+#[test]
+fn a_peers_asterisk_is_for_options_alone() {
+    let cleaned = |method: Method| {
+        clean(&mut RequestHead {
+            method,
+            scheme: Scheme::HTTP,
+            authority: Some(Authority::from_static("web")),
+            path_and_query: PathAndQuery::from_static("*"),
+            version: HttpVersion::H1,
+            headers: HeaderMap::new(),
+        })
+        .map(drop)
+    };
+    assert_eq!(cleaned(Method::OPTIONS), Ok(()));
+    assert_eq!(cleaned(Method::GET), Err(Invalid::Target));
+}
+
 #[test]
 fn schemes_other_than_http_are_refused() {
     assert_eq!(prepared(get("ftp://web/"), false).map(drop), Err(Invalid::Scheme));

@@ -67,6 +67,32 @@ async fn requests_of_one_connection_cross_side_by_side() {
     .await;
 }
 
+/// RFC 9113 section 8.3.1: such a request is for its `Host`, and its path stays what it is (S-18).
+#[tokio::test]
+async fn a_request_without_authority_keeps_its_path_and_host() {
+    patiently(async {
+        let address = hyper_backend(true, |request| async move {
+            let target = request.uri().to_string();
+            assert!(!request.headers().contains_key("host"));
+            Response::builder().header("x-target", target).body(full(Bytes::new())).unwrap()
+        })
+        .await;
+        let world = World::of(&[address]).await;
+        let stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        // h2 leaves `:authority` out of a request that was HTTP/1.1 in origin form.
+        let request = || Request::get("/a//b/..%2f;x?y=%20").version(http::Version::HTTP_11);
+        let named = request().header("host", "Web.Shop:8080").body(()).unwrap();
+        let response = client.send_request(named, true).unwrap().0.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["x-target"], "http://Web.Shop:8080/a//b/..%2f;x?y=%20");
+        let nameless = client.send_request(request().body(()).unwrap(), true).unwrap().0.await.unwrap();
+        assert_eq!(nameless.status(), StatusCode::BAD_REQUEST);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn grpc_trailers_come_through() {
     patiently(async {

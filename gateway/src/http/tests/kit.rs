@@ -101,7 +101,8 @@ impl World {
                 let (stream, client) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 let permit = permits.acquire().unwrap();
-                let conn = ClientConnection { io: ClientIo::tcp(stream), client, listen: address, worker: 0, permit };
+                let io = ClientIo::tcp(stream);
+                let conn = ClientConnection { io, client, listen: address, worker: 0, probe: false, permit };
                 let path = path.clone();
                 tokio::spawn(async move { path.egress(conn).await });
             }

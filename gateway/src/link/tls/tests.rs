@@ -386,3 +386,19 @@ async fn a_peer_that_goes_by_another_name_is_refused_with_the_remedy() {
     assert!(report.message.contains("rename the Link to west"), "{}", report.message);
     west.until(&east, |report| report.reason == "ClusterNameMismatch").await;
 }
+
+/// A handshake that began with the old certificate and ends after the change is replaced as well.
+#[tokio::test(start_paused = true)]
+async fn a_new_certificate_is_told_again_when_handshakes_begun_before_it_are_over() {
+    let west = Authority::new("west.linkspan.internal");
+    let own = OwnCertificate::new();
+    west.gateway().install(&own);
+    let mut changes = own.changes();
+    west.gateway().install(&own);
+    changes.changed().await.unwrap();
+    assert_eq!(*changes.borrow_and_update(), 2);
+    let begun = tokio::time::Instant::now();
+    own.remind().await;
+    assert!(begun.elapsed() > Duration::from_secs(10), "a handshake and a hello, 5 s each, may take so long");
+    assert!(changes.has_changed().unwrap());
+}

@@ -43,6 +43,32 @@ fn unchanged_routes_and_exports_are_shared() {
     assert_eq!(target(&second, "127.80.0.1:80"), None);
 }
 
+/// Whose sockets an address takes: nobody can charge another with a port that this one does not export.
+#[test]
+fn an_address_is_owned_by_the_clusters_that_export_its_port() {
+    let mut web = mirror("web.a", "127.80.0.1:80", vec![tier(&[("north", 1), ("west", 1)], 1)]);
+    web.ports.push(MirrorPort { listen: at("127.80.0.1:81"), port: 81, ..web.ports[0].clone() });
+    let offers = |name: &str, ports: &[u16]| {
+        Resource::Capacity(Capacity {
+            cluster: cluster(name),
+            service: service("web"),
+            ready: ports.iter().map(|port| (*port, 1)).collect(),
+            ready_endpoints: Vec::new(),
+        })
+    };
+    let owners = |table: &RouteTable, listen: &str| -> Vec<String> {
+        table.bindings().owners[&at(listen)].iter().map(ToString::to_string).collect()
+    };
+    let both = |north: &[u16]| snapshot([Resource::Mirror(web.clone()), offers("west", &[80]), offers("north", north)]);
+    let first = RouteTable::build(&both(&[80, 81]), &own());
+    assert_eq!(owners(&first, "127.80.0.1:80"), ["north", "west"]);
+    assert_eq!(owners(&first, "127.80.0.1:81"), ["north"]);
+    let second = first.next(&both(&[81]));
+    assert_eq!(owners(&second, "127.80.0.1:80"), ["west"], "without any change of the mirror");
+    let third = second.next(&snapshot([Resource::Mirror(web.clone())]));
+    assert_eq!(owners(&third, "127.80.0.1:80"), ["north", "west"], "nobody is known to: all that it names");
+}
+
 #[test]
 fn a_change_of_weights_continues_the_sequence() {
     let build = |east: u32, west: u32| {
