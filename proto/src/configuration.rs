@@ -348,5 +348,21 @@ pub enum LinkPhase {
     Draining,
 }
 
+impl LinkPhase {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Waiting, Self::Connecting, Self::Connected, Self::Draining];
+
+    /// As reports and metric labels spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

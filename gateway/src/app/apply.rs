@@ -101,7 +101,7 @@ pub(super) async fn observe_links(links: Links, metrics: Metrics) {
     }
 }
 
-/// Counts probes and losses in the metrics.
+/// Counts probes and packets in the metrics.
 pub(super) struct CountLinks(pub(super) Metrics);
 
 impl Observer for CountLinks {
@@ -109,7 +109,7 @@ impl Observer for CountLinks {
         self.0.links().peer(peer).probe(answered);
     }
 
-    fn lost_packets(&self, peer: &ClusterName, more: u64) {
-        self.0.links().peer(peer).lost_packets(more);
+    fn packets(&self, peer: &ClusterName, sent: u64, lost: u64) {
+        self.0.links().peer(peer).packets(sent, lost);
     }
 }

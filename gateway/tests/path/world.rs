@@ -96,7 +96,7 @@ struct Silent;
 impl Observer for Silent {
     fn probe(&self, _peer: &ClusterName, _answered: bool) {}
 
-    fn lost_packets(&self, _peer: &ClusterName, _more: u64) {}
+    fn packets(&self, _peer: &ClusterName, _sent: u64, _lost: u64) {}
 }
 
 /// Waits for something that real sockets bring about.
