@@ -151,7 +151,7 @@ impl RouteTable {
     /// A table that knows nothing yet.
     #[must_use]
     pub fn empty(own: Own) -> Self {
-        let node = Source { identity: SpiffeId::node(&own.trust_domain), assurance: Assurance::Gateway };
+        let node = Source::new(SpiffeId::node(&own.trust_domain), Assurance::Gateway);
         Self {
             own,
             snapshot: Arc::new(Snapshot::default()),
