@@ -507,6 +507,36 @@ async fn a_certificate_of_another_caller_is_refused() {
     .await;
 }
 
+/// Backends that forward bytes hide from a gateway that it has seen them before. Such a loop grows until one of the
+/// gateways holds the share of streams that a peer may have, and then falls.
+#[tokio::test]
+async fn a_loop_through_opaque_backends_ends_at_the_share_of_a_peer() {
+    patiently(async {
+        let (east, west) = (Site::with_places("east", 16), Site::with_places("west", 16));
+        east.link(&west).await;
+        let there = east.mirror("there", Some("tcp"), &[&[("west", 1)]]).await;
+        let back = west.mirror("back", Some("tcp"), &[&[("east", 1)]]).await;
+        let (to_back, to_there) = (Backend::forwarder(back).await, Backend::forwarder(there).await);
+        west.export("there", &[to_back.address], |_| {});
+        east.export("back", &[to_there.address], |_| {});
+
+        assert_eq!(ends_with(there).await, Err(ErrorKind::ConnectionReset));
+        // The client's own, and what each round added, up to half of the 16 places.
+        let ends = west.seen.ends(Direction::Inbound, 9).await;
+        assert_eq!(ends.iter().filter(|(_, outcome)| *outcome == Outcome::Refused(Refusal::Overloaded)).count(), 1);
+        assert_eq!((to_back.connections(), to_there.connections()), (8, 8));
+        until(|| (east.seen.is_balanced() && west.seen.is_balanced()).then_some(())).await;
+
+        // All of it is over, and its places are free.
+        let echo = Backend::echo("hi").await;
+        west.export("echo", &[echo.address], |_| {});
+        for _ in 0..8 {
+            assert_eq!(answer(&east, &west, header("shop/echo", PORT)).await, None);
+        }
+    })
+    .await;
+}
+
 /// Calls `count` times and counts which cluster answered.
 async fn answers(address: SocketAddr, count: usize) -> BTreeMap<String, usize> {
     let mut answers = BTreeMap::new();

@@ -119,6 +119,11 @@ pub(crate) async fn patiently<T>(test: impl Future<Output = T>) -> T {
 
 impl Site {
     pub(crate) fn start(name: &str) -> Self {
+        Self::with_places(name, 1000)
+    }
+
+    /// A site that serves so many streams of peers at once.
+    pub(crate) fn with_places(name: &str, places: usize) -> Self {
         let cluster: ClusterName = name.parse().expect("cluster");
         let trust_domain: TrustDomain = format!("{name}.linkspan.internal").parse().expect("domain");
         let root = authority();
@@ -146,7 +151,7 @@ impl Site {
             links: links.clone(),
             table: Arc::clone(&table),
             recorder: Arc::clone(&seen) as Arc<dyn Recorder>,
-            limits: Limits::new(1000),
+            limits: Limits::new(places),
             tunnel_idle: TUNNEL_IDLE,
             drain: signal.clone(),
         });
