@@ -53,6 +53,7 @@ pub(crate) fn capacity(name: &str, short: &str, ready: u32) -> Resource {
         cluster: cluster(name),
         service: service(short),
         ready: BTreeMap::from([(80, ready)]),
+        total: BTreeMap::new(),
         ready_endpoints: Vec::new(),
     })
 }

@@ -290,6 +290,7 @@ impl Site {
                     cluster: name.clone(),
                     service: service.clone(),
                     ready: BTreeMap::from([(PORT, 1)]),
+                    total: BTreeMap::new(),
                     ready_endpoints: Vec::new(),
                 })
             })
