@@ -14,7 +14,7 @@ struct Input {
     service: Option<(String, String)>,
     port: u32,
     endpoint: String,
-    source: Option<(String, i32)>,
+    source: Option<(String, i32, Vec<u8>)>,
     /// Puts the texts into forms that pass the first checks, so that the later ones are reached.
     plausible: bool,
     trace: Vec<u8>,
@@ -36,9 +36,10 @@ fuzz_target!(|input: Input| {
         }),
         port: input.port,
         endpoint: input.endpoint,
-        source: input.source.map(|(identity, assurance)| wire::Source {
+        source: input.source.map(|(identity, assurance, certificate)| wire::Source {
             identity: if input.plausible { format!("spiffe://{}/x", label(&identity, true)) } else { identity },
             assurance,
+            certificate: certificate.into(),
         }),
         trace: input.trace.into(),
         deadline_micros: input.deadline_micros,

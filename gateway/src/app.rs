@@ -317,6 +317,8 @@ impl Parts {
             configured: readiness.register("gateway configuration"),
         };
         drop(task::vital("apply", &signal, apply.run(configurations.clone())));
+        let settling = apply::settle_tiers(Arc::clone(&self.gateway), in_force.clone());
+        drop(task::vital("settle_tiers", &signal, settling));
         drop(task::spawn("observe_links", apply::observe_links(links, self.metrics.clone())));
 
         drop(task::vital("identity", &signal, Arc::clone(&self.identity).run_link()));

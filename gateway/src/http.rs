@@ -55,6 +55,9 @@ mod errors;
 // W3C trace context.
 mod trace;
 
+// gRPC's deadline.
+mod deadline;
+
 // Services that a request has passed.
 mod via;
 

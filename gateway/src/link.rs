@@ -108,8 +108,8 @@ pub trait Observer: Send + Sync + 'static {
     /// A probe was answered in time, or not.
     fn probe(&self, peer: &ClusterName, answered: bool);
 
-    /// Further packets to this peer were lost.
-    fn lost_packets(&self, peer: &ClusterName, more: u64);
+    /// Further packets to this peer were sent, and further ones found lost.
+    fn packets(&self, peer: &ClusterName, sent: u64, lost: u64);
 }
 
 /// Binds the gateway's UDP port, one socket for each worker. A port of 0 is resolved once, for all.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - In: a connection to the mTLS port.
-//! - Out: the same connection, decrypted, with its route and the caller's identity at assurance `mtls`.
+//! - Out: the same connection, decrypted, with its route and the caller's identity at assurance `mtls`, and its certificate.
 //! - Refuses when: there is no TLS 1.3 handshake within [`HANDSHAKE`]; the client shows no certificate, or one that is not
 //!   signed by this cluster's own root, is no workload's SVID, or names another trust domain; the server name is not a
 //!   mirrored one.
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use linkspan_proto::identity::{Assurance, Source, TrustDomain};
+use linkspan_proto::identity::{Assurance, Certificate, MAX_CERTIFICATE, Source, TrustDomain};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject;
@@ -155,18 +155,17 @@ impl Server {
         let (stream, name) = tokio::time::timeout(HANDSHAKE, handshake).await.map_err(|_| MtlsError::Slow)??;
         // The verifier has read this certificate already; reading it again is cheaper than carrying it out of rustls.
         let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let svid = leaf.ok_or(rustls::Error::NoCertificatesPresented).and_then(|leaf| Ok(Svid::read(leaf)?));
+        let source = leaf.ok_or(rustls::Error::NoCertificatesPresented).and_then(|leaf| Ok(source(leaf)?));
         // Roots that were replaced during the handshake may have judged it.
         self.clients
             .judge_again(believed.as_ref(), stream.get_ref().1.peer_certificates())
             .map_err(MtlsError::Untrusted)?;
-        let identity = svid.map_err(MtlsError::Untrusted)?.id;
+        let source = source.map_err(MtlsError::Untrusted)?;
         let io = ClientIo::tls(stream);
         let Some(route) = table.load().by_server_name(&name).map(Arc::clone) else {
             io.reset();
             return Err(MtlsError::UnknownName(if name.is_empty() { "no server name".to_owned() } else { name }));
         };
-        let source = Source { identity, assurance: Assurance::Mtls };
         let routed = Routed { route, source };
         Ok((ClientConnection { io, client, listen, worker, probe, permit }, routed))
     }
@@ -185,6 +184,19 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("clients", &self.clients).finish_non_exhaustive()
     }
+}
+
+/// Who shows this certificate. It goes along to the backend unless it is too large to be carried; the identity does anyway.
+fn source(leaf: &CertificateDer<'_>) -> Result<Source, TrustFailure> {
+    let certificate = Certificate::new(leaf);
+    if certificate.is_none() {
+        tracing::debug!(
+            bytes = leaf.len(),
+            limit = MAX_CERTIFICATE,
+            "a client's certificate is too large to be carried"
+        );
+    }
+    Ok(Source { identity: Svid::read(leaf)?.id, assurance: Assurance::Mtls, certificate })
 }
 
 /// tokio-rustls wraps the TLS error into an I/O error.

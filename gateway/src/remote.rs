@@ -7,8 +7,8 @@
 //! - In: the header of a stream that a peer opened, who the peer is, the route table.
 //! - Out: an [`Admitted`]: the proof that this caller may have this port of this export. The backend stage dials only
 //!   what an `Admitted` holds, and only this file makes one.
-//! - Refuses when: the request has passed this cluster before; the caller is outside of the link's trust domain; the
-//!   service, port or endpoint is not exported; no rule allows the caller; the peer has too many streams here.
+//! - Refuses when: the request has passed this cluster before; the caller is outside of the link's trust domain,
+//!   or its certificate names another; the service, port or endpoint is not exported; no rule allows the caller; the peer has too many streams here.
 //! - Never does: dial, resolve a name, look at an address that came over the link.
 //! - Numbers: [`MAX_HOPS`]; see `limits` for shares.
 
@@ -96,6 +96,14 @@ pub enum Refused {
         /// What the peer may speak for.
         trust_domain: TrustDomain,
     },
+    /// The certificate that should prove the caller is no workload's, or another's.
+    #[error("the certificate of {identity} names {found}")]
+    CertificateMismatch {
+        /// Who was asserted.
+        identity: SpiffeId,
+        /// Whom the certificate names, or what is wrong with it.
+        found: String,
+    },
     /// The header lacks what its kind needs.
     #[error("the header names no {what}")]
     Incomplete {
@@ -145,7 +153,7 @@ impl Refused {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Loop { .. } => Refusal::Loop,
-            Self::IdentityMismatch { .. } => Refusal::IdentityMismatch,
+            Self::IdentityMismatch { .. } | Self::CertificateMismatch { .. } => Refusal::IdentityMismatch,
             Self::Incomplete { .. } => Refusal::BadHeader,
             Self::UnknownExport { .. } => Refusal::UnknownExport,
             Self::Denied { .. } | Self::DeniedByDefault { .. } => Refusal::Denied,

@@ -10,10 +10,15 @@
 //! - Refuses when: nothing is mirrored there; no cluster that has any weight is healthy. The refusal says, for each
 //!   cluster, why not.
 //! - Never does: I/O, wait, lock, pick a cluster of weight zero.
-//! - Numbers: none of its own; weights and `minHealthyPercent` are the operator's.
+//! - Numbers: [`DWELL`]; weights and `minHealthyPercent` are the operator's.
 //!
 //! Healthy is: the link is alive and the cluster has said that the port (or the one endpoint) has ready capacity. For
 //! the local cluster: the service is exported here and the port has ready endpoints.
+//!
+//! A tier's healthy percent is `sum(weight x ready / total) / sum(weight)` over its clusters: `ready` of `total` endpoints of
+//! the port, 0 for a cluster that is not healthy, 1 for one that does not say how many it has. It decides which tier serves,
+//! never how a tier's requests are shared out: that the weights alone do, among the clusters that are healthy at all. A tier
+//! that falls below `minHealthyPercent` is left at the next pick; it serves again when it was healthy for [`DWELL`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +30,9 @@ use linkspan_proto::names::{ClusterName, ServiceKey};
 // Weights that are exact.
 pub mod balance;
 
+// When a tier may serve again.
+mod failover;
+
 // Load of one endpoint.
 pub mod load;
 
@@ -34,9 +42,12 @@ pub mod table;
 // Address ranges to workloads.
 pub mod workloads;
 
+pub use failover::DWELL;
 pub use table::{Backend, Export, ExportPort, RouteTable};
 
 use balance::{Sequence, choose};
+use failover::Hold;
+use tokio::time::Instant;
 
 /// Who we are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +81,8 @@ pub struct Route {
     index: usize,
     name: Arc<str>,
     tiers: Box<[Group]>,
+    /// One for each tier.
+    holds: Arc<[Hold]>,
     sequence: Sequence,
 }
 
@@ -88,7 +101,23 @@ struct Candidate {
     local: bool,
     weight: u64,
     /// What its catalogue (or our own export) says of this port.
-    capacity: Result<(), Unavailable>,
+    capacity: Result<Share, Unavailable>,
+}
+
+/// How much of a cluster's endpoints is ready, in parts of [`Share::WHOLE`]; more than nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share(u64);
+
+impl Share {
+    const WHOLE: u64 = 1 << 32;
+
+    /// All that there is, or that we know of.
+    const ALL: Self = Self(Self::WHOLE);
+
+    /// `ready` of `total`, rounded up: 7 of 10 are not a hair's breadth less than 70 percent.
+    fn of(ready: u64, total: u64) -> Self {
+        if ready >= total { Self::ALL } else { Self((ready * Self::WHOLE).div_ceil(total)) }
+    }
 }
 
 /// Where one connection or request goes.
@@ -156,18 +185,31 @@ impl std::error::Error for NoTarget {}
 impl Route {
     /// Picks the cluster for the next connection or request.
     ///
-    /// The first tier whose healthy part is large enough serves; if none is, the first that has any healthy cluster.
+    /// The first tier serves whose healthy part is large enough and which is not held back after a fall; if there is none,
+    /// the first that has any healthy cluster.
     /// `tried` are the clusters that failed this very request without having processed it: they still count as healthy
     /// for their tier, but are not picked again.
     pub fn pick(&self, health: &dyn Health, tried: &[ClusterName]) -> Result<Target, NoTarget> {
         let point = self.sequence.advance();
         let tiers = || self.tiers.iter();
         tiers()
-            .filter(|tier| tier.is_healthy_enough(health))
+            .zip(&*self.holds)
+            .filter(|(tier, hold)| !hold.is_held() && tier.is_healthy_enough(health))
+            .map(|(tier, _)| tier)
             .chain(tiers())
             .find_map(|tier| tier.choose(point, health, tried))
             .map(|candidate| Target { cluster: candidate.cluster.clone(), local: candidate.local })
             .ok_or_else(|| self.no_target(health, tried))
+    }
+
+    /// Takes in how healthy the tiers are now. To be called when a link's health or the configuration has changed, and at the
+    /// time that it names.
+    pub fn settle(&self, health: &dyn Health, now: Instant) -> Option<Instant> {
+        if self.tiers.len() < 2 {
+            return None;
+        }
+        let tiers = self.tiers.iter().zip(&*self.holds);
+        tiers.filter_map(|(tier, hold)| hold.observe(tier.is_healthy_enough(health), now)).min()
     }
 
     /// Whether a connection that begins now would find a target.
@@ -246,8 +288,9 @@ impl Route {
 
 impl Group {
     fn is_healthy_enough(&self, health: &dyn Health) -> bool {
-        let healthy: u64 = self.candidates.iter().map(|candidate| candidate.weight_now(health)).sum();
-        healthy > 0 && healthy * 100 >= self.total * self.min_healthy_percent
+        let healthy: u128 = self.candidates.iter().map(|candidate| candidate.healthy_now(health)).sum();
+        let needed = u128::from(self.total) * u128::from(self.min_healthy_percent) * u128::from(Share::WHOLE);
+        healthy > 0 && healthy * 100 >= needed
     }
 
     fn choose(&self, point: u64, health: &dyn Health, tried: &[ClusterName]) -> Option<&Candidate> {
@@ -265,6 +308,12 @@ impl Group {
 impl Candidate {
     fn weight_now(&self, health: &dyn Health) -> u64 {
         if self.unavailable(health).is_none() { self.weight } else { 0 }
+    }
+
+    /// The ready share of its weight, in parts of [`Share::WHOLE`].
+    fn healthy_now(&self, health: &dyn Health) -> u128 {
+        let share = self.capacity.map_or(0, |Share(parts)| parts);
+        u128::from(self.weight_now(health)) * u128::from(share)
     }
 
     fn unavailable(&self, health: &dyn Health) -> Option<Unavailable> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use linkspan_gateway::outcome::{Direction, Entry, Outcome};
-use linkspan_proto::identity::{Assurance, Source};
+use linkspan_proto::identity::{Assurance, Certificate, Source};
 use linkspan_proto::probe;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
@@ -182,10 +182,10 @@ fn header(service: &str, port: u16) -> StreamHeader {
     StreamHeader {
         service: Some(service.parse().expect("service")),
         port,
-        source: Some(Source {
-            identity: "spiffe://east.linkspan.internal/ns/shop/sa/cart".parse().expect("identity"),
-            assurance: Assurance::Network,
-        }),
+        source: Some(Source::new(
+            "spiffe://east.linkspan.internal/ns/shop/sa/cart".parse().expect("identity"),
+            Assurance::Network,
+        )),
         path: vec!["east".parse().expect("cluster")],
         ..StreamHeader::new(StreamKind::Tcp)
     }
@@ -226,7 +226,7 @@ async fn a_peer_speaks_for_its_own_domain_alone() {
         for identity in
             ["spiffe://west.linkspan.internal/ns/shop/sa/cart", "spiffe://north.linkspan.internal/ns/a/sa/b"]
         {
-            let source = Source { identity: identity.parse().expect("identity"), assurance: Assurance::Mtls };
+            let source = Source::new(identity.parse().expect("identity"), Assurance::Mtls);
             let header = StreamHeader { source: Some(source), ..header("shop/echo", PORT) };
             assert_eq!(answer(&east, &west, header).await, Some(Refusal::IdentityMismatch));
         }
@@ -385,18 +385,7 @@ async fn a_client_with_a_certificate_is_known_by_it() {
         east.workload("cart");
         assert_eq!(ends_with(plain).await, Err(ErrorKind::ConnectionReset), "an address is not enough");
 
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(east.root.der().clone()).expect("root");
-        let (chain, key) = east.workload_certificate("robot");
-        let config = rustls::ClientConfig::builder_with_provider(linkspan_gateway::link::tls::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .expect("certificate");
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let name = MTLS_NAME.try_into().expect("name");
-        let mut client = connector.connect(name, connect(east.mtls).await).await.expect("handshake");
+        let (mut client, shown) = with_certificate(&east, "robot").await;
         client.write_all(b"payload").await.expect("write");
         client.shutdown().await.expect("fin");
         let mut got = Vec::new();
@@ -405,6 +394,144 @@ async fn a_client_with_a_certificate_is_known_by_it() {
         assert_eq!(&got[end..], b"payload");
         assert_eq!(tlvs[&0xE0], "spiffe://east.linkspan.internal/ns/shop/sa/robot");
         assert_eq!(tlvs[&0xE2], "mtls");
+        let certificate = got[..end].windows(shown.len()).position(|window| window == shown.as_ref());
+        let at = certificate.expect("the certificate, whole");
+        // SSL TLV: flags, result 0, TLS version; then CLIENT_CERT and its length.
+        let expected =
+            [&b"\x07\0\0\0\0\x21\0\x07TLSv1.3\x28"[..], &u16::try_from(shown.len()).expect("small").to_be_bytes()];
+        assert!(got[..at].ends_with(&expected.concat()), "{}", got[..at].escape_ascii());
+        assert!(tlvs.contains_key(&0x20));
+    })
+    .await;
+}
+
+/// A connection to the mTLS port of `site` for [`MTLS_NAME`], as this workload; and the certificate it shows.
+async fn with_certificate(
+    site: &Site,
+    account: &str,
+) -> (tokio_rustls::client::TlsStream<TcpStream>, rustls::pki_types::CertificateDer<'static>) {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(site.root.der().clone()).expect("root");
+    let (chain, key) = site.workload_certificate(account);
+    let shown = chain[0].clone();
+    let config = rustls::ClientConfig::builder_with_provider(linkspan_gateway::link::tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .expect("certificate");
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = MTLS_NAME.try_into().expect("name");
+    (connector.connect(name, connect(site.mtls).await).await.expect("handshake"), shown)
+}
+
+/// RFC 9440 `client-cert`, Envoy's `Hash`; from the peer's cluster and from the backend's own.
+#[tokio::test]
+async fn an_http_backend_is_shown_the_certificate() {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+
+    patiently(async {
+        let (east, west) = pair().await;
+        // Answers with the request's own head.
+        let mirror = || {
+            Backend::start(|mut stream| async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    assert!(stream.read_buf(&mut head).await.expect("a request") > 0);
+                }
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", head.len());
+                stream.write_all(&[answer.as_bytes(), &head].concat()).await.expect("write");
+            })
+        };
+        let (far, near) = (mirror().await, mirror().await);
+        west.export("echo", &[far.address], |_| {});
+        east.export("echo", &[near.address], |_| {});
+        east.workload("cart");
+        for target in ["west", "east"] {
+            let plain = east.mirror("echo", Some("http"), &[&[(target, 1)]]).await;
+            let request = "GET / HTTP/1.1\r\nhost: echo\r\nclient-cert: :Zm9yZ2Vk:\r\nconnection: close\r\n\r\n";
+            let (mut client, shown) = with_certificate(&east, "robot").await;
+            client.write_all(request.as_bytes()).await.expect("write");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("whole");
+            let whole = base64::engine::general_purpose::STANDARD.encode(&shown);
+            assert!(answer.contains(&format!("client-cert: :{whole}:\r\n")), "{target}: {answer}");
+            assert_eq!(answer.matches("client-cert: ").count(), 2, "that, and XFCC: {answer}");
+            let hash = format!(
+                ";Hash={:x};URI=spiffe://east.linkspan.internal/ns/shop/sa/robot",
+                sha2::Sha256::digest(&shown)
+            );
+            assert!(answer.contains(&hash), "{target}: {answer}");
+            assert!(answer.contains("assurance=mtls"));
+
+            let mut client = connect(plain).await;
+            client.write_all(request.as_bytes()).await.expect("write");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("whole");
+            assert!(answer.contains("assurance=network") && !answer.contains("\r\nclient-cert:"), "{target}: {answer}");
+            assert!(!answer.contains("Hash="), "{target}: {answer}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_caller_is_refused() {
+    patiently(async {
+        let (east, west) = pair().await;
+        let backend = Backend::echo("hi").await;
+        west.export("echo", &[backend.address], |_| {});
+        let own = east.workload_certificate("cart").0.remove(0);
+        let others = east.workload_certificate("robot").0.remove(0);
+        for (der, expected) in [
+            (own.as_ref(), None),
+            (others.as_ref(), Some(Refusal::IdentityMismatch)),
+            (east.root.der().as_ref(), Some(Refusal::IdentityMismatch)),
+            (&b"no certificate"[..], Some(Refusal::IdentityMismatch)),
+        ] {
+            let mut header = header("shop/echo", PORT);
+            let source = header.source.as_mut().expect("a caller");
+            (source.assurance, source.certificate) = (Assurance::Mtls, Certificate::new(der));
+            assert_eq!(answer(&east, &west, header).await, expected);
+        }
+        assert_eq!(backend.connections(), 1);
+        let ends = west.seen.ends(Direction::Inbound, 3).await;
+        let notes: Vec<_> = ends.iter().filter_map(|(entry, _)| entry.note.as_deref()).collect();
+        assert!(
+            notes.iter().any(|note| note.contains("names spiffe://east.linkspan.internal/ns/shop/sa/robot")),
+            "{notes:?}"
+        );
+    })
+    .await;
+}
+
+/// Backends that forward bytes hide from a gateway that it has seen them before. Such a loop grows until one of the
+/// gateways holds the share of streams that a peer may have, and then falls.
+#[tokio::test]
+async fn a_loop_through_opaque_backends_ends_at_the_share_of_a_peer() {
+    patiently(async {
+        let (east, west) = (Site::with_places("east", 16), Site::with_places("west", 16));
+        east.link(&west).await;
+        let there = east.mirror("there", Some("tcp"), &[&[("west", 1)]]).await;
+        let back = west.mirror("back", Some("tcp"), &[&[("east", 1)]]).await;
+        let (to_back, to_there) = (Backend::forwarder(back).await, Backend::forwarder(there).await);
+        west.export("there", &[to_back.address], |_| {});
+        east.export("back", &[to_there.address], |_| {});
+
+        assert_eq!(ends_with(there).await, Err(ErrorKind::ConnectionReset));
+        // The client's own, and what each round added, up to half of the 16 places.
+        let ends = west.seen.ends(Direction::Inbound, 9).await;
+        assert_eq!(ends.iter().filter(|(_, outcome)| *outcome == Outcome::Refused(Refusal::Overloaded)).count(), 1);
+        assert_eq!((to_back.connections(), to_there.connections()), (8, 8));
+        until(|| (east.seen.is_balanced() && west.seen.is_balanced()).then_some(())).await;
+
+        // All of it is over, and its places are free.
+        let echo = Backend::echo("hi").await;
+        west.export("echo", &[echo.address], |_| {});
+        for _ in 0..8 {
+            assert_eq!(answer(&east, &west, header("shop/echo", PORT)).await, None);
+        }
     })
     .await;
 }

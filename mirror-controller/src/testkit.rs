@@ -29,6 +29,7 @@ pub(crate) fn entry(service: &str, ports: &[&str], ready: u32) -> Arc<CatalogueE
             protocol: Protocol::from_kubernetes(protocol).unwrap(),
             app_protocol: None,
             ready,
+            total: None,
         }
     };
     Arc::new(CatalogueEntry {

@@ -145,8 +145,10 @@ pub struct MirrorPort {
     pub app_protocol: Option<String>,
 }
 
-/// Clusters of equal preference. A tier serves while the healthy part of its weight is at least `min_healthy_percent`;
-/// otherwise the next tier is asked, and when none is healthy enough, the first that has any healthy cluster.
+/// Clusters of equal preference. The healthy percent of a tier is `sum(weight x ready / total) / sum(weight)`, where `ready` and
+/// `total` are a cluster's endpoints and a cluster whose link is down has none ready. A tier serves while that is at least
+/// `min_healthy_percent`; otherwise the next tier is asked, and when none is healthy enough, the first that has any healthy
+/// cluster. The share of each cluster inside the tier stays its weight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tier {
@@ -234,6 +236,10 @@ pub struct Capacity {
     /// Ready endpoints by port number. A port that is missing is not exported by that cluster.
     #[serde(deserialize_with = "wire::by_port")]
     pub ready: BTreeMap<u16, u32>,
+    /// All endpoints by port number, ready or not. A port that is missing here counts as wholly ready while any endpoint of it
+    /// is: the peer does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
+    pub total: BTreeMap<u16, u32>,
     /// Names of the ready endpoints of a headless service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ready_endpoints: Vec<EndpointName>,
@@ -346,6 +352,22 @@ pub enum LinkPhase {
     Connected,
     /// The peer said goodbye and its streams are finishing.
     Draining,
+}
+
+impl LinkPhase {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Waiting, Self::Connecting, Self::Connected, Self::Draining];
+
+    /// As reports and metric labels spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 #[cfg(test)]

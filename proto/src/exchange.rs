@@ -85,6 +85,8 @@ pub struct CataloguePort {
     pub app_protocol: Option<String>,
     /// Ready endpoints behind it.
     pub ready: u32,
+    /// All endpoints behind it, never fewer than `ready`; `None`: the peer does not say.
+    pub total: Option<u32>,
 }
 
 /// The transport protocol of a port.

@@ -21,6 +21,10 @@ pub const MAX_SPIFFE_ID: usize = 2048;
 /// The longest trust domain, in bytes (SPIFFE-ID section 2.3).
 pub const MAX_TRUST_DOMAIN: usize = 255;
 
+/// The largest certificate of a caller, in bytes. A leaf with an RSA key of 4,096 bits has about 1,800. The other fields of a
+/// stream header take 4,500 bytes at their longest, so with this it stays under its cap of 8 KiB.
+pub const MAX_CERTIFICATE: usize = 3_500;
+
 /// The scheme, in the only spelling that is accepted.
 const SCHEME: &str = "spiffe://";
 
@@ -292,6 +296,42 @@ pub struct Source {
     pub identity: SpiffeId,
     /// How we know.
     pub assurance: Assurance,
+    /// What it proved itself with; only ever beside [`Assurance::Mtls`]. Not part of the text form.
+    #[serde(skip)]
+    pub certificate: Option<Certificate>,
+}
+
+impl Source {
+    /// A caller of whom no certificate is known.
+    #[must_use]
+    pub const fn new(identity: SpiffeId, assurance: Assurance) -> Self {
+        Self { identity, assurance, certificate: None }
+    }
+}
+
+/// A leaf certificate, DER, of at most [`MAX_CERTIFICATE`] bytes. Says nothing about its content: whoever uses it reads it.
+/// Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Certificate(Arc<[u8]>);
+
+impl Certificate {
+    /// Keeps `der`; `None` where it is empty or too large.
+    #[must_use]
+    pub fn new(der: &[u8]) -> Option<Self> {
+        (1..=MAX_CERTIFICATE).contains(&der.len()).then(|| Self(der.into()))
+    }
+
+    /// The certificate's bytes.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Certificate({} bytes)", self.0.len())
+    }
 }
 
 #[cfg(test)]

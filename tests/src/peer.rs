@@ -142,10 +142,10 @@ pub fn tcp_header(source: &str, service: &str, port: u16, path: &[&str]) -> Stre
     let mut header = StreamHeader::new(StreamKind::Tcp);
     header.service = Some(service.parse().expect("namespace/name"));
     header.port = port;
-    header.source = Some(linkspan_proto::identity::Source {
-        identity: linkspan_proto::identity::SpiffeId::parse(source).expect("SPIFFE ID"),
-        assurance: linkspan_proto::identity::Assurance::Network,
-    });
+    header.source = Some(linkspan_proto::identity::Source::new(
+        linkspan_proto::identity::SpiffeId::parse(source).expect("SPIFFE ID"),
+        linkspan_proto::identity::Assurance::Network,
+    ));
     header.path = path.iter().map(|c| linkspan_proto::names::ClusterName::parse(c).expect("name")).collect();
     header
 }

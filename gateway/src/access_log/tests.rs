@@ -42,7 +42,7 @@ fn logged(entry: &Entry, outcome: Outcome) -> serde_json::Value {
 fn a_request_is_one_line() {
     let mut web = entry(Direction::Outbound, Protocol::Http1, "west", "shop/web", 80);
     let domain = TrustDomain::parse("east.linkspan.internal").expect("a domain");
-    web.source = Some(Source { identity: SpiffeId::gateway(&domain), assurance: Assurance::Network });
+    web.source = Some(Source::new(SpiffeId::gateway(&domain), Assurance::Network));
     web.mirror = Some("web-west.shop.svc.cluster.local".into());
     web.client = Some("10.0.0.7:4711".parse().expect("an address"));
     web.method = Some(http::Method::GET);

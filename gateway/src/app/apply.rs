@@ -7,7 +7,7 @@ use linkspan_proto::configuration::{Peer, Resource};
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::readiness;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::context::Gateway;
 use crate::discovery::{Rejections, Snapshot};
@@ -85,6 +85,30 @@ pub(super) async fn follow_bundle(server: Arc<mtls::Server>, mut bundle: watch::
     }
 }
 
+/// Tells the routes whenever a link's health or the configuration changes, and when a tier's time is over. Runs until the
+/// links or the configurations end.
+pub(super) async fn settle_tiers(gateway: Arc<Gateway>, mut in_force: watch::Receiver<u64>) {
+    let mut changes = gateway.links.changes();
+    loop {
+        let due = gateway.table.load().settle(&gateway.links, Instant::now());
+        let due = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+            changed = in_force.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
 /// Shows the links' figures as metrics. Runs until dropped.
 pub(super) async fn observe_links(links: Links, metrics: Metrics) {
     let mut changes = links.changes();
@@ -101,7 +125,7 @@ pub(super) async fn observe_links(links: Links, metrics: Metrics) {
     }
 }
 
-/// Counts probes and losses in the metrics.
+/// Counts probes and packets in the metrics.
 pub(super) struct CountLinks(pub(super) Metrics);
 
 impl Observer for CountLinks {
@@ -109,7 +133,7 @@ impl Observer for CountLinks {
         self.0.links().peer(peer).probe(answered);
     }
 
-    fn lost_packets(&self, peer: &ClusterName, more: u64) {
-        self.0.links().peer(peer).lost_packets(more);
+    fn packets(&self, peer: &ClusterName, sent: u64, lost: u64) {
+        self.0.links().peer(peer).packets(sent, lost);
     }
 }

@@ -142,6 +142,7 @@ fn mirror(cluster: &ClusterName) -> (Resource, Resource, SocketAddr) {
         cluster: cluster.clone(),
         service: service(),
         ready: BTreeMap::from([(7, 1)]),
+        total: BTreeMap::new(),
         ready_endpoints: Vec::new(),
     };
     (Resource::Mirror(mirror), Resource::Capacity(capacity), listen)

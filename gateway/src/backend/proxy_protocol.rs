@@ -5,12 +5,14 @@
 //! - In: the client's address as the egress gateway saw it, the endpoint that was dialled, the caller's identity.
 //! - Out: the header, to be written before the first byte, in one piece.
 //! - Never does: invent an address. Where the client's is unknown the header says `UNSPEC` and still carries the identity.
-//! - Numbers: at most 16 + 36 + the TLVs; identities are at most 2,048 bytes, so the 16-bit length always suffices.
+//! - Numbers: at most 16 + 36 + the TLVs; identities are at most 2,048 bytes, certificates 3,500, so the 16-bit length always
+//!   suffices.
 //!
 //! | TLV | content |
 //! |---|---|
 //! | `0x02` AUTHORITY | the service: `web.shop.svc.cluster.local` |
 //! | `0x05` UNIQUE_ID | the trace id, 32 hexadecimal digits, where there is one |
+//! | `0x20` SSL | the caller's certificate, where it proved one: flags, `0x21` VERSION, `0x28` CLIENT_CERT (DER) |
 //! | `0xE0` | the caller's SPIFFE ID |
 //! | `0xE1` | the caller's cluster |
 //! | `0xE2` | the assurance: `gateway`, `network` or `mtls` |
@@ -19,6 +21,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use linkspan_proto::identity::Certificate;
 
 use crate::remote::Admitted;
 
@@ -32,6 +35,15 @@ pub const TLV_ASSURANCE: u8 = 0xE2;
 const TLV_AUTHORITY: u8 = 0x02;
 const TLV_CRC32C: u8 = 0x03;
 const TLV_UNIQUE_ID: u8 = 0x05;
+const TLV_SSL: u8 = 0x20;
+const SSL_VERSION: u8 = 0x21;
+const SSL_CLIENT_CERT: u8 = 0x28;
+
+/// The client speaks TLS (0x01) and showed a certificate on this connection (0x02) and thus in this session (0x04).
+const CLIENT_SHOWED_CERTIFICATE: u8 = 0x07;
+
+/// What the mTLS ports of all gateways speak, and nothing else.
+const TLS_VERSION: &[u8] = b"TLSv1.3";
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -51,10 +63,23 @@ pub fn header(admitted: &Admitted, client: Option<SocketAddr>, backend: SocketAd
     let authority = format!("{endpoint}{}.{}.svc.cluster.local", service.name, service.namespace);
     let mut tlvs = vec![(TLV_AUTHORITY, authority.as_bytes())];
     tlvs.extend(trace_id.map(|id| (TLV_UNIQUE_ID, id.as_bytes())));
+    let ssl = source.certificate.as_ref().map(ssl);
+    tlvs.extend(ssl.iter().map(|ssl| (TLV_SSL, &ssl[..])));
     tlvs.push((TLV_IDENTITY, source.identity.as_str().as_bytes()));
     tlvs.push((TLV_CLUSTER, admitted.cluster().as_str().as_bytes()));
     tlvs.push((TLV_ASSURANCE, source.assurance.as_str().as_bytes()));
     encode(client, backend, &tlvs)
+}
+
+/// Section 2.2.6: flags, the result of the verification, then TLVs of its own. The chain was verified by the gateway to which
+/// the client showed it, hence the result is 0.
+fn ssl(certificate: &Certificate) -> BytesMut {
+    let mut value = BytesMut::with_capacity(certificate.der().len() + 32);
+    value.put_u8(CLIENT_SHOWED_CERTIFICATE);
+    value.put_u32(0);
+    put_tlv(&mut value, SSL_VERSION, TLS_VERSION);
+    put_tlv(&mut value, SSL_CLIENT_CERT, certificate.der());
+    value
 }
 
 /// A header with these TLVs and a CRC32C behind them.
@@ -110,7 +135,7 @@ fn in_v6(address: IpAddr) -> [u8; 16] {
 }
 
 fn put_tlv(header: &mut BytesMut, kind: u8, value: &[u8]) {
-    // Every value is a name, an identity or a trace id, all far below 64 KiB by their types.
+    // Every value is a name, an identity, a certificate or a trace id, all far below 64 KiB by their types.
     let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
     header.put_u8(kind);
     header.put_u16(length);

@@ -97,6 +97,7 @@ mod tests {
             cluster: ClusterName::parse("west").unwrap(),
             service: ServiceKey::parse(service).unwrap(),
             ready: BTreeMap::from([(80, ready)]),
+            total: BTreeMap::new(),
             ready_endpoints: Vec::new(),
         })
     }

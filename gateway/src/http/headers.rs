@@ -12,16 +12,22 @@
 //!   to decide whether a field is an identity (the name alone decides, S-01).
 //! - Numbers: none; sizes are limited where messages are read.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use linkspan_proto::identity::{Assurance, Source, SpiffeId};
+use linkspan_proto::identity::{Assurance, Certificate, Source, SpiffeId};
 use linkspan_proto::names::ClusterName;
+use sha2::{Digest as _, Sha256};
 
 /// The caller, for backends that speak Envoy's dialect.
 pub(crate) const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// The caller, cluster and assurance as a structured field (RFC 8941).
 pub(crate) const LINKSPAN_SOURCE: HeaderName = HeaderName::from_static("linkspan-source");
+
+/// The certificate that the caller proved itself with, where it has one (RFC 9440 section 2.2).
+pub(crate) const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 
 /// Why this gateway, and not the service, answered.
 pub(crate) const LINKSPAN_ERROR: HeaderName = HeaderName::from_static("linkspan-error");
@@ -202,12 +208,17 @@ pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
 pub(crate) struct Identity {
     xfcc: Option<HeaderValue>,
     source: Option<HeaderValue>,
+    /// Only callers with a certificate have it.
+    certificate: Option<HeaderValue>,
 }
 
 impl Identity {
     /// The caller `source` of `cluster`, vouched for by the gateway `by`.
     pub(crate) fn new(by: &SpiffeId, source: &Source, cluster: &ClusterName) -> Self {
-        let xfcc = format!("By={};URI={}", quoted_if_needed(by.as_str()), quoted_if_needed(source.identity.as_str()));
+        let certificate = source.certificate.as_ref().map(Certificate::der);
+        let hash = certificate.map_or_else(String::new, |der| format!("Hash={:x};", Sha256::digest(der)));
+        let (by, uri) = (quoted_if_needed(by.as_str()), quoted_if_needed(source.identity.as_str()));
+        let xfcc = format!("By={by};{hash}URI={uri}");
         let assurance = match source.assurance {
             Assurance::Gateway => "gateway",
             Assurance::Network => "network",
@@ -215,7 +226,12 @@ impl Identity {
         };
         // RFC 8941: an sf-string with two parameters. Identities and cluster names have neither `"` nor `\`.
         let structured = format!("\"{}\";cluster=\"{cluster}\";assurance={assurance}", source.identity);
-        Self { xfcc: HeaderValue::try_from(xfcc).ok(), source: HeaderValue::try_from(structured).ok() }
+        Self {
+            xfcc: HeaderValue::try_from(xfcc).ok(),
+            source: HeaderValue::try_from(structured).ok(),
+            // RFC 8941 section 3.3.5: an sf-binary is base64 between colons, with padding.
+            certificate: certificate.and_then(|der| HeaderValue::try_from(format!(":{}:", STANDARD.encode(der))).ok()),
+        }
     }
 
     /// Replaces whatever the message has under these names (SANITIZE_SET).
@@ -226,6 +242,9 @@ impl Identity {
         }
         if let Some(source) = &self.source {
             headers.insert(LINKSPAN_SOURCE, source.clone());
+        }
+        if let Some(certificate) = &self.certificate {
+            headers.insert(CLIENT_CERT, certificate.clone());
         }
     }
 }

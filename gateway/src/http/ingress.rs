@@ -177,7 +177,7 @@ impl Serving {
         cleaned: &Cleaned,
     ) -> Result<Answer, Cut> {
         let pool = Pool::of_this_worker();
-        let mut asking = pin!(upstream::send(&pool, &self.admitted, http2, request));
+        let mut asking = pin!(upstream::send(&pool, &self.admitted, http2, request, self.deadline));
         let mut late = pin!(sleep_until(self.deadline));
         loop {
             tokio::select! {

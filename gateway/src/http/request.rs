@@ -19,10 +19,7 @@ use linkspan_proto::frames::{HttpVersion, RequestHead, ResponseHead};
 use super::body::RequestBody;
 use super::errors::Invalid;
 use super::headers::{self, HeaderError, Identity, LINKSPAN_ERROR};
-use super::trace;
-
-/// gRPC's relative deadline.
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+use super::{deadline, trace};
 
 /// A client's request, ready to be passed on.
 #[derive(Debug)]
@@ -82,7 +79,7 @@ pub(crate) fn prepare(parts: Parts, body: bool, mirror: &str) -> Result<Prepared
     if expects && (is_http_10 || !body) {
         headers.remove(header::EXPECT);
     }
-    let timeout = if headers::is_grpc(&headers) { grpc_timeout(&headers) } else { None };
+    let timeout = deadline::of(&headers);
     Ok(Prepared {
         length,
         // Over HTTP/2 hyper cannot send the 100; the client sends when it likes, and waits for nothing here.
@@ -307,25 +304,6 @@ fn same_host(one: &Authority, two: &Authority, scheme: Option<&Scheme>) -> bool 
     let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
     let host = |authority: &Authority| authority.host().trim_end_matches('.').to_ascii_lowercase();
     host(one) == host(two) && port(one) == port(two)
-}
-
-/// gRPC over HTTP/2: up to 8 digits and a unit. What is none is no deadline, as gRPC's own servers take it.
-fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

@@ -28,10 +28,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use linkspan_proto::refusal::Refusal;
 use linkspan_runtime::task;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::body::{BodyError, Cut, RequestBody};
 use super::pool::{Http2, Key, Lease, Pool, SharedState};
-use super::{MAX_BUFFER, MAX_HEAD};
+use super::{MAX_BUFFER, MAX_HEAD, deadline};
 use crate::backend::{ATTEMPTS, EndpointGuard, Endpoints, connect, introduce};
 use crate::remote::Admitted;
 
@@ -71,12 +72,13 @@ impl Failed {
     }
 }
 
-/// Sends `request` to an endpoint of the export.
+/// Sends `request` to an endpoint of the export. `deadline` is for the backend to know; whoever waits keeps it.
 pub(crate) async fn send(
     pool: &Arc<Pool>,
     admitted: &Admitted,
     http2: bool,
     mut request: Request<RequestBody>,
+    deadline: Option<Instant>,
 ) -> Result<Answer, Failed> {
     let endpoints = Endpoints::of(admitted);
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -100,6 +102,8 @@ pub(crate) async fn send(
             }
             Err(error) => return Err(Failed::refused(error.refusal(), Some(address), request)),
         };
+        // After waiting for a connection, on every try anew.
+        deadline::shorten(request.headers_mut(), deadline);
         let spare = spare(&request, reused || http2);
         let error = match lease.send(request).await {
             Ok(response) => {

@@ -278,10 +278,8 @@ impl Driver {
             self.state.handle(Event::Refused(trouble(failure.word(), message)), now());
         }
         let connections: Vec<_> = self.standing.values().map(|standing| &standing.connection.quinn).collect();
-        let lost = self.figures.sample(&connections);
-        if lost > 0 {
-            self.shared.config.observer.lost_packets(&self.link.cluster, lost);
-        }
+        let (sent, lost) = self.figures.sample(&connections);
+        self.shared.config.observer.packets(&self.link.cluster, sent, lost);
     }
 
     fn end(&mut self) {

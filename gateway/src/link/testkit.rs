@@ -140,7 +140,7 @@ impl Observer for Counter {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn lost_packets(&self, _peer: &ClusterName, _more: u64) {}
+    fn packets(&self, _peer: &ClusterName, _sent: u64, _lost: u64) {}
 }
 
 /// Passes the streams of peers on to the test.

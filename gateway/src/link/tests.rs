@@ -24,7 +24,7 @@ fn header(side: &Side) -> StreamHeader {
     StreamHeader {
         service: Some(ServiceKey::parse("shop/web").unwrap()),
         port: 80,
-        source: Some(Source { identity: SpiffeId::node(&side.authority.trust_domain), assurance: Assurance::Gateway }),
+        source: Some(Source::new(SpiffeId::node(&side.authority.trust_domain), Assurance::Gateway)),
         ..StreamHeader::new(StreamKind::Tcp)
     }
 }

@@ -5,7 +5,9 @@
 //! | `link_up{peer}` | 1 while probes over the data path are answered |
 //! | `link_connections{peer}` | connections in use |
 //! | `link_rtt_seconds{peer}` | smoothed round-trip time of the transport; absent while not connected |
-//! | `link_lost_packets_total{peer}` | packets sent and declared lost |
+//! | `link_state{peer,state}` | 1 for the state in which the link is, 0 for the others: `waiting`, `connecting`, `connected`, `draining` |
+//! | `link_sent_packets_total{peer}` | packets sent |
+//! | `link_lost_packets_total{peer}` | packets sent and declared lost; divided by those sent: the loss |
 //! | `link_probe_total{peer,result}` | probes by `answered`, `failed` |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use linkspan_proto::configuration::LinkReport;
+use linkspan_proto::configuration::{LinkPhase, LinkReport};
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::metrics::prometheus_client::collector::Collector;
 use linkspan_runtime::metrics::prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -35,6 +37,9 @@ pub struct PeerSeries {
     connections: AtomicU64,
     /// Microseconds; 0 while unknown.
     rtt_us: AtomicU64,
+    /// Index into [`LinkPhase::ALL`] plus one; 0 while unknown.
+    state: AtomicU64,
+    sent_packets: AtomicU64,
     lost_packets: AtomicU64,
     probes_answered: AtomicU64,
     probes_failed: AtomicU64,
@@ -58,9 +63,16 @@ impl PeerSeries {
         self.rtt_us.store(us, Ordering::Relaxed);
     }
 
-    /// Further packets were lost.
-    pub fn lost_packets(&self, more: u64) {
-        self.lost_packets.fetch_add(more, Ordering::Relaxed);
+    /// Where the link is in its life.
+    pub fn state(&self, state: LinkPhase) {
+        let index = LinkPhase::ALL.iter().position(|phase| *phase == state);
+        self.state.store(index.map_or(0, |index| index as u64 + 1), Ordering::Relaxed);
+    }
+
+    /// Further packets were sent, and further ones found lost.
+    pub fn packets(&self, sent: u64, lost: u64) {
+        self.sent_packets.fetch_add(sent, Ordering::Relaxed);
+        self.lost_packets.fetch_add(lost, Ordering::Relaxed);
     }
 
     /// A probe was answered in time, or not.
@@ -88,6 +100,7 @@ impl LinkMetrics {
         for report in reports {
             let link = self.peer(&report.cluster);
             link.up(report.alive);
+            link.state(report.state);
             link.connections(u64::from(report.connections));
             link.rtt(report.rtt_micros.map(Duration::from_micros));
         }
@@ -116,12 +129,11 @@ impl Collector for LinkMetrics {
         gauges(&mut encoder, "link_rtt_seconds", help, &all, |link| {
             Some(load(&link.rtt_us)).filter(|us| *us > 0.0).map(|us| us / 1e6)
         })?;
+        states(&mut encoder, &all)?;
+        let help = "Packets that were sent on the link";
+        counters(&mut encoder, "link_sent_packets", help, &all, |link| &link.sent_packets)?;
         let help = "Packets that were sent on the link and declared lost";
-        let mut family = encoder.encode_descriptor("link_lost_packets", help, None, MetricType::Counter)?;
-        for (peer, link) in &all {
-            let count = link.lost_packets.load(Ordering::Relaxed);
-            ConstCounter::new(count).encode(family.encode_family(&[("peer", peer.as_str())])?)?;
-        }
+        counters(&mut encoder, "link_lost_packets", help, &all, |link| &link.lost_packets)?;
         let help = "Probes over the link, by result";
         let mut family = encoder.encode_descriptor("link_probe", help, None, MetricType::Counter)?;
         for (peer, link) in &all {
@@ -145,6 +157,35 @@ fn gauges(
     for (peer, link) in all {
         if let Some(value) = value(link) {
             ConstGauge::new(value).encode(family.encode_family(&[("peer", peer.as_str())])?)?;
+        }
+    }
+    Ok(())
+}
+
+fn counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    all: &[(ClusterName, Arc<PeerSeries>)],
+    counter: impl Fn(&PeerSeries) -> &AtomicU64,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (peer, link) in all {
+        let count = counter(link).load(Ordering::Relaxed);
+        ConstCounter::new(count).encode(family.encode_family(&[("peer", peer.as_str())])?)?;
+    }
+    Ok(())
+}
+
+fn states(encoder: &mut DescriptorEncoder<'_>, all: &[(ClusterName, Arc<PeerSeries>)]) -> fmt::Result {
+    let help = "1 for the state in which the link is, 0 for the others";
+    let mut family = encoder.encode_descriptor("link_state", help, None, MetricType::Gauge)?;
+    for (peer, link) in all {
+        let present = link.state.load(Ordering::Relaxed);
+        for (index, phase) in (1..).zip(LinkPhase::ALL) {
+            let labels = [("peer", peer.as_str()), ("state", phase.as_str())];
+            let value = if present == index { 1.0 } else { 0.0 };
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
     }
     Ok(())

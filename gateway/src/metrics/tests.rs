@@ -226,7 +226,9 @@ fn links_have_gauges_and_counters() {
     let west = metrics.links().peer(&cluster("west"));
     west.connections(2);
     west.rtt(Some(Duration::from_millis(20)));
-    west.lost_packets(3);
+    west.packets(300, 3);
+    west.packets(100, 0);
+    west.state(linkspan_proto::configuration::LinkPhase::Connected);
     west.probe(true);
     west.probe(false);
     west.probe(false);
@@ -235,6 +237,9 @@ fn links_have_gauges_and_counters() {
         "link_up{peer=\"west\"} 0.0",
         "link_connections{peer=\"west\"} 2.0",
         "link_rtt_seconds{peer=\"west\"} 0.02",
+        "link_state{peer=\"west\",state=\"connected\"} 1.0",
+        "link_state{peer=\"west\",state=\"connecting\"} 0.0",
+        "link_sent_packets_total{peer=\"west\"} 400",
         "link_lost_packets_total{peer=\"west\"} 3",
         "link_probe_total{peer=\"west\",result=\"answered\"} 1",
         "link_probe_total{peer=\"west\",result=\"failed\"} 2",

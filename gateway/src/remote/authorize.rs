@@ -6,9 +6,11 @@ use linkspan_proto::configuration::{DefaultPolicy, ExportRule};
 use linkspan_proto::identity::Source;
 use linkspan_proto::names::{ClusterName, EndpointName, ServiceKey};
 use linkspan_proto::stream_header::StreamHeader;
+use rustls::pki_types::CertificateDer;
 
 use super::{Admitted, MAX_HOPS, Refused};
 use crate::link::PeerInfo;
+use crate::link::tls::Svid;
 use crate::route::{Export, RouteTable};
 
 /// Decides whether `peer` may have what `header` asks for.
@@ -50,13 +52,29 @@ fn check_path(table: &RouteTable, header: &StreamHeader) -> Result<(), Refused> 
 
 fn check_identity(peer: &PeerInfo, source: &Source) -> Result<(), Refused> {
     if *source.identity.trust_domain() == peer.trust_domain {
-        return Ok(());
+        return check_certificate(peer, source);
     }
     tracing::warn!(
         peer = %peer.cluster, remote = %peer.remote, asserted = %source.identity, allowed = %peer.trust_domain,
         "peer asserts a caller of a foreign trust domain; refused"
     );
     Err(Refused::IdentityMismatch { identity: source.identity.clone(), trust_domain: peer.trust_domain.clone() })
+}
+
+/// The certificate, where there is one, must be that of the asserted caller. Its chain cannot be verified here, for only the
+/// leaf crosses the link, nor that the caller holds its key: those the peer's gateway vouches for, as for the identity alone.
+fn check_certificate(peer: &PeerInfo, source: &Source) -> Result<(), Refused> {
+    let Some(certificate) = &source.certificate else { return Ok(()) };
+    let found = match Svid::read(&CertificateDer::from(certificate.der())) {
+        Ok(svid) if svid.id == source.identity => return Ok(()),
+        Ok(svid) => svid.id.to_string(),
+        Err(error) => format!("no workload: {error}"),
+    };
+    tracing::warn!(
+        peer = %peer.cluster, remote = %peer.remote, asserted = %source.identity, certificate = found,
+        "peer asserts a caller by a certificate that is not the caller's; refused"
+    );
+    Err(Refused::CertificateMismatch { identity: source.identity.clone(), found })
 }
 
 fn find_export(

@@ -28,7 +28,7 @@ fn peer(name: &str, default_policy: DefaultPolicy) -> PeerInfo {
 }
 
 fn source(identity: &str, assurance: Assurance) -> Source {
-    Source { identity: identity.parse().expect("identity"), assurance }
+    Source::new(identity.parse().expect("identity"), assurance)
 }
 
 const CART: &str = "spiffe://west.linkspan.internal/ns/shop/sa/cart";

@@ -16,9 +16,10 @@ use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
 use tokio::time::Instant;
 
 use super::balance::Sequence;
+use super::failover::Hold;
 use super::load::Load;
 use super::workloads::WorkloadTable;
-use super::{Candidate, Group, Own, Route, Routed, Unavailable};
+use super::{Candidate, Group, Health, Own, Route, Routed, Share, Unavailable};
 use crate::discovery::Snapshot;
 use crate::listener::{Bindings, Owners};
 
@@ -151,7 +152,7 @@ impl RouteTable {
     /// A table that knows nothing yet.
     #[must_use]
     pub fn empty(own: Own) -> Self {
-        let node = Source { identity: SpiffeId::node(&own.trust_domain), assurance: Assurance::Gateway };
+        let node = Source::new(SpiffeId::node(&own.trust_domain), Assurance::Gateway);
         Self {
             own,
             snapshot: Arc::new(Snapshot::default()),
@@ -282,6 +283,11 @@ impl RouteTable {
         self.by_name.values().flat_map(|routes| routes.iter())
     }
 
+    /// [`Route::settle`] of all routes: when to call it again though nothing changes.
+    pub fn settle(&self, health: &dyn Health, now: Instant) -> Option<Instant> {
+        self.routes().filter_map(|route| route.settle(health, now)).min()
+    }
+
     /// Who we are.
     #[must_use]
     pub fn own(&self) -> &Own {
@@ -333,8 +339,15 @@ impl RouteTable {
                 let port = mirror.ports[index].port;
                 let old = old.and_then(|routes| routes.iter().find(|route| route.port() == port));
                 let phase = old.map_or_else(rand::random, |route| route.sequence.phase());
+                // A change of the policy is in force at once, whatever the tiers were before.
+                let holds = old.filter(|route| route.mirror().tiers == mirror.tiers);
+                let holds = holds.map_or_else(
+                    || mirror.tiers.iter().map(|_| Hold::default()).collect(),
+                    |route| Arc::clone(&route.holds),
+                );
                 Arc::new(Route {
                     tiers: self.tiers(&mirror, port),
+                    holds,
                     mirror: Arc::clone(&mirror),
                     index,
                     name: Arc::clone(&name),
@@ -375,13 +388,14 @@ impl RouteTable {
     }
 
     /// What is known of a cluster's capacity for one port of a mirror.
-    fn capacity(&self, cluster: &ClusterName, mirror: &Mirror, port: u16) -> Result<(), Unavailable> {
+    fn capacity(&self, cluster: &ClusterName, mirror: &Mirror, port: u16) -> Result<Share, Unavailable> {
         if *cluster == self.own.cluster {
             let exported = self.export(&mirror.service).and_then(|export| export.port(port));
             let exported = exported.ok_or(Unavailable::NotExported)?;
             let ready = exported.ready(mirror.endpoint.as_ref()).next().is_some();
             return match (ready, &mirror.endpoint) {
-                (true, _) => Ok(()),
+                (true, None) => Ok(Share::of(exported.ready as u64, exported.backends.len() as u64)),
+                (true, Some(_)) => Ok(Share::ALL),
                 (false, None) => Err(Unavailable::NothingReady),
                 (false, Some(_)) => Err(Unavailable::EndpointNotReady),
             };
@@ -393,9 +407,10 @@ impl RouteTable {
         let ready = *capacity.ready.get(&port).ok_or(Unavailable::NotExported)?;
         match &mirror.endpoint {
             Some(endpoint) if !capacity.ready_endpoints.contains(endpoint) => Err(Unavailable::EndpointNotReady),
-            Some(_) => Ok(()),
+            Some(_) => Ok(Share::ALL),
             None if ready == 0 => Err(Unavailable::NothingReady),
-            None => Ok(()),
+            // Not told: an older peer.
+            None => Ok(capacity.total.get(&port).map_or(Share::ALL, |total| Share::of(ready.into(), (*total).into()))),
         }
     }
 

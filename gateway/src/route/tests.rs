@@ -53,6 +53,7 @@ pub(crate) fn capacity(name: &str, short: &str, ready: u32) -> Resource {
         cluster: cluster(name),
         service: service(short),
         ready: BTreeMap::from([(80, ready)]),
+        total: BTreeMap::new(),
         ready_endpoints: Vec::new(),
     })
 }
@@ -190,6 +191,136 @@ fn a_local_cluster_without_the_export_is_no_target() {
     assert_eq!(error.reasons, [(cluster("east"), Unavailable::NotExported)]);
 }
 
+/// A service `web` of which the peers have `ready` of `total` endpoints; a total of `None` is not told.
+fn route_with_totals(tiers: Vec<Tier>, peers: &[(&str, u32, Option<u32>)], local: &[(&str, bool)]) -> Arc<Route> {
+    let mut resources = vec![Resource::Mirror(mirror("web.shop.svc.clusterset.local", LISTEN, tiers))];
+    resources.extend(peers.iter().map(|(name, ready, total)| {
+        let mut capacity = capacity(name, "web", *ready);
+        if let Resource::Capacity(capacity) = &mut capacity {
+            capacity.total.extend(total.map(|total| (80, total)));
+        }
+        capacity
+    }));
+    if !local.is_empty() {
+        resources.push(Resource::Export(export("web", local)));
+    }
+    let table = RouteTable::build(&snapshot(resources), &own());
+    Arc::clone(table.by_listen(LISTEN.parse().expect("address")).expect("route"))
+}
+
+#[test]
+fn a_tier_is_as_healthy_as_its_ready_endpoints() {
+    // Weights of west and north, their endpoints, minHealthyPercent, whether the first tier serves.
+    type Case = ((u32, u32), (u32, Option<u32>), (u32, Option<u32>), u8, bool);
+    let cases: [Case; 14] = [
+        // One cluster.
+        ((1, 0), (1, Some(100)), (1, None), 50, false),
+        ((1, 0), (1, Some(100)), (1, None), 1, true),
+        ((1, 0), (1, Some(101)), (1, None), 1, false),
+        ((1, 0), (50, Some(100)), (1, None), 50, true),
+        ((1, 0), (49, Some(100)), (1, None), 50, false),
+        ((1, 0), (7, Some(10)), (1, None), 70, true),
+        ((1, 0), (2, Some(3)), (1, None), 67, false),
+        ((1, 0), (2, Some(3)), (1, None), 66, true),
+        // Not told, or nonsense: all that is ready is all there is.
+        ((1, 0), (1, None), (1, None), 100, true),
+        ((1, 0), (3, Some(3)), (1, None), 100, true),
+        // Two clusters: the shares count by weight. 90 * 1/2 + 10 = 55.
+        ((90, 10), (1, Some(2)), (5, Some(5)), 55, true),
+        ((90, 10), (1, Some(2)), (5, Some(5)), 56, false),
+        // 90 + 10 * 0 = 90.
+        ((90, 10), (5, Some(5)), (0, Some(5)), 90, true),
+        ((90, 10), (5, Some(5)), (0, Some(5)), 91, false),
+    ];
+    for (index, ((to_west, to_north), west, north, percent, serves)) in cases.into_iter().enumerate() {
+        let tiers = vec![tier(&[("west", to_west), ("north", to_north)], percent), tier(&[("dr", 1)], 1)];
+        let peers = [("west", west.0, west.1), ("north", north.0, north.1), ("dr", 1, None)];
+        let route = route_with_totals(tiers, &peers, &[]);
+        assert_eq!(!picks(&route, &down(&[]), 20).contains_key("dr"), serves, "case {index}");
+    }
+}
+
+#[test]
+fn endpoints_of_our_own_count_as_those_of_a_peer() {
+    let tiers = || vec![tier(&[("east", 1)], 50), tier(&[("dr", 1)], 1)];
+    let local = |ready: usize| -> Vec<_> {
+        ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
+            .into_iter()
+            .enumerate()
+            .map(|(at, text)| (text, at < ready))
+            .collect()
+    };
+    let route = |ready| route_with_totals(tiers(), &[("dr", 1, None)], &local(ready));
+    assert_eq!(picks(&route(2), &down(&[]), 10), BTreeMap::from([("east".to_owned(), 10)]));
+    assert_eq!(picks(&route(1), &down(&[]), 10), BTreeMap::from([("dr".to_owned(), 10)]));
+}
+
+/// The share decides which tier serves, never how its requests are shared out.
+#[test]
+fn shares_inside_a_tier_stay_the_weights() {
+    let tiers = vec![tier(&[("west", 50), ("north", 50)], 1)];
+    let route = route_with_totals(tiers, &[("west", 1, Some(100)), ("north", 9, Some(9))], &[]);
+    let picks = picks(&route, &down(&[]), 1_000);
+    assert!(picks["west"].abs_diff(500) <= 5, "{picks:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tier_is_left_at_once_and_taken_back_after_its_dwell() {
+    let tiers = || vec![tier(&[("west", 1)], 50), tier(&[("dr", 1)], 50)];
+    let route = route(tiers(), &[("west", 1), ("dr", 1)], &[]);
+    let only = |name: &str| BTreeMap::from([(name.to_owned(), 10)]);
+    // A start waits for nothing, however late the link comes.
+    assert_eq!(route.settle(&down(&["west"]), Instant::now()), None);
+    assert_eq!(picks(&route, &down(&[]), 10), only("west"));
+    assert_eq!(route.settle(&down(&[]), Instant::now()), None);
+    // At once, before anybody was told.
+    assert_eq!(picks(&route, &down(&["west"]), 10), only("dr"));
+    route.settle(&down(&["west"]), Instant::now());
+    assert_eq!(picks(&route, &down(&[]), 10), only("dr"), "back, and held");
+    let due = route.settle(&down(&[]), Instant::now()).expect("a time to ask again");
+    assert_eq!(due, Instant::now() + DWELL);
+    // Nobody is refused for it.
+    assert_eq!(picks(&route, &down(&["dr"]), 10), only("west"));
+    tokio::time::advance(DWELL).await;
+    assert_eq!(route.settle(&down(&[]), Instant::now()), None);
+    assert_eq!(picks(&route, &down(&[]), 10), only("west"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_tier_is_held_over_new_tables_but_not_over_a_new_policy() {
+    let tiers = |percent| vec![tier(&[("west", 1)], percent), tier(&[("dr", 1)], 50)];
+    let resources = |ready, percent| {
+        let mirror = Resource::Mirror(mirror("web.shop.svc.clusterset.local", LISTEN, tiers(percent)));
+        snapshot([mirror, capacity("west", "web", ready), capacity("dr", "web", 1)])
+    };
+    let up = down(&[]);
+    let serves = |table: &RouteTable| {
+        let route = table.by_listen(LISTEN.parse().expect("address")).expect("route");
+        route.pick(&up, &[]).expect("target").cluster.to_string()
+    };
+    let table = RouteTable::build(&resources(1, 50), &own());
+    table.settle(&up, Instant::now());
+    let table = table.next(&resources(0, 50));
+    table.settle(&up, Instant::now());
+    let table = table.next(&resources(2, 50));
+    assert!(table.settle(&up, Instant::now()).is_some());
+    assert_eq!(serves(&table), "dr");
+    assert_eq!(serves(&table.next(&resources(3, 50))), "dr", "more capacity is the same policy");
+    assert_eq!(serves(&table.next(&resources(2, 60))), "west", "a change of the policy is in force at once");
+}
+
+/// One tier only: whoever is back serves.
+#[test]
+fn clusters_come_back_into_the_serving_tier_at_once() {
+    let route = route(vec![tier(&[("west", 1)], 100)], &[("west", 1)], &[]);
+    for _ in 0..3 {
+        assert_eq!(route.settle(&down(&["west"]), Instant::now()), None);
+        assert!(route.pick(&down(&["west"]), &[]).is_err());
+        assert_eq!(route.settle(&down(&[]), Instant::now()), None);
+        assert!(route.pick(&down(&[]), &[]).is_ok());
+    }
+}
+
 mod properties {
     use proptest::prelude::*;
 
@@ -198,6 +329,33 @@ mod properties {
     const NAMES: [&str; 5] = ["east", "west", "north", "south", "dr"];
 
     proptest! {
+        /// The first tier serves exactly where the documented fraction says so.
+        #[test]
+        fn the_healthy_percent_is_the_fraction_in_the_docs(
+            clusters in proptest::collection::vec((0_u32..200, 0_u32..50, 0_u32..50), 4),
+            percent in 1_u8..=100,
+        ) {
+            let names = ["west", "north", "south", "lab"];
+            let weights: Vec<_> = names.iter().zip(&clusters).map(|(name, (weight, ..))| (*name, *weight)).collect();
+            let mut peers: Vec<_> = names
+                .iter()
+                .zip(&clusters)
+                .map(|(name, (_, ready, more))| (*name, *ready, Some(ready + more)))
+                .collect();
+            peers.push(("dr", 1, None));
+            let route = route_with_totals(vec![tier(&weights, percent), tier(&[("dr", 1)], 1)], &peers, &[]);
+            // Over a common denominator, exactly.
+            let whole: u128 = clusters.iter().map(|(_, ready, more)| u128::from((ready + more).max(1))).product();
+            let healthy: u128 = clusters
+                .iter()
+                .map(|(weight, ready, more)| u128::from(weight * ready) * (whole / u128::from((ready + more).max(1))))
+                .sum();
+            let total: u128 = clusters.iter().map(|(weight, ..)| u128::from(*weight)).sum();
+            let enough = healthy > 0 && healthy * 100 >= total * u128::from(percent) * whole;
+            let picked = route.pick(&down(&[]), &[]).expect("dr at least").cluster;
+            prop_assert_eq!(picked != "dr", enough, "{} of {} * {}", healthy, total, whole);
+        }
+
         /// Whatever is configured and whatever is down: a picked cluster has weight, works, and was not tried; and when
         /// nobody is picked, nobody could have been.
         #[test]

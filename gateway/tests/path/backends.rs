@@ -56,6 +56,17 @@ impl Backend {
         .await
     }
 
+    /// A proxy that knows nothing of what it carries: each connection goes on to `target`, and a reset there is one here.
+    pub(crate) async fn forwarder(target: SocketAddr) -> Self {
+        Self::start(move |mut stream| async move {
+            let Ok(mut onward) = TcpStream::connect(target).await else { return };
+            if tokio::io::copy_bidirectional(&mut stream, &mut onward).await.is_err() {
+                drop((stream.set_zero_linger(), onward.set_zero_linger()));
+            }
+        })
+        .await
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }

@@ -96,7 +96,7 @@ struct Silent;
 impl Observer for Silent {
     fn probe(&self, _peer: &ClusterName, _answered: bool) {}
 
-    fn lost_packets(&self, _peer: &ClusterName, _more: u64) {}
+    fn packets(&self, _peer: &ClusterName, _sent: u64, _lost: u64) {}
 }
 
 /// Waits for something that real sockets bring about.
@@ -119,6 +119,11 @@ pub(crate) async fn patiently<T>(test: impl Future<Output = T>) -> T {
 
 impl Site {
     pub(crate) fn start(name: &str) -> Self {
+        Self::with_places(name, 1000)
+    }
+
+    /// A site that serves so many streams of peers at once.
+    pub(crate) fn with_places(name: &str, places: usize) -> Self {
         let cluster: ClusterName = name.parse().expect("cluster");
         let trust_domain: TrustDomain = format!("{name}.linkspan.internal").parse().expect("domain");
         let root = authority();
@@ -146,7 +151,7 @@ impl Site {
             links: links.clone(),
             table: Arc::clone(&table),
             recorder: Arc::clone(&seen) as Arc<dyn Recorder>,
-            limits: Limits::new(1000),
+            limits: Limits::new(places),
             tunnel_idle: TUNNEL_IDLE,
             drain: signal.clone(),
         });
@@ -285,6 +290,7 @@ impl Site {
                     cluster: name.clone(),
                     service: service.clone(),
                     ready: BTreeMap::from([(PORT, 1)]),
+                    total: BTreeMap::new(),
                     ready_endpoints: Vec::new(),
                 })
             })

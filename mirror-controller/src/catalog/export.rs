@@ -101,6 +101,7 @@ impl Wish<'_> {
                     protocol: port.protocol,
                     app_protocol: port.app_protocol.clone(),
                     ready: backends.ready(port),
+                    total: Some(backends.total(port)),
                 })
                 .collect(),
             endpoints: if headless { backends.names() } else { Vec::new() },
@@ -228,7 +229,13 @@ impl Backends {
                     names.insert(name.clone());
                 }
                 // `ready: null` means ready (EndpointSlice's own documentation).
-                let ready = endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready != Some(false));
+                let conditions = endpoint.conditions.as_ref();
+                let ready = conditions.is_none_or(|conditions| conditions.ready != Some(false));
+                // An endpoint that is shutting down is no capacity that is missing: a rolling update must not look like an
+                // outage. By its name it is still known.
+                if !ready && !headless && conditions.is_some_and(|conditions| conditions.terminating == Some(true)) {
+                    continue;
+                }
                 for port in ports {
                     for number in numbers(port, slice_ports) {
                         let endpoint =
@@ -249,6 +256,11 @@ impl Backends {
         let ready =
             self.by_port.get(&(port.number, port.protocol)).into_iter().flatten().filter(|endpoint| endpoint.ready);
         u32::try_from(ready.count()).unwrap_or(u32::MAX)
+    }
+
+    fn total(&self, port: &Port) -> u32 {
+        let all = self.by_port.get(&(port.number, port.protocol)).map_or(0, BTreeSet::len);
+        u32::try_from(all).unwrap_or(u32::MAX)
     }
 
     /// Names of the endpoints of a headless service; one that several addresses share is ready when any of them is.

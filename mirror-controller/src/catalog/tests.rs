@@ -102,8 +102,8 @@ fn an_export_is_its_service_with_its_slices() {
     assert_eq!(verdicts(&snapshot, "shop/web"), expected("True", "Valid", "True", "Exported"));
     let entry = &snapshot.exported[&key("shop/web")];
     assert!(!entry.headless && entry.endpoints.is_empty());
-    let ports: Vec<_> = entry.ports.iter().map(|port| (port.port, port.protocol, port.ready)).collect();
-    assert_eq!(ports, [(80, Protocol::Tcp, 2), (90, Protocol::Tcp, 0)]);
+    let ports: Vec<_> = entry.ports.iter().map(|port| (port.port, port.protocol, port.ready, port.total)).collect();
+    assert_eq!(ports, [(80, Protocol::Tcp, 2, Some(3)), (90, Protocol::Tcp, 0, Some(0))]);
     assert_eq!(entry.labels, BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())]));
     let reachable = &snapshot.reachable[&key("shop/web")];
     let endpoints: Vec<_> =
@@ -122,6 +122,18 @@ fn an_export_is_its_service_with_its_slices() {
     delete(&mut catalog, Kind::ServiceExport, "web");
     let snapshot = catalog.snapshot();
     assert!(snapshot.exported.is_empty() && snapshot.reachable.is_empty() && snapshot.exports.is_empty());
+}
+
+/// A rolling update: what is shutting down is no capacity that is missing.
+#[test]
+fn endpoints_that_are_shutting_down_do_not_count() {
+    let mut catalog = catalog();
+    let slice = SLICE.replace("{ready: false}", "{ready: false, serving: true, terminating: true}");
+    apply(&mut catalog, &format!("{SERVICE}---{slice}---{EXPORT}"));
+    let snapshot = catalog.snapshot();
+    let port = &snapshot.exported[&key("shop/web")].ports[0];
+    assert_eq!((port.ready, port.total), (2, Some(2)));
+    assert_eq!(snapshot.reachable[&key("shop/web")].ports[0].endpoints.len(), 2);
 }
 
 #[test]

@@ -79,6 +79,9 @@ pub struct PortText {
     pub app_protocol: Option<String>,
     /// Ready endpoints.
     pub ready: u32,
+    /// All endpoints, where the peer says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u32>,
 }
 
 impl From<&CatalogueEntry> for EntryText {
@@ -95,6 +98,7 @@ impl From<&CatalogueEntry> for EntryText {
                     protocol: port.protocol.as_str().to_owned(),
                     app_protocol: port.app_protocol.clone(),
                     ready: port.ready,
+                    total: port.total,
                 })
                 .collect(),
             endpoints: entry.endpoints.iter().cloned().collect(),
@@ -116,6 +120,7 @@ impl EntryText {
                 protocol,
                 app_protocol: port.app_protocol,
                 ready: port.ready,
+                total: port.total,
             });
         }
         let entry = CatalogueEntry {

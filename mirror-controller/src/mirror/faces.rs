@@ -90,12 +90,13 @@ pub fn address_names(wanted: &Wanted) -> impl Iterator<Item = &str> {
 /// How much of a peer's service is ready.
 #[must_use]
 pub fn capacity(cluster: &ClusterName, entry: &CatalogueEntry) -> Capacity {
-    let tcp = entry.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let tcp = || entry.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
     let ready = entry.endpoints.iter().filter(|(_, ready)| *ready);
     Capacity {
         cluster: cluster.clone(),
         service: entry.service.clone(),
-        ready: tcp.map(|port| (port.port, port.ready)).collect(),
+        ready: tcp().map(|port| (port.port, port.ready)).collect(),
+        total: tcp().filter_map(|port| Some((port.port, port.total?))).collect(),
         ready_endpoints: ready.map(|(name, _)| name.clone()).collect(),
     }
 }

@@ -36,6 +36,7 @@ fn resources() -> Vec<Resource> {
             cluster: east,
             service: ServiceKey::parse("shop/web").unwrap(),
             ready: BTreeMap::from([(80, 3)]),
+            total: BTreeMap::new(),
             ready_endpoints: Vec::new(),
         }),
         Resource::Workloads(Workloads {

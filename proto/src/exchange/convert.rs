@@ -159,6 +159,7 @@ impl From<CatalogueEntry> for wire::Entry {
             .into(),
             app_protocol: port.app_protocol.unwrap_or_default(),
             ready: port.ready,
+            total: port.total,
         };
         let endpoint = |(name, ready): (EndpointName, bool)| wire::Endpoint { name: name.to_string(), ready };
         Self {
@@ -229,6 +230,9 @@ fn port(port: wire::Port) -> Result<CataloguePort, ExchangeError> {
     if app_protocol.as_ref().is_some_and(|text| text.len() > MAX_NAME_LEN || !is_qualified(text)) {
         return Err(ExchangeError::Field("an appProtocol"));
     }
+    if port.total.is_some_and(|total| total < port.ready) {
+        return Err(ExchangeError::Field("a port's number of endpoints"));
+    }
     Ok(CataloguePort {
         port: number.ok_or(ExchangeError::Field("a port number"))?,
         name,
@@ -240,6 +244,7 @@ fn port(port: wire::Port) -> Result<CataloguePort, ExchangeError> {
         },
         app_protocol,
         ready: port.ready,
+        total: port.total,
     })
 }
 

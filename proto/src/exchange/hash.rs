@@ -8,7 +8,8 @@ use super::{CatalogueEntry, Protocol};
 ///
 /// Each entry is hashed on its own, and the hashes are hashed in the order of their services. Every text goes in behind its
 /// length, every list behind its count, so no two catalogues look alike. The form is part of exchange version 1: a field of a
-/// later version goes in only between sides that both speak that version.
+/// later version goes in only between sides that both speak that version. The optional totals of ports are left out: they came
+/// within version 1, and sides that do not know them must find the same hash.
 #[must_use]
 pub fn catalogue_hash<'a>(entries: impl IntoIterator<Item = &'a CatalogueEntry>) -> [u8; 32] {
     let mut hashes: Vec<_> = entries.into_iter().map(|entry| (&entry.service, entry_hash(entry))).collect();

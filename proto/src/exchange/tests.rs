@@ -14,6 +14,7 @@ fn entry(name: &str) -> CatalogueEntry {
             protocol: Protocol::Tcp,
             app_protocol: Some("kubernetes.io/h2c".into()),
             ready: 3,
+            total: Some(5),
         }],
         endpoints: Vec::new(),
         labels: BTreeMap::from([("app.kubernetes.io/name".into(), "web".into())]),
@@ -242,9 +243,35 @@ fn the_hash_sees_every_field() {
     }
 }
 
+#[test]
+fn the_number_of_endpoints_is_optional_and_no_part_of_the_hash() {
+    let with = |total| {
+        let mut entry = entry("shop/web");
+        entry.ports[0].total = total;
+        entry
+    };
+    for total in [None, Some(3), Some(u32::MAX)] {
+        let message = Message::Entries(vec![with(total)]);
+        assert_eq!(through_the_wire(message.clone()), Ok(message));
+        assert_eq!(
+            catalogue_hash([&with(total)]),
+            catalogue_hash([&with(None)]),
+            "as a peer without the field finds it"
+        );
+    }
+    let fewer_than_ready = Message::Entries(vec![with(Some(2))]);
+    assert_eq!(through_the_wire(fewer_than_ready), Err(ExchangeError::Field("a port's number of endpoints")));
+}
+
 fn any_entry() -> impl Strategy<Value = CatalogueEntry> {
     let label = "[a-z]([a-z0-9-]{0,8}[a-z0-9])?";
-    let port = (1..=u16::MAX, 0..3_usize, proptest::option::of("[a-z./-]{1,12}"), any::<u32>());
+    let port = (
+        1..=u16::MAX,
+        0..3_usize,
+        proptest::option::of("[a-z./-]{1,12}"),
+        any::<u32>(),
+        proptest::option::of(any::<u32>()),
+    );
     let ports = proptest::collection::vec(port, 0..5);
     let endpoints = proptest::collection::btree_map(label, any::<bool>(), 0..5);
     let labels = proptest::collection::btree_map("[a-z./-]{1,20}", "[a-z0-9._-]{0,20}", 0..5);
@@ -253,12 +280,13 @@ fn any_entry() -> impl Strategy<Value = CatalogueEntry> {
             let mut seen = std::collections::BTreeSet::new();
             let mut ports: Vec<_> = ports
                 .into_iter()
-                .map(|(port, protocol, app_protocol, ready)| CataloguePort {
+                .map(|(port, protocol, app_protocol, ready, total)| CataloguePort {
                     port,
                     name: None,
                     protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][protocol],
                     app_protocol,
                     ready,
+                    total: total.map(|total| total.max(ready)),
                 })
                 .filter(|port| seen.insert((port.port, port.protocol)))
                 .collect();

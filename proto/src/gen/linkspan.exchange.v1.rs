@@ -21,6 +21,10 @@ pub struct Port {
     /// Ready endpoints behind this port.
     #[prost(uint32, tag = "5")]
     pub ready: u32,
+    /// All endpoints behind this port, ready or not; never below `ready`. Absent: not told (an older peer), and then every
+    /// endpoint counts as ready. Left out of the hash, so that sides with and without it agree on that.
+    #[prost(uint32, optional, tag = "6")]
+    pub total: ::core::option::Option<u32>,
 }
 /// One endpoint of a headless service.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

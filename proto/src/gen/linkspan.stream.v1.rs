@@ -18,6 +18,10 @@ pub struct Source {
     /// How the sender knows.
     #[prost(enumeration = "Assurance", tag = "2")]
     pub assurance: i32,
+    /// The caller's own leaf certificate, DER, at most 3500 bytes: only with ASSURANCE_MTLS, and optional there. Its URI SAN is
+    /// `identity`, or the stream is refused. The receiver cannot verify its chain: that the caller proved it, the sender says.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub certificate: ::prost::bytes::Bytes,
 }
 /// An IP address and a port.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

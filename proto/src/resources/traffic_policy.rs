@@ -44,7 +44,8 @@ pub struct TierSpec {
     // Kubernetes' schemas know no patterns for keys.
     #[schemars(with = "BTreeMap<String, u32>")]
     pub clusters: BTreeMap<ClusterName, u32>,
-    /// The tier serves while this percentage of its weight is healthy, 1 to 100. Default: 1, any healthy cluster.
+    /// The tier serves while this percentage of it is healthy, 1 to 100: the sum over its clusters of weight times ready
+    /// endpoints of all endpoints, by the sum of the weights. Default: 1.
     #[serde(default = "default_min_healthy_percent")]
     pub min_healthy_percent: u8,
 }

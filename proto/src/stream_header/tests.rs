@@ -5,17 +5,17 @@ use prost::Message;
 
 use super::*;
 use crate::generated::stream as generated;
-use crate::identity::{Assurance, SpiffeId};
+use crate::identity::{Assurance, Certificate, MAX_CERTIFICATE, SpiffeId};
 
 fn header() -> StreamHeader {
     StreamHeader {
         service: Some(ServiceKey::parse("shop/web").unwrap()),
         port: 80,
         endpoint: Some(EndpointName::parse("web-0").unwrap()),
-        source: Some(Source {
-            identity: SpiffeId::parse("spiffe://east.linkspan.internal/ns/shop/sa/cart").unwrap(),
-            assurance: Assurance::Network,
-        }),
+        source: Some(Source::new(
+            SpiffeId::parse("spiffe://east.linkspan.internal/ns/shop/sa/cart").unwrap(),
+            Assurance::Network,
+        )),
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
         deadline: Some(Duration::from_millis(1500)),
         path: vec![ClusterName::parse("east").unwrap()],
@@ -122,7 +122,11 @@ fn the_largest_header_fits_its_cap() {
         service: Some(ServiceKey::parse(&format!("{}/{}", longest(63), longest(63))).unwrap()),
         port: u16::MAX,
         endpoint: Some(EndpointName::parse(&longest(63)).unwrap()),
-        source: Some(Source { identity: SpiffeId::parse(&identity).unwrap(), assurance: Assurance::Mtls }),
+        source: Some(Source {
+            identity: SpiffeId::parse(&identity).unwrap(),
+            assurance: Assurance::Mtls,
+            certificate: Certificate::new(&[0x30; MAX_CERTIFICATE]),
+        }),
         deadline: Some(Duration::MAX),
         path: vec![ClusterName::parse(&longest(63)).unwrap(); MAX_PATH_LEN],
         attempt: u32::MAX,
@@ -166,6 +170,32 @@ fn fields_that_are_no_names_are_refused() {
         change(&mut open);
         let error = decode(&open).expect_err(&format!("change {index}"));
         assert_eq!(error.refusal(), Refusal::BadHeader);
+    }
+}
+
+#[test]
+fn a_certificate_travels_with_mtls_alone_and_within_its_cap() {
+    let with = |assurance, certificate| {
+        let source = Source { certificate, ..Source::new(header().source.unwrap().identity, assurance) };
+        StreamHeader { source: Some(source), ..header() }
+    };
+    let whole = with(Assurance::Mtls, Certificate::new(&[7; MAX_CERTIFICATE]));
+    assert_eq!(decode(&open(&whole)).unwrap().source, whole.source);
+    assert_eq!(open(&whole).source.unwrap().certificate.len(), MAX_CERTIFICATE);
+    // Without one nothing is added: what older peers send and read.
+    assert_eq!(open(&with(Assurance::Mtls, None)).source.unwrap().certificate.len(), 0);
+    assert_eq!(Certificate::new(&[7; MAX_CERTIFICATE + 1]), None);
+    assert_eq!(Certificate::new(&[]), None);
+
+    let claimed = with(Assurance::Network, Certificate::new(&[7; 100]));
+    assert_eq!(claimed.encode(), Err(HeaderError::Field("certificate")));
+    for change in [
+        |source: &mut generated::Source| source.certificate = vec![7; MAX_CERTIFICATE + 1].into(),
+        |source: &mut generated::Source| source.assurance = 1,
+    ] {
+        let mut open = open(&whole);
+        change(open.source.as_mut().unwrap());
+        assert_eq!(decode(&open), Err(HeaderError::Field("certificate")));
     }
 }
 
@@ -215,9 +245,12 @@ fn label() -> impl Strategy<Value = String> {
 }
 
 fn any_header() -> impl Strategy<Value = StreamHeader> {
-    let source = ("[a-z0-9.]{1,20}", "[A-Za-z0-9_-]{1,20}", 0..3_usize).prop_map(|(domain, path, assurance)| Source {
+    let der = proptest::collection::vec(any::<u8>(), 0..300);
+    let source = ("[a-z0-9.]{1,20}", "[A-Za-z0-9_-]{1,20}", 0..3_usize, der);
+    let source = source.prop_map(|(domain, path, assurance, der)| Source {
         identity: SpiffeId::parse(&format!("spiffe://{domain}/{path}")).unwrap(),
         assurance: Assurance::ALL[assurance],
+        certificate: Certificate::new(&der).filter(|_| Assurance::ALL[assurance] == Assurance::Mtls),
     });
     let client = prop_oneof![
         (any::<[u8; 4]>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::from((Ipv4Addr::from(ip), port))),

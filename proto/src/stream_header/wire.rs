@@ -9,7 +9,7 @@ use prost::encoding::{
 };
 
 use super::{HeaderError, MAX_HEADER_LEN, StreamHeader, StreamKind};
-use crate::identity::{Assurance, Source, SpiffeId};
+use crate::identity::{Assurance, Certificate, Source, SpiffeId};
 use crate::names::{ClusterName, EndpointName, Namespace, ServiceKey, ServiceName};
 
 /// Field numbers of `StreamOpen`.
@@ -59,9 +59,14 @@ pub(super) fn encode(header: &StreamHeader) -> Result<Bytes, HeaderError> {
         let assurance = assurance_code(source.assurance);
         encode_key(field::SOURCE, WireType::LengthDelimited, &mut body);
         let number = if assurance == 0 { 0 } else { 2 };
-        encode_varint((bytes_len(identity.len()) + number) as u64, &mut body);
+        let certificate = source.certificate.as_ref().map(Certificate::der);
+        let more = certificate.map_or(0, |der| bytes_len(der.len()));
+        encode_varint((bytes_len(identity.len()) + number + more) as u64, &mut body);
         put_bytes(1, identity.as_bytes(), &mut body);
         put_number(2, assurance, &mut body);
+        if let Some(der) = certificate {
+            put_bytes(3, der, &mut body);
+        }
     }
     if let Some(trace) = header.traceparent.as_deref().and_then(trace_bytes) {
         put_bytes(field::TRACE, &trace, &mut body);
@@ -249,7 +254,7 @@ fn service(body: &[u8]) -> Result<ServiceKey, HeaderError> {
 }
 
 fn source(body: &[u8]) -> Result<Source, HeaderError> {
-    let (mut identity, mut assurance) = ("", Assurance::Gateway);
+    let (mut identity, mut assurance, mut certificate) = ("", Assurance::Gateway, None);
     fields(body, |tag, value| {
         match tag {
             1 => identity = value.text()?,
@@ -262,11 +267,18 @@ fn source(body: &[u8]) -> Result<Source, HeaderError> {
                     _ => return Err(HeaderError::Field("assurance")),
                 }
             }
+            3 => {
+                certificate = match value.bytes()? {
+                    [] => None,
+                    der => Some(Certificate::new(der).ok_or(HeaderError::Field("certificate"))?),
+                }
+            }
             _ => {}
         }
         Ok(())
     })?;
-    Ok(Source { identity: SpiffeId::parse(identity).map_err(|_| HeaderError::Field("source identity"))?, assurance })
+    let identity = SpiffeId::parse(identity).map_err(|_| HeaderError::Field("source identity"))?;
+    Ok(Source { identity, assurance, certificate })
 }
 
 fn client(body: &[u8]) -> Result<SocketAddr, HeaderError> {

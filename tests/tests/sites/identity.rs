@@ -76,6 +76,13 @@ fn an_mtls_client_is_known_by_its_own_certificate() {
     let source = values(&answer, "linkspan-source");
     assert!(source[0].contains("spiffe://east.linkspan.internal/ns/bank/sa/teller"), "{source:?}");
     assert!(source[0].contains("assurance=mtls"), "{source:?}");
+    // The certificate itself, as RFC 9440 and Envoy write it: `openssl` says what it is.
+    let der = format!("openssl x509 -in {svid}/tls.crt -outform der");
+    let shown = east.host.sh(&format!("{der} | base64 -w0"));
+    assert_eq!(values(&answer, "client-cert"), [format!(":{}:", shown.trim())]);
+    let hash = east.host.sh(&format!("{der} | sha256sum"));
+    let hash = hash.split_whitespace().next().expect("a hash");
+    assert!(values(&answer, "x-forwarded-client-cert")[0].contains(&format!(";Hash={hash};URI=spiffe://")), "{answer}");
     // Without a certificate, and with one of another trust domain, nobody gets in.
     assert!(
         !east

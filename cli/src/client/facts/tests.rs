@@ -70,6 +70,7 @@ pub(crate) fn capacity(from: &str, key: &str, ready: u32) -> Resource {
         cluster: cluster(from),
         service: service(key),
         ready: BTreeMap::from([(80, ready)]),
+        total: BTreeMap::new(),
         ready_endpoints: Vec::new(),
     })
 }

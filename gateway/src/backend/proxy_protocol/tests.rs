@@ -110,6 +110,19 @@ fn tells_who_calls() {
 }
 
 #[test]
+fn a_certificate_is_told_as_tls_is() {
+    let der = [0x30; linkspan_proto::identity::MAX_CERTIFICATE];
+    let value = ssl(&Certificate::new(&der).expect("within the cap"));
+    let parsed = checked(Some("10.0.0.9:4000"), "10.0.1.1:5432", &[(TLV_SSL, &value)]);
+    let (kind, value) = &parsed.tlvs[0];
+    assert_eq!((*kind, value[0], &value[1..5]), (0x20, 0x07, &[0; 4][..]), "shown, and verified");
+    let (version, rest) = value[5..].split_at(3 + 7);
+    assert_eq!(version, b"\x21\x00\x07TLSv1.3");
+    assert_eq!((rest[0], u16::from_be_bytes([rest[1], rest[2]])), (0x28, 3_500));
+    assert_eq!(rest[3..], der);
+}
+
+#[test]
 fn the_longest_identity_fits() {
     let identity = vec![b'a'; 2048];
     let parsed = checked(Some("10.0.0.9:4000"), "10.0.1.1:5432", &[(TLV_IDENTITY, &identity)]);

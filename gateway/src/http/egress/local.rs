@@ -40,7 +40,7 @@ impl Call {
         let pool = Pool::of_this_worker();
         let mut idle = IdleTimer::default();
         let sent = {
-            let mut sending = pin!(upstream::send(&pool, &admitted, http2, request));
+            let mut sending = pin!(upstream::send(&pool, &admitted, http2, request, deadline));
             let mut late = pin!(sleep_until(deadline));
             loop {
                 tokio::select! {

@@ -12,10 +12,8 @@ fn map(fields: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn source() -> Source {
-    Source {
-        identity: SpiffeId::parse("spiffe://east.linkspan.internal/ns/shop/sa/web").expect("an identity"),
-        assurance: Assurance::Network,
-    }
+    let identity = SpiffeId::parse("spiffe://east.linkspan.internal/ns/shop/sa/web").expect("an identity");
+    Source::new(identity, Assurance::Network)
 }
 
 fn identity() -> Identity {
@@ -102,6 +100,27 @@ fn the_identity_reads_as_envoy_and_rfc_8941_write_it() {
         headers[LINKSPAN_SOURCE],
         "\"spiffe://east.linkspan.internal/ns/shop/sa/web\";cluster=\"east\";assurance=network"
     );
+}
+
+/// RFC 9440 section 2.2 and Envoy's `Hash`, for whom a certificate is known.
+#[test]
+fn a_certificate_is_shown_whole_and_by_its_hash() {
+    let by = SpiffeId::parse("spiffe://west/ns/linkspan/sa/gateway").expect("an identity");
+    let cluster = ClusterName::parse("east").expect("a name");
+    let caller = Source { assurance: Assurance::Mtls, certificate: Certificate::new(b"abc"), ..source() };
+    let mut headers = map(&[("client-cert", ":Zm9yZ2Vk:"), ("client-cert-chain", ":Zm9yZ2Vk:")]);
+    Identity::new(&by, &caller, &cluster).set(&mut headers);
+    assert_eq!(headers.get_all(CLIENT_CERT).iter().collect::<Vec<_>>(), [":YWJj:"]);
+    assert!(!headers.contains_key("client-cert-chain"));
+    assert_eq!(
+        headers[XFCC],
+        "By=spiffe://west/ns/linkspan/sa/gateway;\
+         Hash=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad;\
+         URI=spiffe://east.linkspan.internal/ns/shop/sa/web"
+    );
+    // Without one the field is only taken away.
+    Identity::new(&by, &source(), &cluster).set(&mut headers);
+    assert!(!headers.contains_key(CLIENT_CERT));
 }
 
 #[test]

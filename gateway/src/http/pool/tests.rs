@@ -12,7 +12,7 @@ fn key(identity: &str) -> Key {
     Key {
         service: "shop/web".parse().expect("a service"),
         port: 80,
-        source: Source { identity: SpiffeId::parse(identity).expect("an identity"), assurance: Assurance::Network },
+        source: Source::new(SpiffeId::parse(identity).expect("an identity"), Assurance::Network),
         cluster: ClusterName::parse("east").expect("a name"),
         address: ([127, 0, 0, 1], 80).into(),
     }

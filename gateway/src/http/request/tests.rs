@@ -17,7 +17,7 @@ fn prepared(request: http::request::Builder, body: bool) -> Result<Prepared, Inv
 
 fn identity() -> Identity {
     let id = |text| SpiffeId::parse(text).expect("an identity");
-    let source = Source { identity: id("spiffe://east/ns/a/sa/b"), assurance: Assurance::Mtls };
+    let source = Source::new(id("spiffe://east/ns/a/sa/b"), Assurance::Mtls);
     Identity::new(&id("spiffe://west/ns/linkspan/sa/gateway"), &source, &ClusterName::parse("east").expect("a name"))
 }
 

@@ -187,6 +187,7 @@ fn capacity(cluster: &str, ready: usize) -> Resource {
         cluster: ClusterName::parse(cluster).unwrap(),
         service: service(),
         ready: BTreeMap::from([(PORT, u32::try_from(ready).unwrap())]),
+        total: BTreeMap::new(),
         ready_endpoints: Vec::new(),
     })
 }

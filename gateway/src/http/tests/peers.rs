@@ -25,7 +25,7 @@ fn header(world: &World) -> StreamHeader {
     StreamHeader {
         service: Some(service()),
         port: PORT,
-        source: Some(Source { identity: SpiffeId::parse(&identity).unwrap(), assurance: Assurance::Mtls }),
+        source: Some(Source::new(SpiffeId::parse(&identity).unwrap(), Assurance::Mtls)),
         path: vec![world.east.gateway.own.cluster.clone()],
         ..StreamHeader::new(StreamKind::Http)
     }

@@ -56,8 +56,8 @@ impl Figures {
         self.left.1 += lost;
     }
 
-    /// Takes one sample; gives the packets that were lost since the one before.
-    pub(super) fn sample(&mut self, connections: &[&quinn::Connection]) -> u64 {
+    /// Takes one sample; gives the packets that were sent since the one before, and those found lost.
+    pub(super) fn sample(&mut self, connections: &[&quinn::Connection]) -> (u64, u64) {
         let (mut sent, mut lost) = std::mem::take(&mut self.left);
         for connection in connections {
             let (more_sent, more_lost) = self.advance(connection);
@@ -68,7 +68,7 @@ impl Figures {
             self.samples.pop_front();
         }
         self.samples.push_back((sent, lost));
-        lost
+        (sent, lost)
     }
 
     fn advance(&mut self, connection: &quinn::Connection) -> (u64, u64) {

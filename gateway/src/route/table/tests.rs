@@ -171,6 +171,7 @@ fn an_endpoint_mirror_follows_its_one_endpoint() {
             cluster: cluster("west"),
             service: service("db"),
             ready: BTreeMap::from([(80, 2)]),
+            total: BTreeMap::new(),
             ready_endpoints: ready_endpoints.iter().map(|name| name.parse().expect("endpoint")).collect(),
         })
     };

@@ -9,6 +9,7 @@ fn resource(name: u8, ready: u32) -> Resource {
         cluster: ClusterName::parse("west").unwrap(),
         service: ServiceKey::parse(&format!("shop/s{name}")).unwrap(),
         ready: BTreeMap::from([(80, ready)]),
+        total: BTreeMap::new(),
         ready_endpoints: Vec::new(),
     })
 }

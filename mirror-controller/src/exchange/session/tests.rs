@@ -27,7 +27,14 @@ fn entry(index: usize, ready: u32) -> Arc<CatalogueEntry> {
     Arc::new(CatalogueEntry {
         service: key(index),
         headless: false,
-        ports: vec![CataloguePort { port: 80, name: None, protocol: Protocol::Tcp, app_protocol: None, ready }],
+        ports: vec![CataloguePort {
+            port: 80,
+            name: None,
+            protocol: Protocol::Tcp,
+            app_protocol: None,
+            ready,
+            total: Some(ready + 1),
+        }],
         endpoints: Vec::new(),
         labels: BTreeMap::new(),
     })

@@ -22,6 +22,7 @@ fn entries(names: &[&str]) -> Entries {
                     protocol: Protocol::Tcp,
                     app_protocol: Some("kubernetes.io/h2c".to_owned()),
                     ready: 2,
+                    total: Some(3),
                 }],
                 endpoints: vec![
                     (EndpointName::parse("a-0").unwrap(), true),
