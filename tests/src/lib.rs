@@ -26,3 +26,5 @@ pub mod servers;
 pub mod load;
 
 pub mod peer;
+
+pub mod wire;

@@ -45,8 +45,20 @@ impl Load {
     /// # Panics
     /// When the program cannot be started.
     pub fn start(host: &Host, url: &str, rate: u32, seconds: u32) -> Self {
+        Self::run(host, url, rate, seconds, &[])
+    }
+
+    /// The same over HTTP/2 with prior knowledge.
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    pub fn start_http2(host: &Host, url: &str, rate: u32, seconds: u32) -> Self {
+        Self::run(host, url, rate, seconds, &["--http2"])
+    }
+
+    fn run(host: &Host, url: &str, rate: u32, seconds: u32, more: &[&str]) -> Self {
         let mut command: Command = host.command(program("linkspan-load"));
-        command.args(["--url", url, "--rate", &rate.to_string(), "--seconds", &seconds.to_string()]);
+        command.args(["--url", url, "--rate", &rate.to_string(), "--seconds", &seconds.to_string()]).args(more);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("linkspan-load starts");
         Self { child }
     }

@@ -29,6 +29,10 @@ pub struct Options {
     pub hidden: bool,
     /// The site's name, where it is not the host's.
     pub name: Option<String>,
+    /// Where the site says it can be dialled, where that is not port 4143 of its host.
+    pub advertise: Option<String>,
+    /// The range of mirrored addresses, where it is not the default.
+    pub mirrors: Option<String>,
 }
 
 impl Site {
@@ -43,7 +47,9 @@ impl Site {
         let site = Self { host, name, dir, processes: Vec::new() };
         let dir_text = site.dir.display().to_string();
         succeed(site.cli().args(["site", "init", &site.name, "--dir", &dir_text]));
-        let advertise = if options.hidden { "[]".to_owned() } else { format!("[\"{}:4143\"]", site.host.address()) };
+        let own = format!("{}:4143", site.host.address());
+        let advertise = options.advertise.as_ref().unwrap_or(&own);
+        let advertise = if options.hidden { "[]".to_owned() } else { format!("[\"{advertise}\"]") };
         let name = &site.name;
         let (link, mtls, dns, admin, controller, mirrors) = if site.host.is_local() {
             // Ports come from the kernel; the range of mirrored addresses is the test's own by its process id.
@@ -53,10 +59,11 @@ impl Site {
             let range = "127.80.0.0/12".to_owned();
             ("0.0.0.0:4143", "127.0.0.1:4193", "127.0.0.1:53", "127.0.0.1:4191", "127.0.0.1:4194", range)
         };
+        let mirrors = options.mirrors.clone().unwrap_or(mirrors);
         let yaml = format!(
             "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway:\n    \
              listen: {link}\n    advertise: {advertise}\n    mtlsListen: {mtls}\n  \
-             dns: {{listen: \"{dns}\"}}\n  admin: {{listen: \"{admin}\", controllerListen: \"{controller}\"}}\n  mirrorAddresses: {mirrors}\n  \
+             dns: {{listen: \"{dns}\"}}\n  admin: {{listen: \"{admin}\", controllerListen: \"{controller}\"}}\n  mirrorAddresses: \"{mirrors}\"\n  \
              workloads:\n    - {{cidr: 127.0.1.0/24, namespace: shop, serviceAccount: frontend}}\n    \
              - {{cidr: 127.0.2.0/24, namespace: ops, serviceAccount: robot}}\n"
         );
@@ -193,11 +200,15 @@ impl Site {
         eventually(&format!("{} sees {peer} alive", self.name), PATIENCE, || self.alive(peer) == Some(true));
     }
 
-    /// What `linkspan gateways` says of `peer`.
+    /// What `linkspan gateways` says of `peer`: whether it is alive.
     pub fn alive(&self, peer: &str) -> Option<bool> {
+        self.gateway(peer)?["alive"].as_bool()
+    }
+
+    /// All that `linkspan gateways` says of `peer`.
+    pub fn gateway(&self, peer: &str) -> Option<Value> {
         let rows = self.json(&["gateways"]);
-        let rows = rows.as_array().or_else(|| rows.get("gateways").and_then(Value::as_array))?;
-        rows.iter().find(|row| row["cluster"] == peer)?["alive"].as_bool()
+        rows.as_array()?.iter().find(|row| row["cluster"] == peer).cloned()
     }
 
     /// Waits until `name` resolves on the host, and returns the address.

@@ -45,6 +45,43 @@ pub fn available() -> bool {
     root
 }
 
+/// In which network a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// One of its own: every connection in it is the test's.
+    Own,
+    /// The machine's.
+    Shared,
+    /// It has run in one of its own, and passed: nothing is left to do.
+    Done,
+}
+
+/// Runs the calling test, whose full name is `test`, once more in a network namespace of its own, where that is possible:
+/// loopback only, with the link-local address of cloud metadata services on it too.
+///
+/// # Panics
+/// When the test fails there.
+pub fn own_network(test: &str) -> Network {
+    const MARK: &str = "LINKSPAN_OWN_NETWORK";
+    if std::env::var_os(MARK).is_some() {
+        return Network::Own;
+    }
+    if !available() {
+        return Network::Shared;
+    }
+    let set_up = "ip link set lo up && ip addr add 169.254.169.254/32 dev lo && exec \"$@\"";
+    let exe = std::env::current_exe().expect("the test program has a path");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "--", "sh", "-c", set_up, "sh"])
+        .arg(exe)
+        .args(["--exact", test, "--nocapture"])
+        .env(MARK, "1");
+    let output = succeed(&mut command);
+    assert!(output.contains("1 passed"), "there is no test called {test}: {output}");
+    Network::Done
+}
+
 impl World {
     /// A bridge with one host per name, at 10.77.0.1, 10.77.0.2, ... in the order given.
     ///
@@ -103,12 +140,33 @@ impl World {
     /// # Panics
     /// When a host is not there.
     pub fn name_hosts(&self, names: &[(&str, &str)]) {
-        let lines: String =
-            names.iter().map(|(name, host)| format!("{} {name}\n", self.host(host).address())).collect();
+        let hosts: Vec<Host> = names.iter().map(|(_, host)| self.host(host)).collect();
+        let names: Vec<(&str, &str)> =
+            names.iter().zip(&hosts).map(|((name, _), host)| (*name, host.address())).collect();
+        self.name_addresses(&names);
+    }
+
+    /// The same with pairs of name and address; running programs see the change.
+    ///
+    /// # Panics
+    /// When a hosts file cannot be written.
+    pub fn name_addresses(&self, names: &[(&str, &str)]) {
+        let lines: String = names.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
         for netns in self.hosts.iter().filter_map(|host| host.netns.as_ref()) {
             let file = PathBuf::from("/etc/netns").join(netns).join("hosts");
             fs::write(file, format!("127.0.0.1 localhost\n{lines}")).expect("hosts file of the host");
         }
+    }
+
+    /// Lets the programs of `host` resolve by the DNS server at `server`, from the next program on.
+    ///
+    /// # Panics
+    /// When there is no such host.
+    pub fn resolve_by(&self, host: &str, server: &str) {
+        let host = self.host(host);
+        let file = PathBuf::from("/etc/netns").join(host.netns.as_ref().expect("a namespace")).join("resolv.conf");
+        fs::write(file, format!("nameserver {server}\noptions timeout:2 attempts:2\n"))
+            .expect("resolv.conf of the host");
     }
 
     /// A folder of the world's own.

@@ -43,7 +43,7 @@ impl Apply {
     async fn apply(&self, snapshot: &Arc<Snapshot>) {
         // Names first: whatever is carried under the new table is counted under its own name.
         self.metrics.configure(snapshot);
-        let table = self.gateway.table.load().next(snapshot);
+        let table = self.gateway.table.load().next(snapshot, Instant::now());
         let bindings = Arc::clone(table.bindings());
         self.gateway.table.store(Arc::new(table));
         self.bindings.send_replace(bindings);

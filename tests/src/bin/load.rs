@@ -1,4 +1,4 @@
-//! An open-loop HTTP/1.1 load generator: requests are due at fixed times, whatever became of the earlier ones, and
+//! An open-loop HTTP/1.1 and HTTP/2 load generator: requests are due at fixed times, whatever became of the earlier ones, and
 //! latency counts from the time a request was due, so a stalled server cannot hide (coordinated omission).
 
 #![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use clap::Parser;
-use http::{Request, Uri};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use linkspan_tests::load::{Failure, Report};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -34,6 +35,49 @@ struct Args {
     /// Keep-alive connections that share the rate; one that is busy when a request is due sends it late, and that counts.
     #[arg(long, default_value_t = 16)]
     connections: u32,
+    /// HTTP/2 with prior knowledge.
+    #[arg(long)]
+    http2: bool,
+}
+
+/// A connection of either version.
+enum Sender {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
+}
+
+impl Sender {
+    async fn connect(url: &Uri, http2: bool) -> Result<Self> {
+        let authority = url.authority().context("the url has no host")?;
+        let stream =
+            TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await.context("connect")?;
+        stream.set_nodelay(true)?;
+        if http2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            return Ok(Self::Http2(sender));
+        }
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self::Http1(sender))
+    }
+
+    async fn ready(&mut self) -> hyper::Result<()> {
+        match self {
+            Self::Http1(sender) => sender.ready().await,
+            Self::Http2(sender) => sender.ready().await,
+        }
+    }
+
+    async fn send(
+        &mut self,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Empty<Bytes>>>> {
+        match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
+        }
+    }
 }
 
 struct Answer {
@@ -54,7 +98,7 @@ async fn main() -> Result<()> {
             .step_by(args.connections as usize)
             .map(|n| Duration::from_secs_f64(f64::from(n) / f64::from(args.rate)))
             .collect();
-        tasks.push(tokio::spawn(lane_of_requests(url, start, due)));
+        tasks.push(tokio::spawn(lane_of_requests(url, args.http2, start, due)));
     }
     let mut answers = Vec::new();
     for task in tasks {
@@ -64,12 +108,12 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-async fn lane_of_requests(url: Uri, start: Instant, due: Vec<Duration>) -> Vec<Answer> {
-    let mut sender: Option<SendRequest<Empty<Bytes>>> = None;
+async fn lane_of_requests(url: Uri, http2: bool, start: Instant, due: Vec<Duration>) -> Vec<Answer> {
+    let mut sender: Option<Sender> = None;
     let mut answers = Vec::with_capacity(due.len());
     for at in due {
         sleep_until(start + at).await;
-        let result = match timeout(REQUEST_TIMEOUT, request(&url, &mut sender)).await {
+        let result = match timeout(REQUEST_TIMEOUT, request(&url, http2, &mut sender)).await {
             Ok(Ok(cluster)) => Ok(cluster),
             Ok(Err(error)) => Err(format!("{error:#}")),
             Err(_) => Err("no answer in 10 s".to_owned()),
@@ -82,22 +126,34 @@ async fn lane_of_requests(url: Uri, start: Instant, due: Vec<Duration>) -> Vec<A
     answers
 }
 
-async fn request(url: &Uri, sender: &mut Option<SendRequest<Empty<Bytes>>>) -> Result<String> {
-    let authority = url.authority().context("the url has no host")?;
-    if sender.as_ref().is_none_or(SendRequest::is_closed) {
-        let stream =
-            TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await.context("connect")?;
-        stream.set_nodelay(true)?;
-        let (fresh, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        *sender = Some(fresh);
+/// Sends one request. A connection that was closed between two requests is replaced, as by any client: the request was
+/// not sent on it.
+async fn request(url: &Uri, http2: bool, sender: &mut Option<Sender>) -> Result<String> {
+    let target = if http2 { url.to_string() } else { url.path_and_query().map_or("/", |p| p.as_str()).to_owned() };
+    let mut request = Request::get(target);
+    if !http2 {
+        request = request.header("host", url.authority().context("the url has no host")?.as_str());
     }
-    let sender = sender.as_mut().context("just connected")?;
-    sender.ready().await.context("connection closed")?;
-    let request = Request::get(url.path_and_query().map_or("/", |p| p.as_str()))
-        .header("host", authority.as_str())
-        .body(Empty::new())?;
-    let response = sender.send_request(request).await.context("no response")?;
+    let mut request = request.body(Empty::new())?;
+    let response = loop {
+        let mut open = match sender.take() {
+            Some(open) => open,
+            None => Sender::connect(url, http2).await?,
+        };
+        if open.ready().await.is_err() {
+            open = Sender::connect(url, http2).await?;
+        }
+        match open.send(request).await {
+            Ok(response) => {
+                *sender = Some(open);
+                break response;
+            }
+            Err(mut failed) => match failed.take_message() {
+                Some(unsent) => request = unsent,
+                None => return Err(failed.into_error()).context("no response"),
+            },
+        }
+    };
     let (head, body) = response.into_parts();
     let body = body.collect().await.context("truncated response")?.to_bytes();
     if head.status.is_server_error() {
