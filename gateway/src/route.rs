@@ -290,7 +290,8 @@ impl Group {
     fn is_healthy_enough(&self, health: &dyn Health) -> bool {
         let healthy: u128 = self.candidates.iter().map(|candidate| candidate.healthy_now(health)).sum();
         let needed = u128::from(self.total) * u128::from(self.min_healthy_percent) * u128::from(Share::WHOLE);
-        healthy > 0 && healthy * 100 >= needed
+        // 1, the default, asks for any ready endpoint at all, be it one of a thousand.
+        healthy > 0 && (self.min_healthy_percent <= 1 || healthy * 100 >= needed)
     }
 
     fn choose(&self, point: u64, health: &dyn Health, tried: &[ClusterName]) -> Option<&Candidate> {

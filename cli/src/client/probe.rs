@@ -233,7 +233,7 @@ mod tests {
         let (seen, mut source) = tokio::sync::mpsc::unbounded_channel();
         let address = server(move |stream| {
             let seen = seen.clone();
-            async move { drop(seen.send(stream.peer_addr().expect("connected").ip())) }
+            async move { seen.send(stream.peer_addr().expect("connected").ip()).expect("the test waits for it") }
         })
         .await;
         probe(address, "x", Language::Tcp).await;

@@ -160,12 +160,12 @@ impl Row {
         })
     }
 
-    /// Why it is not healthy, and what else should be known: that its catalogue is stale, or clusters disagree.
+    /// Why it is not healthy, and what else should be known: that its catalogue is stale, clusters disagree, or its traffic
+    /// policy is not in force.
     fn remarks(&self) -> String {
-        let others = self
-            .conditions
-            .iter()
-            .filter(|condition| matches!(condition.kind.as_str(), "Stale" | "Conflict") && condition.complains());
+        let others = self.conditions.iter().filter(|condition| {
+            matches!(condition.kind.as_str(), "Stale" | "Conflict" | "PolicyAccepted") && condition.complains()
+        });
         let own = (!self.message.is_empty()).then(|| self.message.clone());
         let others = others.map(|condition| format!("{}: {}", condition.kind, condition.message));
         own.into_iter().chain(others).collect::<Vec<_>>().join("; ")

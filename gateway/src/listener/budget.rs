@@ -96,6 +96,7 @@ impl Ledger {
         self.budget
     }
 
+    #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
         self.taken
     }

@@ -485,10 +485,12 @@ fn the_first_traffic_policy_for_a_service_holds() {
     apply(&mut catalog, &policy("a", "[{clusters: {east: 1}}]"));
     assert_eq!(traffic(&mut catalog).policy, "a");
     assert_eq!(traffic(&mut catalog).verdict.reason, "PolicyConflict");
+    delete(&mut catalog, Kind::ClusterTrafficPolicy, "b");
     apply(&mut catalog, &policy("a", "[{clusters: {east: 0}}]"));
-    assert_eq!(traffic(&mut catalog).tiers[0].clusters.values().sum::<u32>(), 1, "the version before stays in force");
+    assert_eq!(traffic(&mut catalog).tiers[0].clusters.values().sum::<u32>(), 0, "zero is exactly zero");
+    assert!(traffic(&mut catalog).verdict.message.contains("every weight is 0"));
     delete(&mut catalog, Kind::ClusterTrafficPolicy, "a");
-    assert_eq!(traffic(&mut catalog).policy, "b");
+    assert!(catalog.snapshot().traffic.is_empty());
 }
 
 #[test]

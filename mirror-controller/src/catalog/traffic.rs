@@ -16,10 +16,6 @@ pub(super) fn check(key: &ObjectKey, policy: &ClusterTrafficPolicy) -> Result<(S
     let refuse = |reason: &str, message: String| Verdict::new("Accepted", false, reason, message);
     let namespace = Namespace::parse(&key.namespace).map_err(|error| refuse("InvalidName", error.to_string()))?;
     policy.spec.validate().map_err(|error| refuse("Invalid", error.to_string()))?;
-    // A policy that sends nothing anywhere is a mistake; who wants that removes the export.
-    if policy.spec.tiers.iter().flat_map(|tier| tier.clusters.values()).all(|weight| *weight == 0) {
-        return Err(refuse("Invalid", "spec.tiers: every weight is 0, nothing could be reached".to_owned()));
-    }
     let tiers = policy
         .spec
         .tiers
@@ -57,7 +53,7 @@ pub(super) fn settle(
             continue;
         }
         let verdict = match check(key, policy) {
-            Ok(_) => Verdict::new("Accepted", true, "Accepted", format!("policy {name} is in force")),
+            Ok(_) => accepted(name, &tiers),
             Err(mut verdict) => {
                 verdict.message += "; the version before stays in force";
                 verdict
@@ -66,4 +62,12 @@ pub(super) fn settle(
         settled.insert(service, Traffic { policy: name.clone(), tiers, verdict });
     }
     settled.into_iter().map(|(service, traffic)| (service, Arc::new(traffic))).collect()
+}
+
+/// Zero is exactly zero, also where that leaves nobody: falling back to other clusters would send traffic where the
+/// operator has just stopped it.
+fn accepted(name: &str, tiers: &[Tier]) -> Verdict {
+    let nobody = tiers.iter().flat_map(|tier| tier.clusters.values()).all(|weight| *weight == 0);
+    let what = if nobody { "; every weight is 0, so nobody serves the service" } else { "" };
+    Verdict::new("Accepted", true, "Accepted", format!("policy {name} is in force{what}"))
 }

@@ -232,9 +232,21 @@ pub fn clusterset(
     }
     let ports = merge_ports(&members, &mut conflicts);
     let tiers = traffic.map_or_else(|| default_tiers(ground, &members), |traffic| traffic.tiers.clone());
-    let policy = traffic.map(|traffic| Verdict { kind: "PolicyAccepted", ..traffic.verdict.clone() });
+    let policy = traffic.map(|traffic| policy_verdict(traffic, first.entry.headless));
     let wanted = draft.finish(ground, &members, ports, tiers, conflicts.clone(), policy, addresses)?;
     Ok((wanted, conflicts))
+}
+
+/// What is said of the traffic policy on the import that it is for.
+fn policy_verdict(traffic: &Traffic, headless: bool) -> Verdict {
+    if headless {
+        let message = format!(
+            "policy {} has no effect: the service is headless, so clients choose among its endpoints by name",
+            traffic.policy
+        );
+        return Verdict::new("PolicyAccepted", false, "Headless", message);
+    }
+    Verdict { kind: "PolicyAccepted", ..traffic.verdict.clone() }
 }
 
 /// Local first, then all peers alike.

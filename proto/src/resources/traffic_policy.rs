@@ -45,7 +45,7 @@ pub struct TierSpec {
     #[schemars(with = "BTreeMap<String, u32>")]
     pub clusters: BTreeMap<ClusterName, u32>,
     /// The tier serves while this percentage of it is healthy, 1 to 100: the sum over its clusters of weight times ready
-    /// endpoints of all endpoints, by the sum of the weights. Default: 1.
+    /// endpoints of all endpoints, by the sum of the weights. Default: 1, which any ready endpoint at all is enough for.
     #[serde(default = "default_min_healthy_percent")]
     pub min_healthy_percent: u8,
 }

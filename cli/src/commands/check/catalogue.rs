@@ -104,6 +104,7 @@ fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
 fn mirrored(checks: &mut Checks<'_>) {
     let complaints = status::read(&checks.folder, "mirrors");
     refused(checks, &complaints);
+    overruled(checks, &complaints);
     let covered = |(cluster, service): &&(ClusterName, ServiceKey)| {
         checks.scope.covers_cluster(cluster) && checks.scope.covers_service(service)
     };
@@ -139,6 +140,21 @@ fn refused(checks: &mut Checks<'_>, statuses: &[Status]) {
                 format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname()),
                 complaint.sentence(),
                 "clear what is in its way: rename the local object of this name, or make room in mirrorAddresses (site.yaml)",
+            );
+        }
+    }
+}
+
+/// Traffic policies that do not hold as they are written.
+fn overruled(checks: &mut Checks<'_>, statuses: &[Status]) {
+    for status in statuses {
+        let covered = checks.scope.service.as_ref().is_none_or(|wanted| wanted.to_string() == status.service());
+        if let Some(complaint) = status.complaint("PolicyAccepted").filter(|_| covered) {
+            checks.warn(
+                GROUP,
+                format!("the ClusterTrafficPolicy of {} is in force", status.service()),
+                complaint.sentence(),
+                "correct or remove the policy; one policy for each service, and none for a headless one",
             );
         }
     }

@@ -53,6 +53,7 @@ fn an_address_is_owned_by_the_clusters_that_export_its_port() {
             cluster: cluster(name),
             service: service("web"),
             ready: ports.iter().map(|port| (*port, 1)).collect(),
+            total: BTreeMap::new(),
             ready_endpoints: Vec::new(),
         })
     };
@@ -63,9 +64,9 @@ fn an_address_is_owned_by_the_clusters_that_export_its_port() {
     let first = RouteTable::build(&both(&[80, 81]), &own());
     assert_eq!(owners(&first, "127.80.0.1:80"), ["north", "west"]);
     assert_eq!(owners(&first, "127.80.0.1:81"), ["north"]);
-    let second = first.next(&both(&[81]));
+    let second = first.then(&both(&[81]));
     assert_eq!(owners(&second, "127.80.0.1:80"), ["west"], "without any change of the mirror");
-    let third = second.next(&snapshot([Resource::Mirror(web.clone())]));
+    let third = second.then(&snapshot([Resource::Mirror(web.clone())]));
     assert_eq!(owners(&third, "127.80.0.1:80"), ["north", "west"], "nobody is known to: all that it names");
 }
 

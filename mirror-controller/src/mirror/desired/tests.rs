@@ -186,6 +186,8 @@ fn a_policy_says_who_serves_whoever_exports() {
     let (wanted, _) = import(&[("west", entry("shop/web", &["80"], 1))], Some(&traffic));
     assert_eq!(tiers(&wanted), ["south=10,west=90", "east=1"], "clusters that do not export keep their share");
     assert_eq!(reason(&wanted.verdicts, "PolicyAccepted"), "True:Accepted");
+    let (wanted, _) = import(&[("west", headless("shop/web", &["a"]))], Some(&traffic));
+    assert_eq!(reason(&wanted.verdicts, "PolicyAccepted"), "False:Headless", "it is not said to hold where it cannot");
 }
 
 #[test]
