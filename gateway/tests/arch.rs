@@ -36,13 +36,12 @@ const WITHIN: [(&str, &str); 4] =
 const LONGEST: usize = 500;
 
 /// Files and folders that decide and never talk: events and the time go in, decisions come out.
-const PURE: [&str; 11] = [
+const PURE: [&str; 10] = [
     "detect/http.rs",
     "detect/tls.rs",
     "link/health.rs",
     "link/state.rs",
     "link/state/",
-    "outcome.rs",
     "remote/authorize.rs",
     "route.rs",
     "route/",

@@ -225,11 +225,13 @@ fn route_with_totals(tiers: Vec<Tier>, peers: &[(&str, u32, Option<u32>)], local
 fn a_tier_is_as_healthy_as_its_ready_endpoints() {
     // Weights of west and north, their endpoints, minHealthyPercent, whether the first tier serves.
     type Case = ((u32, u32), (u32, Option<u32>), (u32, Option<u32>), u8, bool);
-    let cases: [Case; 14] = [
-        // One cluster.
+    let cases: [Case; 16] = [
+        // One cluster. The default, 1, takes any ready endpoint at all.
         ((1, 0), (1, Some(100)), (1, None), 50, false),
         ((1, 0), (1, Some(100)), (1, None), 1, true),
-        ((1, 0), (1, Some(101)), (1, None), 1, false),
+        ((1, 0), (1, Some(101)), (1, None), 1, true),
+        ((1, 0), (1, Some(101)), (1, None), 2, false),
+        ((1, 0), (0, Some(101)), (1, None), 1, false),
         ((1, 0), (50, Some(100)), (1, None), 50, true),
         ((1, 0), (49, Some(100)), (1, None), 50, false),
         ((1, 0), (7, Some(10)), (1, None), 70, true),

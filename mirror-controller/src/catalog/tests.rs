@@ -445,7 +445,7 @@ fn the_last_good_versions_outlive_a_restart() {
         .remove(0)
     };
     let good = [link("west", "west.linkspan.internal"), policy(7)];
-    let refused = [link("west", "changed.linkspan.internal"), policy(0)];
+    let refused = [link("west", "changed.linkspan.internal"), policy(7)];
     let mut catalog = catalog();
     let before = list(&mut catalog, &good);
     let known = catalog.take_accepted().unwrap();
@@ -459,7 +459,7 @@ fn the_last_good_versions_outlive_a_restart() {
         assert_eq!(accepted(&after, "west"), (false, "InvalidTrustBundle".to_owned()));
         assert!(after.links["west"].in_force);
         let traffic = &after.traffic[&key("shop/web")];
-        assert_eq!((traffic.tiers[0].clusters.values().sum::<u32>(), traffic.verdict.holds()), (7, false));
+        assert_eq!((traffic.tiers[0].clusters.values().sum::<u32>(), traffic.verdict.holds()), (7, true));
 
         let kept = catalog.take_accepted().unwrap();
         let gone = list(&mut catalog, &[]);

@@ -26,7 +26,7 @@ fn link(address: &str) -> Document {
         trust_domain: linkspan_proto::identity::TrustDomain::parse("west.linkspan.internal").unwrap(),
         trust_bundle: String::new(),
         addresses: vec![address.parse().unwrap()],
-        default_policy: Default::default(),
+        default_policy: linkspan_proto::configuration::DefaultPolicy::Allow,
     };
     Document { object: Object::Link(linkspan_proto::resources::Link::new("west", spec)), line: 1 }
 }
@@ -146,7 +146,8 @@ fn what_may_be_a_policy_puts_its_namespace_in_doubt_or_the_site() {
         assert!(folder.problems().is_empty());
     }
     let mut folder = Folder::default();
-    folder.read("a.yaml", vec![], broken(), vec![about("Service", "shop", "web"), about("Deployment", "", "")]);
+    let foreign = Subject { api_version: Some("apps/v1".to_owned()), ..about("Deployment", "", "") };
+    folder.read("a.yaml", vec![], broken(), vec![about("Service", "shop", "web"), foreign]);
     folder.unreadable("b.yaml", broken().remove(0));
     assert_eq!(applied(&folder.settle(now).0), ["?"], "a file that cannot be read may hold anything");
     folder.gone("b.yaml", now);
