@@ -13,7 +13,11 @@ mod sites {
 
     mod weights;
 
+    mod tiers;
+
     mod faults;
+
+    mod drain;
 
     mod nat;
 
@@ -23,7 +27,11 @@ mod sites {
 
     mod cli;
 
+    mod figures;
+
     mod demo;
 
     mod readme;
+
+    mod systemd;
 }
