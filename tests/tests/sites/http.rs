@@ -120,6 +120,30 @@ fn grpc_in_all_four_kinds_with_deadlines_and_errors_in_trailers() {
 }
 
 #[test]
+fn grpc_deadlines_and_cancellations_reach_the_server() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    let _server = servers::python(&west.host, "grpc_server.py", 50051);
+    west.apply("echo.yaml", &Service::new("shop", "echo").port("grpc", 50051, Some("grpc")).yaml());
+    let name = "echo-west.shop.svc.cluster.local";
+    east.wait_resolves(name);
+    let client = format!("{} {}", interpreter(), script_path("grpc_deadline_client.py"));
+    // Directly first: what is seen over the link is what the program sees without it.
+    assert_eq!(west.host.sh(&format!("{client} 127.0.0.1:50051")), "ok\n");
+    assert_eq!(east.host.sh(&format!("{client} {name}:50051")), "ok\n");
+    // A client without a timer of its own: curl sends the field and waits, and the call ends at its deadline.
+    let started = std::time::Instant::now();
+    let head = east.host.sh(&format!(
+        "printf '\\0\\0\\0\\0\\11wait curl' | curl -sS -m 10 -D - -o /dev/null --http2-prior-knowledge -H 'content-type: application/grpc' \
+         -H 'te: trailers' -H 'grpc-timeout: 700m' --data-binary @- http://{name}:50051/test.Echo/Unary"
+    ));
+    assert!(head.contains("grpc-status: 4"), "DEADLINE_EXCEEDED: {head}");
+    let took = started.elapsed().as_millis();
+    assert!((600..3_000).contains(&took), "700 ms were given, it took {took}");
+}
+
+#[test]
 fn websocket_messages_of_all_sizes_come_back() {
     needs_namespaces!();
     let (_world, sites) = linked(&["east", "west"]);

@@ -119,17 +119,42 @@ fn tcp_backends_see_who_called_by_proxy_protocol() {
     }
 }
 
-/// S-01, S-02: the forms in which clients try to pass an identity off as asserted.
 #[test]
-fn s01_forged_identity_headers_never_arrive() {
+fn an_mtls_client_is_known_to_tcp_backends_by_proxy_protocol() {
     needs_namespaces!();
     let (_world, sites) = linked(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);
-    let _web = web(west);
-    east.wait_resolves(WEB);
-    let canary = "forged-by-the-client";
+    let _server = servers::python(&west.host, "proxy_protocol_server.py", 7100);
+    west.apply("who.yaml", &Service::new("shop", "who").port("tcp", 7100, Some("tcp")).proxy_protocol().yaml());
+    let name = "who-west.shop.svc.cluster.local";
+    east.wait_resolves(name);
+    let svid = east.host.dir().join("svid").display().to_string();
+    east.linkspan(&["identity", "issue", "--namespace", "bank", "--service-account", "teller", "--out", &svid]);
+    // From an address that is another workload's: the certificate is stronger.
+    let client = format!(
+        "import socket,ssl\nt=ssl.create_default_context(cafile='{svid}/ca.crt'); t.load_cert_chain('{svid}/tls.crt','{svid}/tls.key')\n\
+         c=t.wrap_socket(socket.create_connection(('127.0.0.1',4193),source_address=('127.0.1.5',0)),server_hostname='{name}')\n\
+         d=b''\nwhile b:=c.recv(9999): d+=b\nprint(d.decode())"
+    );
+    let mut answer = String::new();
+    eventually("the mTLS port serves the mirrored name", PATIENCE, || {
+        let (ok, text) = east.host.try_sh(&format!("python3 -c \"{client}\""));
+        answer = text;
+        ok && answer.starts_with('{')
+    });
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!(answer["command"], 0x21, "{answer}");
+    assert_eq!(answer["client"], "127.0.1.5", "{answer}");
+    assert_eq!(answer["crc"], true, "{answer}");
+    assert_eq!(answer["tlvs"]["e0"], "spiffe://east.linkspan.internal/ns/bank/sa/teller", "{answer}");
+    assert_eq!(answer["tlvs"]["e1"], "east", "{answer}");
+    assert_eq!(answer["tlvs"]["e2"], "mtls", "{answer}");
+}
+
+/// S-01, S-02: the forms in which clients try to pass an identity off as asserted.
+fn forged(canary: &str) -> [String; 12] {
     let long = "x".repeat(8000);
-    let forms = [
+    [
         format!("linkspan-source: {canary}"),
         format!("LinkSpan-SOURCE: {canary}"),
         format!("linkspan_source: {canary}"),
@@ -142,7 +167,18 @@ fn s01_forged_identity_headers_never_arrive() {
         format!("L5D-CLIENT-ID: {canary}"),
         format!("x-forwarded-client-cert: {canary}{long}"),
         format!("linkspan-source:   {canary}  "),
-    ];
+    ]
+}
+
+#[test]
+fn s01_forged_identity_headers_never_arrive() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    let _web = web(west);
+    east.wait_resolves(WEB);
+    let canary = "forged-by-the-client";
+    let forms = forged(canary);
     for form in &forms {
         let answer = east.host.sh(&format!("curl -fsS -H '{form}' -H 'linkspan-source: {canary}' http://{WEB}:8090/"));
         assert!(!answer.contains(canary), "{form} arrived: {answer}");
@@ -162,6 +198,33 @@ fn s01_forged_identity_headers_never_arrive() {
     );
     let answer = east.host.try_sh(&trailer);
     assert!(answer.1.contains("200") && !answer.1.contains(canary), "{}", answer.1);
+}
+
+#[test]
+fn s01_forged_identity_headers_never_arrive_over_http2() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    let _server = servers::python(&west.host, "grpc_server.py", 50051);
+    west.apply("echo.yaml", &Service::new("shop", "echo").port("grpc", 50051, Some("grpc")).yaml());
+    let name = "echo-west.shop.svc.cluster.local";
+    east.wait_resolves(name);
+    let canary = "forged-by-the-client";
+    // The server answers a gRPC message (five bytes of frame before it) with all fields that it was sent.
+    let call = |more: &str| {
+        let answer = east.host.sh(&format!(
+            "printf '\\0\\0\\0\\0\\7headers' | curl -fsS --http2-prior-knowledge -H 'content-type: application/grpc' \
+             -H 'te: trailers' {more} --data-binary @- http://{name}:50051/test.Echo/Unary | tail -c +6"
+        ));
+        assert!(!answer.contains(canary), "{more} arrived: {answer}");
+        assert_eq!(values(&answer, "linkspan-source").len(), 1, "{more}: {answer}");
+        assert_eq!(values(&answer, "x-forwarded-client-cert").len(), 1, "{more}: {answer}");
+        answer
+    };
+    assert!(call("-H 'x-other: arrives'").contains("arrives"), "other fields do arrive");
+    for form in forged(canary) {
+        call(&format!("-H '{form}' -H 'linkspan-source: {canary}'"));
+    }
 }
 
 #[test]
