@@ -3,7 +3,7 @@
 use linkspan_tests::load::Load;
 use linkspan_tests::manifests::{Service, traffic_policy};
 use linkspan_tests::process::eventually;
-use linkspan_tests::servers::Nginx;
+use linkspan_tests::servers::{self, Nginx, interpreter, script_path};
 use linkspan_tests::site::{PATIENCE, Site};
 use linkspan_tests::world::World;
 
@@ -111,4 +111,108 @@ fn tcp_connections_are_shared_by_weight_too() {
     for (index, name) in ["east", "west"].iter().enumerate() {
         assert_share(servers[index].requests() - before[index], 400, 50, 100, name);
     }
+}
+
+/// Many requests on one HTTP/2 connection: each is placed for itself.
+#[test]
+fn requests_of_one_http2_connection_are_shared_by_weight() {
+    needs_namespaces!();
+    let (_world, sites, servers) = three();
+    for site in &sites {
+        let service =
+            Service::new("shop", "web").port("http", 8080, Some("http")).port("h2c", 8081, Some("kubernetes.io/h2c"));
+        site.apply("web.yaml", &service.yaml());
+    }
+    let cases: [&[(&str, u32)]; 3] =
+        [&[("east", 90), ("west", 10)], &[("east", 33), ("west", 33), ("north", 34)], &[("west", 100), ("east", 0)]];
+    for weights in cases {
+        set(&sites[0], weights);
+        eventually("the HTTP/2 port is served", PATIENCE, || {
+            sites[0].host.try_sh(&format!("curl -fsS --http2-prior-knowledge -m 5 http://{WEB}:8081/")).0
+        });
+        let before: Vec<usize> = servers.iter().map(Nginx::requests).collect();
+        let text = sites[0].host.sh(&format!("h2load -n {REQUESTS} -c 1 -m 10 http://{WEB}:8081/"));
+        assert!(text.contains(&format!("{REQUESTS} succeeded, 0 failed")), "{text}");
+        let sum: u32 = weights.iter().map(|(_, w)| w).sum();
+        for ((site, server), before) in sites.iter().zip(&servers).zip(before) {
+            let count = server.requests() - before;
+            let weight = weights.iter().find(|(c, _)| *c == site.name()).map_or(0, |(_, w)| *w);
+            if weight == 0 {
+                assert_eq!(count, 0, "{weights:?}: {} has weight 0", site.name());
+            } else {
+                assert_share(count, REQUESTS, weight, sum, &format!("{weights:?} {} over HTTP/2", site.name()));
+            }
+        }
+    }
+}
+
+const ECHO: &str = "echo.shop.svc.clusterset.local";
+
+/// East and west with a gRPC server and a TCP server that say where they are, called by the clusterset name.
+fn echo_pair() -> (World, Vec<Site>, Vec<linkspan_tests::process::Process>) {
+    let (world, sites) = linked(&["east", "west"]);
+    let mut running = Vec::new();
+    for site in &sites {
+        running.push(servers::python(&site.host, "grpc_server.py", 50051));
+        running.push(servers::python(&site.host, "where_server.py", 7000));
+        let service = Service::new("shop", "echo").port("grpc", 50051, Some("grpc")).port("tcp", 7000, Some("tcp"));
+        site.apply("echo.yaml", &service.yaml());
+    }
+    sites[0].wait_resolves(ECHO);
+    (world, sites, running)
+}
+
+/// Where `count` gRPC calls over one channel arrive.
+fn calls(site: &Site, count: usize) -> std::collections::BTreeMap<String, usize> {
+    let script = format!(
+        "import grpc,collections,json; u=grpc.insecure_channel('{ECHO}:50051').unary_unary('/test.Echo/Unary'); \
+         print(json.dumps(collections.Counter(u(b'where',timeout=10).decode() for _ in range({count}))))"
+    );
+    let (_, text) = site.host.try_sh(&format!("{} -c \"{script}\"", interpreter()));
+    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_default()
+}
+
+fn echo_weights(site: &Site, east: u32, west: u32) {
+    site.apply("policy.yaml", &traffic_policy("shop", "echo", &[(&[("east", east), ("west", west)], 1)]));
+    let wanted: Vec<&str> = [("east", east), ("west", west)].iter().filter(|(_, w)| *w > 0).map(|(c, _)| *c).collect();
+    eventually("the weights are in force", PATIENCE, || {
+        calls(site, 60).keys().map(String::as_str).eq(wanted.iter().copied())
+    });
+}
+
+#[test]
+fn grpc_calls_of_one_channel_are_shared_by_weight() {
+    needs_namespaces!();
+    let (_world, sites, _running) = echo_pair();
+    for (east, west) in [(50, 50), (80, 20)] {
+        echo_weights(&sites[0], east, west);
+        let seen = calls(&sites[0], 3_000);
+        assert_eq!(seen.values().sum::<usize>(), 3_000, "{seen:?}");
+        assert_share(seen["east"], 3_000, east, 100, "east over gRPC");
+        assert_share(seen["west"], 3_000, west, 100, "west over gRPC");
+    }
+}
+
+#[test]
+fn open_connections_and_streams_survive_a_change_of_weights() {
+    needs_namespaces!();
+    let (_world, sites, _running) = echo_pair();
+    let east = &sites[0];
+    // The first connections lead across the link.
+    echo_weights(east, 0, 100);
+    let gate = east.host.dir().join("gate");
+    let client = east.host.start(
+        "long",
+        interpreter(),
+        &[&script_path("long_lived_client.py"), ECHO, "7000", "50051", &gate.display().to_string()],
+    );
+    eventually("both are open", PATIENCE, || client.output().contains("ready"));
+    echo_weights(east, 100, 0);
+    std::fs::write(&gate, "").expect("the gate opens");
+    eventually("both were used again", PATIENCE, || client.output().contains("fresh"));
+    let text = client.output();
+    let seen: serde_json::Value = serde_json::from_str(text.lines().last().unwrap_or_default()).expect("JSON");
+    assert_eq!(seen["before"], serde_json::json!({"tcp": "west", "stream": "west", "unary": "west"}));
+    assert_eq!(seen["after"], serde_json::json!({"stream": "west", "unary": "east"}), "streams stay, new calls move");
+    assert_eq!(seen["fresh"], serde_json::json!({"tcp": "east", "stream": "east"}));
 }
