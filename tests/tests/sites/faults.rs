@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use linkspan_tests::load::{Load, Report};
 use linkspan_tests::manifests::{Service, traffic_policy};
 use linkspan_tests::process::eventually;
-use linkspan_tests::servers::Nginx;
+use linkspan_tests::servers::{self, Nginx};
 use linkspan_tests::site::{Options, PATIENCE, Site, link_all};
 use linkspan_tests::world::World;
 
@@ -143,4 +143,85 @@ fn a_service_without_ready_endpoints_answers_503_with_a_reason_and_the_share_mov
     let report = Load::start(&east.host, &format!("http://{WEB}:8080/"), 200, 3).finish();
     assert_eq!(report.failures.len(), 0, "{:?}", report.failures.first());
     assert_eq!(report.by_cluster.get("east"), Some(&600), "{:?}", report.by_cluster);
+}
+
+/// West's name as the DNS server of this test knows it.
+const WEST_NAME: &str = "west.example.com";
+
+/// West advertises a host name; it gets a second address and, by `rename`, the name moves there while both are linked.
+fn follow_the_name(world: &World, rename: impl Fn(&str), dns: Option<&str>) {
+    rename("10.77.0.2");
+    let mut east = Site::init(world.host("east"), &Options { hidden: true, ..Options::default() });
+    let advertise = Some(format!("{WEST_NAME}:4143"));
+    let mut west = Site::init(world.host("west"), &Options { advertise, ..Options::default() });
+    if let Some(server) = dns {
+        world.resolve_by("east", server);
+    }
+    east.start();
+    west.start();
+    link_all(&[&east, &west]);
+    let _nginx = Nginx::start(&west.host, 8080);
+    west.apply("web.yaml", &Service::new("shop", "web").port("http", 8080, Some("http")).yaml());
+    let mut address = String::new();
+    eventually("the mirrored name resolves", PATIENCE, || {
+        address = east.host.try_sh("dig +short @127.0.0.1 web-west.shop.svc.cluster.local A").1.trim().to_owned();
+        address.parse::<std::net::IpAddr>().is_ok()
+    });
+    assert_eq!(east.gateway("west").expect("a row")["remote"], "10.77.0.2:4143");
+    west.host.sh("ip addr add 10.77.0.102/24 dev eth0");
+    let load = Load::start(&east.host, &format!("http://{address}:8080/"), 50, 33);
+    let moved = Instant::now();
+    rename("10.77.0.102");
+    let mut remote = String::new();
+    while remote != "10.77.0.102:4143" {
+        assert!(moved.elapsed() < Duration::from_secs(30), "30 s after the change still linked with {remote}");
+        remote = east.gateway("west").expect("a row")["remote"].as_str().unwrap_or_default().to_owned();
+    }
+    // The old address goes: nobody needs it any more. A new connection came first, so that nothing failed.
+    // (By default the kernel removes the other addresses of that network with the first.)
+    west.host.sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/promote_secondaries && ip addr del 10.77.0.2/24 dev eth0");
+    let report = load.finish();
+    assert_eq!(report.failures.len(), 0, "{:?}", report.failures.first());
+    assert_eq!(east.alive("west"), Some(true));
+}
+
+#[test]
+fn f31_a_name_that_moves_in_dns_is_followed_in_thirty_seconds() {
+    needs_namespaces!();
+    let world = World::new(&["east", "west", "dns"]);
+    let dns = world.host("dns");
+    let records = dns.dir().join("records");
+    std::fs::write(&records, "").expect("records");
+    let server = dns.start(
+        "dnsmasq",
+        "dnsmasq",
+        &[
+            "--keep-in-foreground",
+            "--no-resolv",
+            "--no-hosts",
+            "--local=/example.com/",
+            "--user=root",
+            "--pid-file=",
+            "--local-ttl=2",
+            &format!("--addn-hosts={}", records.display()),
+        ],
+    );
+    servers::wait_listening(&dns, 53);
+    let rename = |address: &str| {
+        std::fs::write(&records, format!("{address} {WEST_NAME}\n")).expect("records");
+        server.signal("HUP");
+        eventually("DNS answers with it", PATIENCE, || {
+            dns.try_sh(&format!("dig +short +time=1 +tries=1 @127.0.0.1 {WEST_NAME} A")).1.trim() == address
+        });
+    };
+    follow_the_name(&world, rename, Some(dns.address()));
+}
+
+#[test]
+fn f31_a_name_that_moves_in_the_hosts_file_is_followed_in_thirty_seconds() {
+    needs_namespaces!();
+    let world = World::new(&["east", "west"]);
+    world.name_hosts(&[(WEST_NAME, "west")]);
+    let rename = |address: &str| world.name_addresses(&[(WEST_NAME, address)]);
+    follow_the_name(&world, rename, None);
 }
