@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use linkspan_tests::manifests::Service;
 use linkspan_tests::process::eventually;
 use linkspan_tests::servers::{self, Nginx};
-use linkspan_tests::site::{PATIENCE, Site};
+use linkspan_tests::site::{Options, PATIENCE, Site, link_all};
+use linkspan_tests::world::World;
 use serde_json::Value;
 
 use super::kit::{linked, needs_namespaces};
@@ -109,7 +110,30 @@ fn a_restart_keeps_every_mirrored_address_and_port() {
     let all = |east: &Site| -> Vec<String> {
         names.iter().map(|name| east.wait_resolves(&format!("{name}-west.shop.svc.cluster.local"))).collect()
     };
+    let _server = servers::python(&sites[1].host, "slow_server.py", 8000);
+    // Every port is open and nothing else: 8000 leads to a server, the others to backends that do not run.
+    let ports = |east: &Site| -> Vec<String> {
+        east.host
+            .sh("ss -Htln | awk '{print $4}' | grep -E '^127[.](8[0-9]|9[0-5])[.]' | sort")
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    };
+    let open = |east: &Site, addresses: &[String]| {
+        for (index, address) in addresses.iter().enumerate() {
+            let call = format!("curl -sS -m 5 -o /dev/null -w '%{{http_code}}' http://{address}:{}/", 8000 + index);
+            let wanted = if index == 0 { "200" } else { "502" };
+            assert_eq!(east.host.sh(&call), wanted, "{call}");
+        }
+    };
     let before = all(&sites[0]);
+    open(&sites[0], &before);
+    let ports_before = ports(&sites[0]);
+    assert_eq!(
+        ports_before.len(),
+        2 * names.len(),
+        "one for the mirror, one for the clusterset name: {ports_before:?}"
+    );
     let mut distinct = before.clone();
     distinct.sort();
     distinct.dedup();
@@ -117,6 +141,8 @@ fn a_restart_keeps_every_mirrored_address_and_port() {
     sites[0].stop();
     sites[0].start();
     assert_eq!(all(&sites[0]), before);
+    open(&sites[0], &before);
+    assert_eq!(ports(&sites[0]), ports_before);
 }
 
 #[test]
@@ -179,14 +205,7 @@ fn s42_a_request_that_circles_through_proxies_is_refused_at_its_first_repeat() {
     }
     for (site, peer) in [(&sites[0], "west"), (&sites[1], "east")] {
         let mirror = site.wait_resolves(&format!("web-{peer}.shop.svc.cluster.local"));
-        let config = format!(
-            "defaults\n mode http\n timeout connect 5s\n timeout client 10s\n timeout server 10s\n\
-             frontend f\n bind 127.0.0.1:8080\n default_backend b\nbackend b\n server s {mirror}:8080\n"
-        );
-        let file = site.host.dir().join("haproxy.cfg");
-        std::fs::write(&file, config).expect("haproxy.cfg");
-        proxies.push(site.host.start("haproxy", "haproxy", &["-db", "-f", &file.display().to_string()]));
-        servers::wait_listening(&site.host, 8080);
+        proxies.push(proxy_to(site, &mirror));
     }
     let answer = sites[0].host.sh("curl -sS -m 10 -i http://web-west.shop.svc.cluster.local:8080/");
     assert!(answer.contains(" 508 ") && answer.contains("came back"), "{answer}");
@@ -196,17 +215,54 @@ fn s42_a_request_that_circles_through_proxies_is_refused_at_its_first_repeat() {
 }
 
 #[test]
+fn s42_a_request_that_circles_through_three_sites_is_refused_at_its_first_repeat() {
+    needs_namespaces!();
+    let (_world, sites) = linked(&["east", "west", "north"]);
+    for site in &sites {
+        site.apply("web.yaml", &service("web", 8080));
+    }
+    // East's "web" sends on to west's, west's to north's, north's to east's.
+    let mut proxies = Vec::new();
+    for (index, site) in sites.iter().enumerate() {
+        let mirror = site.wait_resolves(&format!("web-{}.shop.svc.cluster.local", sites[(index + 1) % 3].name()));
+        proxies.push(proxy_to(site, &mirror));
+    }
+    let answer = sites[0].host.sh("curl -sS -m 10 -i http://web-west.shop.svc.cluster.local:8080/");
+    assert!(answer.contains(" 508 ") && answer.contains("came back"), "{answer}");
+    let entered = |site: &Site| {
+        let log = std::fs::read_to_string(site.host.dir().join("site.log")).expect("log");
+        log.lines().filter(|l| l.contains("direction=\"inbound\"") && l.contains("shop/web")).count()
+    };
+    assert_eq!(sites.iter().map(entered).collect::<Vec<_>>(), [1, 2, 1], "once around, and once more to be refused");
+}
+
+/// An haproxy as `site`'s "web" that sends everything on to `mirror`.
+fn proxy_to(site: &Site, mirror: &str) -> linkspan_tests::process::Process {
+    let config = format!(
+        "defaults\n mode http\n timeout connect 5s\n timeout client 10s\n timeout server 10s\n\
+         frontend f\n bind 127.0.0.1:8080\n default_backend b\nbackend b\n server s {mirror}:8080\n"
+    );
+    let file = site.host.dir().join("haproxy.cfg");
+    std::fs::write(&file, config).expect("haproxy.cfg");
+    let proxy = site.host.start("haproxy", "haproxy", &["-db", "-f", &file.display().to_string()]);
+    servers::wait_listening(&site.host, 8080);
+    proxy
+}
+
+#[test]
 fn a_headless_service_has_a_name_for_each_endpoint() {
     needs_namespaces!();
     let (_world, sites) = linked(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);
+    let mut pods = Vec::new();
     for (index, address) in ["127.0.5.1", "127.0.5.2"].iter().enumerate() {
         let code = format!(
             "import http.server\nclass H(http.server.BaseHTTPRequestHandler):\n def do_GET(s):\n  \
              b=b'pod-{index}'; s.send_response(200); s.send_header('Content-Length',str(len(b))); s.end_headers(); s.wfile.write(b)\n\
              http.server.HTTPServer(('{address}',8080),H).serve_forever()"
         );
-        std::mem::forget(west.host.start(&format!("pod{index}"), "python3", &["-c", &code]));
+        pods.push(west.host.start(&format!("pod{index}"), "python3", &["-c", &code]));
+        eventually("the pod listens", PATIENCE, || west.host.try_sh(&format!("curl -fsS http://{address}:8080/")).0);
     }
     west.apply(
         "db.yaml",
@@ -220,14 +276,80 @@ fn a_headless_service_has_a_name_for_each_endpoint() {
         let name = format!("db-{index}.db-west.shop.svc.cluster.local");
         east.wait_resolves(&name);
         for _ in 0..5 {
-            assert_eq!(
-                east.host.sh(&format!("curl -fsS --retry 5 --retry-all-errors http://{name}:8080/")),
-                format!("pod-{index}")
-            );
+            // Not repeated: a name that is answered is also served.
+            assert_eq!(east.host.sh(&format!("curl -fsS http://{name}:8080/")), format!("pod-{index}"));
         }
     }
-    let both = east.host.sh("dig +short db-west.shop.svc.cluster.local A");
-    assert_eq!(both.lines().count(), 2, "{both}");
+    let dig = |args: &str| {
+        let text = east.host.sh(&format!("dig +time=2 +tries=1 +short {args}"));
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let both = dig("db-west.shop.svc.cluster.local A");
+    assert_eq!(both.len(), 2, "{both:?}");
+    // The clusterset has them too, with the cluster in the name of each endpoint.
+    let set = "db.shop.svc.clusterset.local";
+    assert_eq!(dig(&format!("{set} A")).len(), 2);
+    for index in 0..2 {
+        let name = format!("db-{index}.west.{set}");
+        assert_eq!(dig(&format!("{name} A")).len(), 1, "{name}");
+        assert_eq!(east.host.sh(&format!("curl -fsS http://{name}:8080/")), format!("pod-{index}"));
+    }
+    // SRV names a target for each ready endpoint, and every target resolves.
+    for (name, target) in [
+        ("db-west.shop.svc.cluster.local", "db-west.shop.svc.cluster.local"),
+        (set, "west.db.shop.svc.clusterset.local"),
+    ] {
+        let records = dig(&format!("_http._tcp.{name} SRV"));
+        let targets: Vec<&str> = records.iter().filter_map(|record| record.split_whitespace().nth(3)).collect();
+        assert_eq!(targets, [format!("db-0.{target}."), format!("db-1.{target}.")], "{records:?}");
+        assert!(records.iter().all(|record| record.split_whitespace().nth(2) == Some("8080")), "{records:?}");
+        assert!(targets.iter().all(|target| dig(&format!("{target} A")).len() == 1), "{targets:?}");
+    }
+    // An endpoint that is not ready has no name, and the other keeps its own.
+    west.apply(
+        "db.yaml",
+        &Service::new("shop", "db")
+            .port("http", 8080, Some("http"))
+            .headless()
+            .endpoints(&[("127.0.5.1", true), ("127.0.5.2", false)])
+            .yaml(),
+    );
+    gone(east, &format!("db-1.west.{set}"));
+    eventually("SRV follows", PATIENCE, || dig(&format!("_http._tcp.{set} SRV")).len() == 1);
+    assert_eq!(east.host.sh(&format!("curl -fsS http://db-0.west.{set}:8080/")), "pod-0");
+}
+
+#[test]
+fn a_site_with_ipv6_addresses_answers_aaaa_and_serves_there() {
+    needs_namespaces!();
+    let world = World::new(&["east", "west"]);
+    let mirrors = Some("fd00:80::/64".to_owned());
+    let mut east = Site::init(world.host("east"), &Options { mirrors, ..Options::default() });
+    let mut west = Site::init(world.host("west"), &Options::default());
+    // All of the range is this host's own, as all of 127.0.0.0/8 is; for IPv6 a program may bind it by this setting only.
+    east.host.sh("ip -6 route add local fd00:80::/64 dev lo && echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind");
+    east.start();
+    west.start();
+    link_all(&[&east, &west]);
+    let _nginx = Nginx::start(&west.host, 8080);
+    west.apply("web.yaml", &service("web", 8080));
+    for name in ["web-west.shop.svc.cluster.local", "web.shop.svc.clusterset.local"] {
+        let mut address = String::new();
+        eventually(&format!("{name} has an AAAA record"), PATIENCE, || {
+            address = east.host.try_sh(&format!("dig +short +time=1 +tries=1 {name} AAAA")).1.trim().to_owned();
+            address.parse::<std::net::Ipv6Addr>().is_ok()
+        });
+        assert!(address.starts_with("fd00:80::"), "{address}");
+        let four = east.host.sh(&format!("dig +time=2 +tries=1 {name} A"));
+        assert!(four.contains("NOERROR") && four.contains("ANSWER: 0"), "{four}");
+        let answer = east.host.sh(&format!("curl -fsS -w '%{{remote_ip}}' http://{name}:8080/"));
+        assert_eq!(answer, format!("west\n{address}"));
+    }
+    assert!(east.linkspan(&["services"]).contains("fd00:80::"));
+    let (code, text) = east.try_linkspan(&["check"]);
+    assert_eq!(code, 0, "{text}");
 }
 
 #[test]
