@@ -40,6 +40,34 @@ const LONG: [(&str, usize); 2] = [
     ("link/driver.rs", 550),
 ];
 
+/// Files and folders that decide and never talk: events and the time go in, decisions come out.
+const PURE: [&str; 10] = [
+    "detect/http.rs",
+    "detect/tls.rs",
+    "link/health.rs",
+    "link/state.rs",
+    "link/state/",
+    "remote/authorize.rs",
+    "route.rs",
+    "route/",
+    "http/trace.rs",
+    "http/via.rs",
+];
+
+/// What pure files do not name. `tokio::time::Instant`, a type that can be paused, is none of it.
+const TALK: [&str; 10] = [
+    "Instant::now",
+    "SystemTime::now",
+    "tokio::net",
+    "tokio::spawn",
+    "tokio::time::sleep",
+    "task::spawn",
+    "quinn::",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+];
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("readable") {
         let path = entry.expect("readable").path();
@@ -132,6 +160,31 @@ fn lib_lists_every_module() {
     for module in uses().keys().filter(|module| *module != "main") {
         assert!(lib.contains(&format!("pub mod {module};")), "{module} is not in lib.rs");
     }
+}
+
+#[test]
+fn pure_files_do_not_talk_and_have_no_clock() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut met = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for file in files {
+        let inside = file.strip_prefix(&root).expect("below src").to_string_lossy().into_owned();
+        let pure = PURE.iter().find(|pure| inside == **pure || (pure.ends_with('/') && inside.starts_with(**pure)));
+        let Some(pure) = pure.filter(|_| !inside.split('/').any(|part| matches!(part, "tests" | "tests.rs"))) else {
+            continue;
+        };
+        met.insert(*pure);
+        let text = fs::read_to_string(&file).expect("readable");
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            wrong
+                .extend(TALK.iter().filter(|talk| line.contains(**talk)).map(|_| format!("{inside}: {}", line.trim())));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert_eq!(met.len(), PURE.len(), "a pure file was renamed: {met:?}");
 }
 
 #[test]

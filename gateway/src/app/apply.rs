@@ -7,7 +7,7 @@ use linkspan_proto::configuration::{Peer, Resource};
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::readiness;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::context::Gateway;
 use crate::discovery::{Rejections, Snapshot};
@@ -43,7 +43,7 @@ impl Apply {
     async fn apply(&self, snapshot: &Arc<Snapshot>) {
         // Names first: whatever is carried under the new table is counted under its own name.
         self.metrics.configure(snapshot);
-        let table = self.gateway.table.load().next(snapshot);
+        let table = self.gateway.table.load().next(snapshot, Instant::now());
         let bindings = Arc::clone(table.bindings());
         self.gateway.table.store(Arc::new(table));
         self.bindings.send_replace(bindings);

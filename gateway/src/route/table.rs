@@ -165,22 +165,15 @@ impl RouteTable {
         }
     }
 
-    /// A table of this snapshot alone.
-    #[must_use]
-    pub fn build(snapshot: &Arc<Snapshot>, own: &Own) -> Self {
-        Self::empty(own.clone()).next(snapshot)
-    }
-
-    /// The table after this one. Unchanged routes and exports are shared; changed routes go on in their sequence of
+    /// The table after this one, at the time `now`. Unchanged routes and exports are shared; changed routes go on in their sequence of
     /// picks, changed exports keep what is known of their endpoints' load.
     #[must_use]
-    pub fn next(&self, snapshot: &Arc<Snapshot>) -> Self {
+    pub fn next(&self, snapshot: &Arc<Snapshot>, now: Instant) -> Self {
         // Two mirrors that claim one address make the outcome depend on both; that is rare and a fault of the
         // configuration, so everything is built anew instead of tracking who waits for whom.
         let mut next = if self.bindings.conflicts.is_empty() { self.clone() } else { Self::empty(self.own.clone()) };
         let mut mirrors = BTreeSet::new();
         let mut services = BTreeSet::new();
-        let now = Instant::now();
         let base = Arc::clone(&next.snapshot);
         for (key, old, new) in changes(&base.resources, &snapshot.resources) {
             match (key.kind, new.or(old).map(AsRef::as_ref)) {

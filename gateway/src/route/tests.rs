@@ -6,6 +6,19 @@ use linkspan_proto::configuration::{Capacity, Endpoint, Export, ExportPort, Mirr
 use super::*;
 use crate::discovery::Snapshot;
 
+/// Tables of the present moment.
+impl RouteTable {
+    /// A table of this snapshot alone.
+    pub(crate) fn build(snapshot: &Arc<Snapshot>, own: &Own) -> Self {
+        Self::empty(own.clone()).then(snapshot)
+    }
+
+    /// The table after this one.
+    pub(crate) fn then(&self, snapshot: &Arc<Snapshot>) -> Self {
+        self.next(snapshot, tokio::time::Instant::now())
+    }
+}
+
 pub(crate) fn cluster(name: &str) -> ClusterName {
     name.parse().expect("cluster")
 }

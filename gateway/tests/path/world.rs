@@ -228,7 +228,7 @@ impl Site {
             let resources = all.values().map(|resource| (resource.key(), Arc::new(resource.clone()))).collect();
             Arc::new(Snapshot { generation: 1, resources })
         };
-        let next = self.table.load().next(&snapshot);
+        let next = self.table.load().next(&snapshot, tokio::time::Instant::now());
         self.bindings.send_replace(Arc::clone(next.bindings()));
         self.table.store(Arc::new(next));
     }

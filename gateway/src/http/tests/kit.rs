@@ -148,7 +148,7 @@ impl Node {
     fn configure(&self, resources: Vec<Resource>) {
         let resources = resources.into_iter().map(|resource| (resource.key(), Arc::new(resource))).collect();
         let snapshot = Arc::new(Snapshot { generation: 1, resources });
-        let table = self.gateway.table.load().next(&snapshot);
+        let table = self.gateway.table.load().then(&snapshot);
         self.gateway.table.store(Arc::new(table));
     }
 }

@@ -30,7 +30,7 @@ fn unchanged_routes_and_exports_are_shared() {
     let first = RouteTable::build(&snapshot(base.clone()), &own());
     let mut changed = base;
     changed[2] = capacity("west", "web", 0);
-    let second = first.next(&snapshot(changed));
+    let second = first.then(&snapshot(changed));
     let same = |listen: &str| {
         Arc::ptr_eq(first.by_listen(at(listen)).expect("first"), second.by_listen(at(listen)).expect("second"))
     };
@@ -53,7 +53,7 @@ fn a_change_of_weights_continues_the_sequence() {
     let mut west = 0;
     // One pick for each table: a sequence that began anew each time would always pick the same.
     for step in 0..1_000_u32 {
-        table = table.next(&build(50 + step % 2, 50 + step % 2));
+        table = table.then(&build(50 + step % 2, 50 + step % 2));
         west += usize::from(target(&table, "127.80.0.1:80").as_deref() == Some("west"));
     }
     assert!((490..=510).contains(&west), "{west}");
@@ -65,11 +65,11 @@ fn removed_mirrors_are_gone_and_addresses_may_be_handed_on() {
         RouteTable::build(&snapshot([simple("web.a", "127.80.0.1:80"), simple("db.a", "127.80.0.2:80")]), &own());
     let route = Arc::clone(first.by_listen(at("127.80.0.1:80")).expect("route"));
     // The two swap addresses in one step.
-    let second = first.next(&snapshot([simple("web.a", "127.80.0.2:80"), simple("db.a", "127.80.0.1:80")]));
+    let second = first.then(&snapshot([simple("web.a", "127.80.0.2:80"), simple("db.a", "127.80.0.1:80")]));
     assert_eq!(&**second.by_listen(at("127.80.0.1:80")).expect("db").name(), "db.a");
     assert_eq!(&**second.by_listen(at("127.80.0.2:80")).expect("web").name(), "web.a");
     assert_eq!(second.current(&route).expect("web").mirror_port().listen, at("127.80.0.2:80"));
-    let third = second.next(&snapshot([simple("db.a", "127.80.0.1:80")]));
+    let third = second.then(&snapshot([simple("db.a", "127.80.0.1:80")]));
     assert!(third.by_listen(at("127.80.0.2:80")).is_none());
     assert!(third.current(&route).is_none());
     assert_eq!(third.bindings().addresses.len(), 1);
@@ -80,14 +80,14 @@ fn removed_mirrors_are_gone_and_addresses_may_be_handed_on() {
 fn a_disputed_address_goes_to_the_first_name_and_comes_free_again() {
     let (web, db) = (simple("web.a", "127.80.0.1:80"), simple("db.a", "127.80.0.1:80"));
     let alone = RouteTable::build(&snapshot([web.clone()]), &own());
-    let both = alone.next(&snapshot([web.clone(), db.clone()]));
+    let both = alone.then(&snapshot([web.clone(), db.clone()]));
     assert_eq!(&**both.by_listen(at("127.80.0.1:80")).expect("db").name(), "db.a");
     assert_eq!(both.bindings().addresses[&at("127.80.0.1:80")].as_ref(), "db.a");
     assert_eq!(both.bindings().conflicts[&at("127.80.0.1:80")].as_ref(), "web.a");
-    let again = both.next(&snapshot([web]));
+    let again = both.then(&snapshot([web]));
     assert_eq!(&**again.by_listen(at("127.80.0.1:80")).expect("web").name(), "web.a");
     assert!(again.bindings().conflicts.is_empty());
-    let only_db = both.next(&snapshot([db]));
+    let only_db = both.then(&snapshot([db]));
     assert_eq!(&**only_db.by_listen(at("127.80.0.1:80")).expect("db").name(), "db.a");
 }
 
@@ -126,14 +126,14 @@ fn the_load_of_an_endpoint_outlives_changes_of_its_export() {
     };
     let (before, _) = load(&first, "10.0.0.1:80");
     let changed = export("api", &[("10.0.0.3:80", true), ("10.0.0.1:80", false)]);
-    let second = first.next(&snapshot([Resource::Export(changed)]));
+    let second = first.then(&snapshot([Resource::Export(changed)]));
     let (after, ready) = load(&second, "10.0.0.1:80");
     assert!(Arc::ptr_eq(&before, &after));
     assert!(!ready);
     let export = second.export(&service("api")).expect("export");
     let ready: Vec<_> = export.port(80).expect("port").all_ready().iter().map(|backend| backend.address).collect();
     assert_eq!(ready, [at("10.0.0.3:80")]);
-    assert!(second.next(&snapshot([])).export(&service("api")).is_none());
+    assert!(second.then(&snapshot([])).export(&service("api")).is_none());
 }
 
 #[test]
@@ -151,15 +151,15 @@ fn an_endpoint_mirror_follows_its_one_endpoint() {
     let mirror = Resource::Mirror(mirror);
     let table = RouteTable::build(&snapshot([mirror.clone(), capacity(&["db-1"])]), &own());
     assert_eq!(target(&table, "127.80.0.1:80"), None);
-    let table = table.next(&snapshot([mirror.clone(), capacity(&["db-1", "db-0"])]));
+    let table = table.then(&snapshot([mirror.clone(), capacity(&["db-1", "db-0"])]));
     assert_eq!(target(&table, "127.80.0.1:80").as_deref(), Some("west"));
     // And the same for our own export.
     let mut local = export("db", &[("10.0.0.1:80", true), ("10.0.0.2:80", false)]);
     local.ports[0].endpoints[1].name = Some("db-0".parse().expect("endpoint"));
-    let table = table.next(&snapshot([mirror.clone(), Resource::Export(local.clone())]));
+    let table = table.then(&snapshot([mirror.clone(), Resource::Export(local.clone())]));
     assert_eq!(target(&table, "127.80.0.1:80"), None);
     local.ports[0].endpoints[1].ready = true;
-    let table = table.next(&snapshot([mirror, Resource::Export(local)]));
+    let table = table.then(&snapshot([mirror, Resource::Export(local)]));
     assert_eq!(target(&table, "127.80.0.1:80").as_deref(), Some("east"));
 }
 
@@ -177,7 +177,7 @@ fn clients_without_a_range_are_the_node() {
     let unknown = table.source_of("10.0.1.9".parse().expect("ip"));
     assert_eq!(unknown.identity, SpiffeId::node(&own().trust_domain));
     assert_eq!(unknown.assurance, Assurance::Gateway);
-    let emptied = table.next(&snapshot([]));
+    let emptied = table.then(&snapshot([]));
     assert_eq!(emptied.source_of("10.0.0.9".parse().expect("ip")).assurance, Assurance::Gateway);
 }
 
@@ -199,7 +199,7 @@ fn ten_thousand_services_change_in_milliseconds() {
     next.resources.insert(changed.key(), Arc::new(changed));
     let next = Arc::new(next);
     let began = Clock::now();
-    let second = first.next(&next);
+    let second = first.then(&next);
     let took = began.elapsed();
     assert_eq!(target(&second, &listen(77)), None);
     assert_eq!(target(&second, &listen(78)).as_deref(), Some("west"));
@@ -260,7 +260,7 @@ mod properties {
             let mut table = RouteTable::empty(own());
             for resources in history {
                 let next = snapshot(resources);
-                table = table.next(&next);
+                table = table.then(&next);
                 prop_assert_eq!(shape(&table), shape(&RouteTable::build(&next, &own())));
             }
         }
