@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use linkspan_gateway::discovery::Rejections;
 use linkspan_gateway::listener::{Binder, Bindings, ClientConnection, Permits, bind, serve};
 use linkspan_runtime::drain::Drain;
+use linkspan_runtime::metrics::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +29,13 @@ async fn until(what: impl Fn() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.expect("in time");
 }
 
+/// How often accept has failed, as `/metrics` says.
+fn failed_accepts(registry: &Registry) -> u64 {
+    let page = registry.encode().expect("encodes");
+    let line = page.lines().find_map(|line| line.strip_prefix("listener_accept_failures_total "));
+    line.and_then(|count| count.parse().ok()).expect("counted")
+}
+
 #[tokio::test]
 async fn accepting_resumes_within_a_second_of_relief() {
     let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).expect("limit");
@@ -39,10 +47,13 @@ async fn accepting_resumes_within_a_second_of_relief() {
     let (_drain, signal) = Drain::new();
     let (binder, mut workers) = Binder::new(1, Rejections::new());
     let board = binder.board();
+    let registry = Registry::new();
+    let permits = Permits::new(1000);
+    board.register(&permits, &registry);
     tokio::spawn(binder.run(wanted, signal.clone()));
     let (take, mut accepted) = mpsc::unbounded_channel::<ClientConnection>();
     let take = move |conn| take.send(conn).expect("the test waits");
-    tokio::spawn(serve(workers.remove(0), Permits::new(1000), signal, take));
+    tokio::spawn(serve(workers.remove(0), permits, signal, take));
     until(|| board.mirrors().iter().any(|mirror| mirror.bound)).await;
 
     let mut early = TcpStream::connect(address).await.expect("connect");
@@ -60,8 +71,8 @@ async fn accepting_resumes_within_a_second_of_relief() {
     conn.io.read_exact(&mut text).await.expect("read");
     assert_eq!(&text, b"still");
 
-    // Long enough for the pauses to have grown to their largest.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // The pauses double from 5 ms: after the eighth they are at their largest, 500 ms.
+    until(|| failed_accepts(&registry) >= 8).await;
     drop(hogs);
     let relieved = Instant::now();
     let resumed = tokio::time::timeout(PATIENCE, accepted.recv()).await.expect("in time").expect("accepted");

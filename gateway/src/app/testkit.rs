@@ -103,6 +103,14 @@ impl Controller {
         std::fs::remove_file(&self.socket).ok();
     }
 
+    /// After [`Self::kill`]: waits until the gateway asks in vain, so that it knows.
+    pub(crate) async fn missed(&self) {
+        let listener = UnixListener::bind(&self.socket).unwrap();
+        let asked = tokio::time::timeout(crate::link::testkit::PATIENCE, listener.accept());
+        drop(asked.await.expect("the gateway looks for its controller").unwrap());
+        std::fs::remove_file(&self.socket).ok();
+    }
+
     /// The whole configuration from now on.
     pub(crate) fn push(&self, resources: Vec<Resource>) {
         self.service.pushed.send_modify(|pushed| {

@@ -209,7 +209,7 @@ async fn the_gateway_serves_without_its_controller_and_takes_it_back() {
     let mut old = connect(listen).await;
     echo(&mut old, b"before").await;
     east.controller.kill().await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    east.controller.missed().await;
     echo(&mut old, b"tunnels go on").await;
     echo(&mut connect(listen).await, b"so do new ones").await;
     east.controller.resume();
@@ -240,17 +240,24 @@ async fn certificates_are_renewed_without_cutting_anything() {
     east.controller.push(vec![west.peer(), mirror, capacity]);
     west.controller.push(vec![east.peer(), export(echo_server().await)]);
     east.until_linked().await;
-    let signed = east.controller.signed();
+    let mut signed = east.controller.signed();
     let before = signed.borrow().len();
-    let started = tokio::time::Instant::now();
-    while started.elapsed() < Duration::from_secs(5) {
-        let mut client = connect(listen).await;
-        echo(&mut client, b"through every change").await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut tunnel = connect(listen).await;
+    // At half of their life: two renewals take about four seconds.
+    let renewed = async {
+        loop {
+            let done =
+                signed.borrow_and_update()[before..].iter().filter(|(purpose, _)| *purpose == Purpose::Link).count();
+            echo(&mut tunnel, b"through every change").await;
+            echo(&mut connect(listen).await, b"so do new ones").await;
+            if done >= 2 {
+                break;
+            }
+            signed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.expect("renewed at half of their life");
     let signed = signed.borrow().clone();
-    let links = signed[before..].iter().filter(|(purpose, _)| *purpose == Purpose::Link).count();
-    assert!(links >= 2, "renewed at half of their life: {links}");
     let names: Vec<_> = signed.iter().filter(|(purpose, _)| *purpose == Purpose::LocalServer).collect();
     assert!(names.iter().all(|(_, names)| *names == ["*.shop.svc.cluster.local"]), "{names:?}");
     assert!(!names.is_empty());
@@ -264,18 +271,17 @@ async fn a_restart_under_load_loses_only_what_cannot_be_kept() {
     let address = west.addresses().link;
     // West stops while the tunnel is open: it may finish.
     let draining = tokio::spawn(west.app.take().unwrap().drain());
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // East says so at once, without waiting for probes.
+    let left = east.controller.report(|report| match report {
+        Report::Links { links } => links.first().filter(|link| link.connections == 0).map(|link| link.reason.clone()),
+        _ => None,
+    });
+    assert_eq!(left.await, "PeerShutDown");
     echo(&mut tunnel, b"still served").await;
     tunnel.shutdown().await.unwrap();
     let mut rest = Vec::new();
     tunnel.read_to_end(&mut rest).await.unwrap();
     assert!(draining.await.unwrap(), "everything finished before the deadline");
-    // East says so at once, without waiting for probes.
-    let phase = east.controller.report(|report| match report {
-        Report::Links { links } => links.first().filter(|link| link.connections == 0).map(|link| link.reason.clone()),
-        _ => None,
-    });
-    assert!(["PeerShutDown", "ConnectionRefused", "Unreachable"].contains(&phase.await.as_str()));
 
     west.run(address).await;
     let started = std::time::Instant::now();

@@ -124,13 +124,23 @@ async fn three_sites_in_a_ring_mirror_each_other_without_a_loop() {
             one.write(&format!("{name}.yaml"), &service(name, &[("10.0.0.1", true)], true));
         }
     }
+    let mut gateways = Vec::new();
     for site in &sites {
         let mut gateway = Gateway::connect(site, "boot").await;
         gateway.until("all mirrors", |all| all.keys().filter(|key| key.starts_with("capacity")).count() == 4).await;
         gateway.until("both exports", |all| all.keys().filter(|key| key.starts_with("export")).count() == 2).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        gateway.drain_updates().await;
-        let mirrors: Vec<_> = gateway.resources.keys().filter(|key| key.starts_with("mirror")).cloned().collect();
+        gateways.push(gateway);
+    }
+    // Only now, with all mirrors everywhere, each exports a last service. Catalogues keep their order: when the last one
+    // has come from both peers, so has whatever they would have made of their own mirrors.
+    for site in &sites {
+        site.write("last.yaml", &service("last", &[("10.0.0.1", true)], true));
+    }
+    for (site, mut gateway) in sites.iter().zip(gateways) {
+        let last = |key: &&String| key.starts_with("capacity") && key.ends_with("/last");
+        gateway.until("the last of both peers", |all| all.keys().filter(last).count() == 2).await;
+        let own = |key: &&String| key.starts_with("mirror") && !key.contains(" last");
+        let mirrors: Vec<_> = gateway.resources.keys().filter(own).cloned().collect();
         assert_eq!(mirrors.len(), 6, "two services of two peers and two imports: {mirrors:?}");
         let Resource::Mirror(import) = &gateway.resources["mirror web.shop.svc.clusterset.local"] else { panic!() };
         let tiers: Vec<Vec<&str>> =
