@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use linkspan_tests::load::{Load, Report};
 use linkspan_tests::manifests::{Service, traffic_policy};
 use linkspan_tests::process::{Process, eventually};
-use linkspan_tests::servers;
+use linkspan_tests::servers::{self, Nginx};
 use linkspan_tests::site::{Options, PATIENCE, Site, link_all};
 use linkspan_tests::world::World;
 
@@ -16,8 +16,9 @@ const WEB: &str = "web.shop.svc.clusterset.local";
 /// `gateway.drainSeconds` is 10; the rest is for the end of the process itself.
 const GONE: Duration = Duration::from_secs(12);
 
-/// Both sites with a backend that takes 50 ms, so that requests are always under way; `split` as two processes.
-fn pair(split: usize) -> (World, Vec<Site>, Vec<Process>) {
+/// Both sites with a backend that takes 50 ms for each answer, so that requests are always under way, and one that speaks
+/// HTTP/2; `split` as two processes.
+fn pair(split: usize) -> (World, Vec<Site>, Vec<(Process, Nginx)>) {
     let world = World::new(&["east", "west"]);
     let mut sites: Vec<Site> =
         ["east", "west"].iter().map(|name| Site::init(world.host(name), &Options::default())).collect();
@@ -25,9 +26,13 @@ fn pair(split: usize) -> (World, Vec<Site>, Vec<Process>) {
         if index == split { site.start_split() } else { site.start() }
     }
     link_all(&sites.iter().collect::<Vec<_>>());
-    let servers = sites.iter().map(|site| servers::python(&site.host, "slow_server.py", 8080)).collect();
+    let servers = sites
+        .iter()
+        .map(|site| (servers::python(&site.host, "slow_server.py", 8080), Nginx::start(&site.host, 8090)))
+        .collect();
     for site in &sites {
-        site.apply("web.yaml", &Service::new("shop", "web").port("http", 8080, Some("http")).yaml());
+        let service = Service::new("shop", "web").port("http", 8080, Some("http"));
+        site.apply("web.yaml", &service.port("h2c", 8091, Some("kubernetes.io/h2c")).yaml());
     }
     sites[0].apply("policy.yaml", &traffic_policy("shop", "web", &[(&[("east", 50), ("west", 50)], 1)]));
     sites[0].wait_resolves(WEB);
@@ -41,9 +46,11 @@ fn pair(split: usize) -> (World, Vec<Site>, Vec<Process>) {
 
 /// Terminates the gateway of the site at `index` after three seconds of load of both HTTP versions.
 fn terminate(sites: &mut [Site], index: usize) -> (Vec<Report>, u64) {
-    let url = format!("http://{WEB}:8080/");
     let start = Instant::now();
-    let loads = [Load::start(&sites[0].host, &url, 100, 12), Load::start_http2(&sites[0].host, &url, 100, 12)];
+    let loads = [
+        Load::start(&sites[0].host, &format!("http://{WEB}:8080/"), 100, 12),
+        Load::start_http2(&sites[0].host, &format!("http://{WEB}:8091/"), 100, 12),
+    ];
     eventually("the load runs", Duration::from_secs(60), || start.elapsed().as_secs() >= 3);
     let gateway = sites[index].process(1);
     gateway.signal("TERM");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use linkspan_tests::load::{Load, Report};
 use linkspan_tests::manifests::{Service, traffic_policy};
 use linkspan_tests::process::eventually;
-use linkspan_tests::servers::Nginx;
+use linkspan_tests::servers::{self, Nginx};
 use linkspan_tests::site::{Options, PATIENCE, Site, link_all};
 use linkspan_tests::world::World;
 
@@ -206,6 +206,7 @@ fn f31_a_name_that_moves_in_dns_is_followed_in_thirty_seconds() {
             &format!("--addn-hosts={}", records.display()),
         ],
     );
+    servers::wait_listening(&dns, 53);
     let rename = |address: &str| {
         std::fs::write(&records, format!("{address} {WEST_NAME}\n")).expect("records");
         server.signal("HUP");

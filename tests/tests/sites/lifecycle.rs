@@ -110,8 +110,8 @@ fn a_restart_keeps_every_mirrored_address_and_port() {
     let all = |east: &Site| -> Vec<String> {
         names.iter().map(|name| east.wait_resolves(&format!("{name}-west.shop.svc.cluster.local"))).collect()
     };
-    let _server = Nginx::start(&sites[1].host, 8000);
-    // Every port is open and nothing else: 8000 leads to nginx, the others to backends that do not run.
+    let _server = servers::python(&sites[1].host, "slow_server.py", 8000);
+    // Every port is open and nothing else: 8000 leads to a server, the others to backends that do not run.
     let ports = |east: &Site| -> Vec<String> {
         east.host
             .sh("ss -Htln | awk '{print $4}' | grep -E '^127[.](8[0-9]|9[0-5])[.]' | sort")
@@ -328,8 +328,8 @@ fn a_site_with_ipv6_addresses_answers_aaaa_and_serves_there() {
     let mirrors = Some("fd00:80::/64".to_owned());
     let mut east = Site::init(world.host("east"), &Options { mirrors, ..Options::default() });
     let mut west = Site::init(world.host("west"), &Options::default());
-    // All of the range is this host's own, as all of 127.0.0.0/8 is.
-    east.host.sh("ip -6 route add local fd00:80::/64 dev lo");
+    // All of the range is this host's own, as all of 127.0.0.0/8 is; for IPv6 a program may bind it by this setting only.
+    east.host.sh("ip -6 route add local fd00:80::/64 dev lo && echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind");
     east.start();
     west.start();
     link_all(&[&east, &west]);
