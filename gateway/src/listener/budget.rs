@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use linkspan_proto::names::ClusterName;
 
-/// Listening sockets of one process, however many files it may open. A socket costs about 4 KiB of kernel memory: 256 MiB
-/// in all, and room for 10,000 services of each of four peers.
-pub const SOCKETS: usize = 65_536;
+/// Listening sockets of one process, however many files it may open. A socket costs about 4 KiB of kernel memory: 512 MiB
+/// at worst. A peer's share has room for the 10,000 services of the largest catalogue, each with a port and two names
+/// (`svc.cluster.local` and `clusterset.local`).
+pub const SOCKETS: usize = 131_072;
 
 /// The part of all descriptors that listening sockets may take: an eighth. Clients with their local backends have five
 /// (see `Permits`), streams of peers one, links and files the last.
@@ -239,6 +240,6 @@ mod tests {
         assert_eq!(Budget::for_descriptors(4096), Budget { total: 512, share: 128 });
         assert_eq!(Budget::for_descriptors(0).total(), LEAST);
         assert_eq!(Budget::for_descriptors(u64::MAX), Budget { total: SOCKETS, share: SOCKETS / 4 });
-        assert!(Budget::for_descriptors(524_288).share() >= 10_000, "the largest catalogue that a peer may send");
+        assert!(Budget::for_descriptors(1_048_576).share() >= 20_000, "the largest catalogue, under two names each");
     }
 }
