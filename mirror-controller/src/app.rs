@@ -114,6 +114,7 @@ impl App {
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let controller_socket = state_dir::socket(&config.state("controller.sock")).await?;
         let exchange_socket = state_dir::socket(&config.state("exchange.sock")).await?;
+        state_dir::forget_earlier(&config)?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
         let (drain, signal) = Drain::new();

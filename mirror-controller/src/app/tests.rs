@@ -212,7 +212,9 @@ async fn the_state_directory_is_private_and_used_once() {
     assert_eq!(mode(""), 0o700);
     assert_eq!(mode("controller.sock"), 0o600);
     assert_eq!(mode("exchange.sock"), 0o600);
+    eventually("the run file", async || east.state("run/controller.json").is_some()).await;
     let second = east.try_start().await;
+    assert!(east.state("run/controller.json").is_some(), "the one that runs is still to be found");
     assert!(matches!(second, Err(StartError::State(StateDirError::InUse { .. }))), "{second:?}");
     east.kill();
     east.start().await;
