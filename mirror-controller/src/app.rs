@@ -130,7 +130,11 @@ impl App {
         let zone = zone::Feed::new();
         let dns_metrics = dns::Metrics::register(process.admin.registry());
         drop(task::vital("dns", &signal, dns::serve(zone.current(), udp, tcp, signal.clone(), dns_metrics)));
-        drop(task::vital("zone", &signal, zone.run(channels.mirrors.subscribe(), signal.clone())));
+        drop(task::vital(
+            "zone",
+            &signal,
+            zone.run(channels.mirrors.subscribe(), channels.reports.subscribe(), signal.clone()),
+        ));
         let serving = configuration::Context {
             store: channels.store.clone(),
             reports: Arc::clone(&channels.reports),
