@@ -59,6 +59,11 @@ pub(crate) fn safe_lines(lines: &str) -> String {
     lines.split('\n').map(safe).collect::<Vec<_>>().join("\n")
 }
 
+/// `1 service`, `2 services`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A path as a word that a shell takes as it is.
 pub(crate) fn shell_word(word: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "/._-+:@%".contains(character);
