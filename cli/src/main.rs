@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             output::error(&error);
-            ExitCode::FAILURE
+            commands::failure(&error)
         }
     }
 }

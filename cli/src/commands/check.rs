@@ -65,7 +65,7 @@ pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Exit> {
 
 /// Runs every check once.
 async fn round(args: &CheckArgs, progress: &Progress) -> Report {
-    let scope = Scope { cluster: args.cluster.clone(), service: args.service.clone() };
+    let scope = Scope { cluster: args.cluster.as_ref().map(ToString::to_string), service: args.service.clone() };
     let mut checks = Checks {
         folder: Folder::new(&args.site.dir),
         scope,

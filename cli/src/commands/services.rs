@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use linkspan_proto::configuration::Mirror;
-use linkspan_proto::names::EndpointName;
+use linkspan_proto::names::{ClusterName, EndpointName, Namespace};
 use serde::Serialize;
 
 use crate::args::{Format, ServicesArgs};
@@ -65,7 +65,12 @@ pub(crate) async fn run(args: &ServicesArgs) -> anyhow::Result<Exit> {
     let folder = Folder::new(&args.site.dir);
     let (_, facts) = Facts::read(&folder).await?;
     let statuses = status::read(&folder, "mirrors");
-    let rows = rows(&facts, &statuses, args.namespace.as_deref(), args.cluster.as_deref());
+    let rows = rows(
+        &facts,
+        &statuses,
+        args.namespace.as_ref().map(Namespace::as_str),
+        args.cluster.as_ref().map(ClusterName::as_str),
+    );
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(nothing(&facts))?,
