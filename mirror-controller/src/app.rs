@@ -74,7 +74,10 @@ pub enum StartError {
     #[error(transparent)]
     State(#[from] StateDirError),
     /// The certificate authority cannot be used.
-    #[error("certificate authority: {0} (`linkspan site init` makes one)")]
+    #[error(
+        "certificate authority: {0}; restore state/ca from a copy, or make a new site with `linkspan site init` and link its \
+         peers anew"
+    )]
     Ca(#[from] CaError),
     /// The addresses that were given out cannot be read.
     #[error("addresses of mirrored names: {0}")]
