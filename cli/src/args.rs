@@ -4,7 +4,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::names::{ClusterName, Namespace, ServiceAccountName, ServiceKey};
+use linkspan_proto::resources::HostPort;
 use linkspan_runtime::telemetry::Format as LogFormat;
+
+mod values;
+
+pub(crate) use values::Workload;
+use values::{range, seconds, socket, window, workload};
 
 /// Joins clusters and sites into one mesh: services of one cluster under names of the other.
 #[derive(Debug, Parser)]
@@ -13,7 +22,7 @@ use linkspan_runtime::telemetry::Format as LogFormat;
     version,
     propagate_version = true,
     disable_help_subcommand = true,
-    after_help = "Start here:\n  linkspan demo                         two linked sites on this machine, step by step\n  linkspan site init east --dir east    a site of your own\n\nExit codes: 0 done, 1 failed or a check did not pass, 2 wrong arguments."
+    after_help = "Start here:\n  linkspan demo                         two linked sites on this machine, step by step\n  linkspan site init east --dir east    a site of your own\n\nExit codes: 0 done, 1 failed or a check did not pass, 2 wrong arguments. A reader of the output that has gone away (| head) changes none of them. NO_COLOR=1 turns colours off."
 )]
 pub(crate) struct Cli {
     /// What to do.
@@ -70,6 +79,23 @@ pub(crate) enum Format {
     Json,
 }
 
+/// How to say what was done.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ActionArgs {
+    /// How to say what was done: text for people, or one JSON document for programs
+    #[arg(long, short = 'o', value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: ActionFormat,
+}
+
+/// Output forms of commands that do something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActionFormat {
+    /// For people
+    Text,
+    /// One JSON document
+    Json,
+}
+
 /// Start two linked sites on this machine and walk through the story
 #[derive(Debug, Args)]
 #[command(
@@ -77,8 +103,9 @@ pub(crate) enum Format {
 through the story with live figures: a mirrored name resolves, a call crosses, the backend sees who called, traffic is \
 shifted by weights, the remote gateway is killed and traffic moves, it returns and traffic comes back.\n\n\
 Needs no root and no fixed port: it picks loopback addresses inside 127.80.0.0/12 and ports that are free. Everything it \
-makes lies in one temporary folder and goes away at the end. It stays up for your own curl and dig until Ctrl-C.",
-    after_help = "Examples:\n  linkspan demo                    the story, then stays up\n  linkspan demo --check            the story as a test: PASS or FAIL per step, in under 60 s\n  linkspan demo -o json            no story: prints one JSON object with every address, stays up\n\nExit codes: 0 all steps passed (or ended by Ctrl-C), 1 a step failed, 2 wrong arguments."
+makes lies in one temporary folder and goes away at the end. It stays up for your own curl and dig until Ctrl-C, or until \
+the program that reads its output ends (linkspan demo | less).",
+    after_help = "Examples:\n  linkspan demo                    the story, then stays up\n  linkspan demo --check            the story as a test: PASS or FAIL per step, in under 60 s\n  linkspan demo -o json            no story: prints one JSON object with every address, stays up\n\nExit codes: 0 all steps passed (without --check also: ended by Ctrl-C), 1 a step failed or the check was interrupted, 2 wrong arguments."
 )]
 pub(crate) struct DemoArgs {
     /// Verify every step, print PASS or FAIL for each, end with exit code 0 or 1
@@ -86,7 +113,7 @@ pub(crate) struct DemoArgs {
     pub(crate) check: bool,
     /// text: the story. json: one JSON object with all addresses, pids and commands once ready (with --check: the results)
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "text")]
-    pub(crate) output: DemoFormat,
+    pub(crate) output: ActionFormat,
     /// Keep the temporary folder with both sites at the end, and say where it is
     #[arg(long)]
     pub(crate) keep: bool,
@@ -96,15 +123,6 @@ pub(crate) struct DemoArgs {
     /// Where that service process listens
     #[arg(long, hide = true, value_name = "IP:PORT", requires = "serve")]
     pub(crate) listen: Option<SocketAddr>,
-}
-
-/// Output forms of the demo.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DemoFormat {
-    /// The story, for people
-    Text,
-    /// One JSON object
-    Json,
 }
 
 /// `linkspan site ...`
@@ -125,42 +143,45 @@ already is overwritten.",
 pub(crate) struct SiteInitArgs {
     /// The cluster's name: lower-case letters, digits and '-', 63 at most. Peers see it; mirrored names end in it
     #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    pub(crate) name: ClusterName,
     /// The folder to make
     #[arg(long, short = 'd', value_name = "DIR")]
     pub(crate) dir: PathBuf,
     /// The trust domain of the site's identities [default: NAME.linkspan.internal]
     #[arg(long, value_name = "DOMAIN")]
-    pub(crate) trust_domain: Option<String>,
+    pub(crate) trust_domain: Option<TrustDomain>,
     /// UDP address of the link; port 0 lets the kernel choose
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:4143")]
-    pub(crate) listen: String,
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:4143", value_parser = socket)]
+    pub(crate) listen: SocketAddr,
     /// An address at which peers can dial this site (several: repeat it). None: this site dials, nobody dials it. Port 0
     /// means the port that the link has bound
     #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) advertise: Vec<String>,
+    pub(crate) advertise: Vec<HostPort>,
     /// TCP address of the port for local clients that show their own certificate
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4193")]
-    pub(crate) mtls_listen: String,
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4193", value_parser = socket)]
+    pub(crate) mtls_listen: SocketAddr,
     /// UDP and TCP address of the DNS server for mirrored names
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5353")]
-    pub(crate) dns_listen: String,
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5353", value_parser = socket)]
+    pub(crate) dns_listen: SocketAddr,
     /// TCP address of the admin listener: /metrics /ready /live /config (read-only)
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4191")]
-    pub(crate) admin_listen: String,
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4191", value_parser = socket)]
+    pub(crate) admin_listen: SocketAddr,
     /// The address range from which every mirrored service gets an address of its own
-    #[arg(long, value_name = "CIDR", default_value = "127.80.0.0/12")]
-    pub(crate) mirror_addresses: String,
+    #[arg(long, value_name = "CIDR", default_value = "127.80.0.0/12", value_parser = range)]
+    pub(crate) mirror_addresses: IpNet,
     /// Clients at these addresses are this workload: their identity reaches backends with assurance network (several:
     /// repeat it)
-    #[arg(long, value_name = "CIDR=NAMESPACE/ACCOUNT")]
-    pub(crate) workload: Vec<String>,
+    #[arg(long, value_name = "CIDR=NAMESPACE/ACCOUNT", value_parser = workload)]
+    pub(crate) workload: Vec<Workload>,
     /// TCP address of the controller's own admin listener, for linkspan-mirror-controller as a process of its own
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) controller_admin_listen: Option<String>,
-    /// Threads of the data path [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket)]
+    pub(crate) controller_admin_listen: Option<SocketAddr>,
+    /// Threads of the data path, 1 to 256 [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
+    /// How to say what was done.
+    #[command(flatten)]
+    pub(crate) output: ActionArgs,
 }
 
 /// Run the gateway and the controller of a site in one process
@@ -217,7 +238,7 @@ addresses. It holds no secret, but whoever applies it trusts this root for this 
 which nobody can change it, or compare the fingerprint that `link import` shows.\n\n\
 Addresses come from gateway.advertise in site.yaml, or from --address. Port 0 stands for the port that the running \
 gateway has bound. Without any address the peer waits to be dialled by this site.",
-    after_help = "Examples:\n  linkspan link export --dir east > east-link.yaml\n  linkspan link export --dir east --address east.example.com:4143 | ssh west linkspan link import - --dir /srv/west\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan link export --dir east > east-link.yaml\n  linkspan link export --dir east --address east.example.com:4143 \\\n    | ssh west linkspan link import - --dir /srv/west\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct LinkExportArgs {
     /// Where the site is.
@@ -225,7 +246,7 @@ pub(crate) struct LinkExportArgs {
     pub(crate) site: SiteDir,
     /// An address at which the peer dials this site, in place of gateway.advertise (several: repeat it)
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "no_address")]
-    pub(crate) address: Vec<String>,
+    pub(crate) address: Vec<HostPort>,
     /// Print no address, whatever site.yaml says: the peer waits to be dialled
     #[arg(long)]
     pub(crate) no_address: bool,
@@ -238,7 +259,7 @@ pub(crate) struct LinkExportArgs {
 trust domain, that the bundle holds CA certificates and nothing else, that it is not this site's own, that no other \
 link has the same trust domain. Shows the root's SHA-256 fingerprint to compare with the peer's people.\n\n\
 A running site takes it up in under a second.",
-    after_help = "Examples:\n  linkspan link import east-link.yaml --dir west\n  linkspan link export --dir east | linkspan link import - --dir west\n\nExit codes: 0 placed (or there already, unchanged), 1 refused, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan link import east-link.yaml --dir west\n  linkspan link export --dir east | linkspan link import - --dir west\n\nExit codes: 0 placed (or there already, unchanged), 1 refused or failed, 2 wrong arguments."
 )]
 pub(crate) struct LinkImportArgs {
     /// The manifest that the peer's `link export` printed; - reads standard input
@@ -250,6 +271,9 @@ pub(crate) struct LinkImportArgs {
     /// Replace an existing link of the same name (for a new root or new addresses)
     #[arg(long)]
     pub(crate) replace: bool,
+    /// How to say what was done.
+    #[command(flatten)]
+    pub(crate) output: ActionArgs,
 }
 
 /// Show the links that this site's manifests declare
@@ -274,10 +298,13 @@ everything it mirrored from that peer; new connections of the peer are refused."
 pub(crate) struct LinkRemoveArgs {
     /// The peer's cluster name
     #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    pub(crate) name: ClusterName,
     /// Where the site is.
     #[command(flatten)]
     pub(crate) site: SiteDir,
+    /// How to say what was done.
+    #[command(flatten)]
+    pub(crate) output: ActionArgs,
 }
 
 /// `linkspan identity ...`
@@ -301,10 +328,10 @@ pub(crate) struct IdentityIssueArgs {
     pub(crate) site: SiteDir,
     /// The workload's namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]
-    pub(crate) namespace: String,
+    pub(crate) namespace: Namespace,
     /// The workload's service account
     #[arg(long, short = 's', value_name = "ACCOUNT")]
-    pub(crate) service_account: String,
+    pub(crate) service_account: ServiceAccountName,
     /// The folder for the files; made if it is not there
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -314,6 +341,9 @@ pub(crate) struct IdentityIssueArgs {
     /// Replace files of an earlier issue
     #[arg(long)]
     pub(crate) replace: bool,
+    /// How to say what was done.
+    #[command(flatten)]
+    pub(crate) output: ActionArgs,
 }
 
 /// Show the links: peer, alive, round trip, loss, version
@@ -341,10 +371,10 @@ pub(crate) struct ServicesArgs {
     pub(crate) site: SiteDir,
     /// Only this namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]
-    pub(crate) namespace: Option<String>,
+    pub(crate) namespace: Option<Namespace>,
     /// Only what this peer exports
     #[arg(long, short = 'c', value_name = "CLUSTER")]
-    pub(crate) cluster: Option<String>,
+    pub(crate) cluster: Option<ClusterName>,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -359,7 +389,7 @@ pub(crate) struct ExportsArgs {
     pub(crate) site: SiteDir,
     /// Only this namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]
-    pub(crate) namespace: Option<String>,
+    pub(crate) namespace: Option<Namespace>,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -378,32 +408,19 @@ With NAMESPACE/SERVICE: only this service, and whether any linked cluster export
 pub(crate) struct CheckArgs {
     /// Only this service
     #[arg(value_name = "NAMESPACE/SERVICE")]
-    pub(crate) service: Option<linkspan_proto::names::ServiceKey>,
+    pub(crate) service: Option<ServiceKey>,
     /// Where the site is.
     #[command(flatten)]
     pub(crate) site: SiteDir,
     /// Only the link with this peer and what comes from it
     #[arg(long, short = 'c', value_name = "CLUSTER")]
-    pub(crate) cluster: Option<String>,
+    pub(crate) cluster: Option<ClusterName>,
     /// Repeat for up to this many seconds until every check passes
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     pub(crate) wait: u64,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-}
-
-/// Reads `30` and `30s`.
-fn seconds(text: &str) -> Result<u64, String> {
-    text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| "a number of seconds, as in 30 or 30s".to_owned())
-}
-
-/// Reads the window of `stat`: the gateway keeps one minute.
-fn window(text: &str) -> Result<u64, String> {
-    match seconds(text)? {
-        window @ 1..=60 => Ok(window),
-        _ => Err("between 1 and 60 seconds: the gateway keeps the figures of one minute".to_owned()),
-    }
 }
 
 /// Show success rate, requests per second and latency per service and cluster
@@ -420,10 +437,10 @@ pub(crate) struct StatArgs {
     pub(crate) window: u64,
     /// Only this namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]
-    pub(crate) namespace: Option<String>,
+    pub(crate) namespace: Option<Namespace>,
     /// Only this peer
     #[arg(long, short = 'c', value_name = "CLUSTER")]
-    pub(crate) cluster: Option<String>,
+    pub(crate) cluster: Option<ClusterName>,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -431,7 +448,7 @@ pub(crate) struct StatArgs {
 
 /// Print the version
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 printed, 2 wrong arguments.")]
+#[command(after_help = "Exit codes: 0 printed, 1 failed, 2 wrong arguments.")]
 pub(crate) struct VersionArgs {
     /// How to print.
     #[command(flatten)]
@@ -441,7 +458,7 @@ pub(crate) struct VersionArgs {
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  linkspan completions bash > /etc/bash_completion.d/linkspan\n\nExit codes: 0 printed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan completions bash > /etc/bash_completion.d/linkspan\n  linkspan completions zsh > \"${fpath[1]}/_linkspan\"\n  linkspan completions fish > ~/.config/fish/completions/linkspan.fish\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct CompletionsArgs {
     /// The shell

@@ -17,6 +17,9 @@ pub(crate) mod status;
 /// What a running gateway knows.
 pub(crate) mod facts;
 
+/// Who listens in the way of a mirror.
+pub(crate) mod occupant;
+
 /// One GET at an admin listener.
 pub(crate) mod http;
 

@@ -1,7 +1,8 @@
 //! One verb per file. `run` hands the arguments to the verb.
 //!
 //! Every verb has the form `run(&Args) -> anyhow::Result<Exit>`: `Ok(Exit::Done)` is exit code 0, `Ok(Exit::NotPassed)`
-//! says that the command worked and the answer is no (a check failed), `Err` is printed with its causes; both are 1.
+//! says that the command worked and the answer is no (a check failed), `Err` is printed with its causes; both are 1, and 2 for
+//! [`WrongArguments`].
 
 pub(crate) mod check;
 pub(crate) mod demo;
@@ -28,6 +29,16 @@ pub(crate) enum Exit {
     Done,
     /// Done, but a check did not pass: exit code 1.
     NotPassed,
+}
+
+/// Values that are well formed and cannot be used: exit code 2, as for what clap refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongArguments(pub(crate) String);
+
+/// The exit code for an error.
+pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+    if error.downcast_ref::<WrongArguments>().is_some() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 impl From<Exit> for ExitCode {

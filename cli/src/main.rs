@@ -13,17 +13,19 @@ mod output;
 use std::process::ExitCode;
 
 use clap::Parser;
+use linkspan_runtime::build_info::{self, Commit};
 
 /// Reads the arguments, runs the command, turns the result into the exit code.
 ///
 /// 0: done. 1: failed, or a check did not pass. 2: wrong arguments (clap prints those itself).
 fn main() -> ExitCode {
+    build_info::built_from(const { Commit::newest(include_str!(env!("LINKSPAN_REFLOG"))) });
     let cli = args::Cli::parse();
     match commands::run(cli.command) {
         Ok(exit) => exit.into(),
         Err(error) => {
             output::error(&error);
-            ExitCode::FAILURE
+            commands::failure(&error)
         }
     }
 }

@@ -8,12 +8,14 @@ use clap::Parser;
 use linkspan_gateway::app::{App, Process};
 use linkspan_gateway::config::{Args, Config};
 use linkspan_runtime::admin::Admin;
+use linkspan_runtime::build_info::{self, Commit};
 use linkspan_runtime::drain::Drain;
 use linkspan_runtime::metrics::Registry;
 use linkspan_runtime::readiness::Readiness;
 use linkspan_runtime::{signal, task, telemetry};
 
 fn main() -> ExitCode {
+    build_info::built_from(const { Commit::newest(include_str!(env!("LINKSPAN_REFLOG"))) });
     let args = Args::parse();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -63,34 +63,6 @@ const TALK: [&str; 10] = [
     "std::net::Udp",
 ];
 
-/// Files and folders that decide and never talk: events and the time go in, decisions come out.
-const PURE: [&str; 10] = [
-    "detect/http.rs",
-    "detect/tls.rs",
-    "link/health.rs",
-    "link/state.rs",
-    "link/state/",
-    "remote/authorize.rs",
-    "route.rs",
-    "route/",
-    "http/trace.rs",
-    "http/via.rs",
-];
-
-/// What pure files do not name. `tokio::time::Instant`, a type that can be paused, is none of it.
-const TALK: [&str; 10] = [
-    "Instant::now",
-    "SystemTime::now",
-    "tokio::net",
-    "tokio::spawn",
-    "tokio::time::sleep",
-    "task::spawn",
-    "quinn::",
-    "std::fs",
-    "std::net::Tcp",
-    "std::net::Udp",
-];
-
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("readable") {
         let path = entry.expect("readable").path();

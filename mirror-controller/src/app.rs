@@ -77,7 +77,10 @@ pub enum StartError {
     #[error(transparent)]
     State(#[from] StateDirError),
     /// The certificate authority cannot be used.
-    #[error("certificate authority: {0} (`linkspan site init` makes one)")]
+    #[error(
+        "certificate authority: {0}; restore state/ca from a copy, or make a new site with `linkspan site init` and link its \
+         peers anew"
+    )]
     Ca(#[from] CaError),
     /// The addresses that were given out cannot be read.
     #[error("addresses of mirrored names: {0}")]
@@ -121,6 +124,7 @@ impl App {
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let controller_socket = state_dir::socket(&config.state("controller.sock")).await?;
         let exchange_socket = state_dir::socket(&config.state("exchange.sock")).await?;
+        state_dir::forget_earlier(&config)?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
         let (drain, signal) = Drain::new();
@@ -136,7 +140,11 @@ impl App {
         let zone = zone::Feed::new();
         let dns_metrics = dns::Metrics::register(process.admin.registry());
         drop(task::vital("dns", &signal, dns::serve(zone.current(), udp, tcp, signal.clone(), dns_metrics)));
-        drop(task::vital("zone", &signal, zone.run(channels.mirrors.subscribe(), signal.clone())));
+        drop(task::vital(
+            "zone",
+            &signal,
+            zone.run(channels.mirrors.subscribe(), channels.reports.subscribe(), signal.clone()),
+        ));
         let serving = configuration::Context {
             store: channels.store.clone(),
             reports: Arc::clone(&channels.reports),

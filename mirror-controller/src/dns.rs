@@ -12,6 +12,10 @@
 //!   label holds a byte that no host name may hold (REFUSED); the message is malformed (FORMERR); the opcode is not
 //!   QUERY (NOTIMP). A message that is itself a response, or too short for a header, gets no reply: two servers must
 //!   never answer each other.
+//! - **Withholds when**: the gateway says that it does not listen at a mirror's address. Whoever answers there then is not
+//!   our gateway: a wildcard listener (0.0.0.0:8080) of another program takes the port at every mirrored address. The name
+//!   still exists, without records (NOERROR and the SOA, RFC 2308). Not SERVFAIL: resolvers take that for an ill server and
+//!   turn away from it for the other names, too, while this is a true answer that they forget after 5 s and ask again.
 //! - **Never does**: forward, recurse, transfer zones, or answer with an address that came from a peer. Catalogues carry
 //!   no addresses; every address in a zone is one that this cluster allocated.
 //! - **Numbers**: TTL 5 s, because a mirror that goes away must be forgotten quickly, and a constant address makes longer

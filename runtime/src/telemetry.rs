@@ -103,7 +103,9 @@ enum Message {
 /// See [`InitError`].
 pub fn init(format: Format, filter: &str) -> Result<Guard, InitError> {
     let filter = EnvFilter::try_new(filter)?;
-    let colours = format == Format::Text && io::stderr().is_terminal();
+    // <https://no-color.org>: whoever sets it wants no program to use colours.
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = format == Format::Text && io::stderr().is_terminal() && !plain;
     let (sender, receiver) = mpsc::sync_channel(QUEUE_LINES);
     let lost = Arc::default();
     let writer = Writer { sender: sender.clone(), lost: Arc::clone(&lost), format, colours };

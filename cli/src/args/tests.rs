@@ -1,6 +1,6 @@
 use clap::{CommandFactory, Parser};
 
-use super::{Cli, Command, DemoFormat, Format, Half, LinkCommand, SiteCommand};
+use super::{ActionFormat, Cli, Command, Format, Half, LinkCommand, SiteCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
     Cli::try_parse_from(line.split(' ')).map(|cli| cli.command).map_err(|error| error.to_string())
@@ -33,7 +33,7 @@ fn every_verb_has_help_with_exit_codes() {
 #[test]
 fn defaults() {
     let Ok(Command::Demo(demo)) = parse("linkspan demo") else { panic!("demo") };
-    assert!(!demo.check && !demo.keep && demo.output == DemoFormat::Text && demo.serve.is_none());
+    assert!(!demo.check && !demo.keep && demo.output == ActionFormat::Text && demo.serve.is_none());
     let Ok(Command::Site(SiteCommand::Run(run))) = parse("linkspan site run") else { panic!("site run") };
     assert_eq!(run.site.dir, std::path::Path::new("."));
     assert_eq!(run.log_filter, "info");
@@ -71,5 +71,62 @@ fn what_makes_no_sense_is_refused() {
     ] {
         let error = parse(line).expect_err(line);
         assert!(error.contains("Usage:") || error.contains("--help"), "{line}: {error}");
+    }
+}
+
+/// What a value's reader refuses ends with exit code 2 and names the option, as `--help` says.
+#[test]
+fn malformed_values_are_wrong_arguments() {
+    for (line, names) in [
+        ("site init East --dir x", "<NAME>"),
+        ("site init east --dir x --trust-domain EAST", "--trust-domain"),
+        ("site init east --dir x --advertise nowhere", "--advertise"),
+        ("site init east --dir x --listen east:4143", "--listen"),
+        ("site init east --dir x --mtls-listen 4193", "--mtls-listen"),
+        ("site init east --dir x --dns-listen 53", "--dns-listen"),
+        ("site init east --dir x --admin-listen ::1:80", "--admin-listen"),
+        ("site init east --dir x --controller-admin-listen a", "--controller-admin-listen"),
+        ("site init east --dir x --mirror-addresses 127.80.0.0", "--mirror-addresses"),
+        ("site init east --dir x --workload 10.0.0.0/24", "--workload"),
+        ("site init east --dir x --workload 10.0.0.0/24=Shop/web", "--workload"),
+        ("site init east --dir x --workers 0", "--workers"),
+        ("link export --address nowhere", "--address"),
+        ("link remove West", "<NAME>"),
+        ("link remove ../../etc", "<NAME>"),
+        ("identity issue -n Shop -s web --out x", "--namespace"),
+        ("identity issue -n shop -s we_b --out x", "--service-account"),
+        ("services -n Shop", "--namespace"),
+        ("services -c we/st", "--cluster"),
+        ("exports -n Shop", "--namespace"),
+        ("stat -n Shop", "--namespace"),
+        ("stat -c West", "--cluster"),
+        ("check -c West", "--cluster"),
+        ("check web", "NAMESPACE/SERVICE"),
+        ("check --wait soon", "--wait"),
+    ] {
+        let words = ["linkspan"].into_iter().chain(line.split(' '));
+        let error = Cli::try_parse_from(words).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+        assert!(error.to_string().contains(names), "{line}: {error}");
+    }
+}
+
+#[test]
+fn whatever_answers_takes_json() {
+    for line in [
+        "demo",
+        "site init east -d x",
+        "link import -",
+        "link list",
+        "link remove west",
+        "identity issue -n shop -s web --out x",
+        "gateways",
+        "services",
+        "exports",
+        "check",
+        "stat",
+        "version",
+    ] {
+        parse(&format!("linkspan {line} -o json")).expect(line);
     }
 }

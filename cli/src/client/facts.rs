@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{Folder, GatewayRun, gone};
 use super::http;
+use super::occupant::{self, Occupant};
 
 /// Everything that the gateway says, read at one moment.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +44,9 @@ pub(crate) struct Listener {
     /// Why not, in words with the remedy.
     #[serde(default)]
     pub(crate) message: String,
+    /// Who is in the way; found here and not by the gateway, which may not look into other processes.
+    #[serde(skip)]
+    pub(crate) occupant: Option<Occupant>,
 }
 
 /// `/config`, of which the gateway's part alone is of interest.
@@ -122,6 +126,8 @@ pub(crate) struct PortHealth {
     pub(crate) message: String,
     /// The clusters behind it.
     pub(crate) backings: Vec<Backing>,
+    /// Another program that answers at its address.
+    pub(crate) occupant: Option<Occupant>,
 }
 
 impl Facts {
@@ -135,7 +141,10 @@ impl Facts {
     /// Asks the gateway that runs as `run` says.
     pub(crate) async fn ask(run: &GatewayRun) -> anyhow::Result<Self> {
         let links: Vec<LinkReport> = http::json(run.admin, "/links").await?;
-        let listeners: Vec<Listener> = http::json(run.admin, "/mirrors").await?;
+        let mut listeners: Vec<Listener> = http::json(run.admin, "/mirrors").await?;
+        let closed: Vec<SocketAddr> = listeners.iter().filter(|one| !one.bound).map(|one| one.listen).collect();
+        let mut occupants = occupant::find(run.pid, &closed);
+        listeners.iter_mut().for_each(|listener| listener.occupant = occupants.remove(&listener.listen));
         let config: ConfigPage = http::json(run.admin, "/config").await?;
         let ConfigPart { resolved, resources } = config.gateway;
         Ok(Self::of(Some(resolved.cluster), links, listeners, resources))
@@ -212,15 +221,17 @@ impl Facts {
     /// How one port of a mirror stands.
     pub(crate) fn health(&self, mirror: &Mirror, port: &MirrorPort) -> PortHealth {
         let backings = self.backings(mirror, port.port);
-        let (state, message) = match self.listeners.get(&port.listen) {
+        let listener = self.listeners.get(&port.listen);
+        let occupant = listener.and_then(|listener| listener.occupant.clone());
+        let (state, message) = match listener {
             Some(listener) if !listener.bound => {
-                let why = if listener.message.is_empty() { &listener.reason } else { &listener.message };
-                (State::NotListening, why.clone())
+                let said = if listener.message.is_empty() { &listener.reason } else { &listener.message };
+                (State::NotListening, occupant.as_ref().map_or_else(|| said.clone(), Occupant::sentence))
             }
             None => (State::NotListening, "the gateway has no listener for this address yet".to_owned()),
             Some(_) => judge(&backings),
         };
-        PortHealth { state, message, backings }
+        PortHealth { state, message, backings, occupant }
     }
 }
 

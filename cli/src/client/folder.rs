@@ -94,7 +94,9 @@ impl Folder {
         let dir = self.dir.display();
         let text = match fs::read_to_string(&file) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                // A wrong folder, or a site.yaml that does not parse, is what keeps it from running.
+                self.site()?;
                 bail!(
                     "the {half} of the site in {dir} does not run; start the site with `linkspan site run --dir {dir}`"
                 )
@@ -137,8 +139,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_site_that_does_not_run_names_the_command_that_starts_it() {
-        let (_dir, folder) = folder(None);
-        let error = format!("{:#}", Facts::read(&folder).await.expect_err("no site"));
+        let (dir, folder) = folder(None);
+        let told = async || format!("{:#}", Facts::read(&folder).await.expect_err("no site"));
+        let error = told().await;
+        assert!(error.contains("there is no site in") && error.contains("--dir"), "a wrong folder: {error}");
+        let site = dir.path().join("site.yaml");
+        fs::write(&site, "gatewy: {}").expect("written");
+        let error = told().await;
+        assert!(error.contains("site.yaml:1"), "what keeps it from running: {error}");
+        fs::write(&site, "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec: {}\n")
+            .expect("written");
+        let error = told().await;
         assert!(error.contains("does not run") && error.contains("linkspan site run --dir"), "{error}");
     }
 

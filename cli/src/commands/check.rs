@@ -20,6 +20,7 @@ mod services;
 mod site;
 mod trust;
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Exit> {
             break report;
         }
         let left = patience.saturating_sub(started.elapsed()).as_secs();
-        progress.say(&format!("{} failed, trying again for up to {left} s", report.failures()));
+        progress.wait(&format!("{} failed, trying again for up to {left} s", report.failures()));
         tokio::time::sleep(PAUSE).await;
     };
     progress.end();
@@ -65,7 +66,7 @@ pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Exit> {
 
 /// Runs every check once.
 async fn round(args: &CheckArgs, progress: &Progress) -> Report {
-    let scope = Scope { cluster: args.cluster.clone(), service: args.service.clone() };
+    let scope = Scope { cluster: args.cluster.as_ref().map(ToString::to_string), service: args.service.clone() };
     let mut checks = Checks {
         folder: Folder::new(&args.site.dir),
         scope,
@@ -77,6 +78,9 @@ async fn round(args: &CheckArgs, progress: &Progress) -> Report {
         facts: Facts::default(),
     };
     site::check(&mut checks).await;
+    if checks.site.is_none() && checks.gateway.is_none() && checks.controller.is_none() {
+        return checks.report;
+    }
     trust::check(&mut checks).await;
     if checks.gateway.is_some() {
         links::check(&mut checks).await;
@@ -140,30 +144,45 @@ impl Checks<'_> {
     }
 }
 
-/// What is being done, on standard error, and only where that is a terminal.
-struct Progress(Option<ProgressBar>);
+/// What is being done, on standard error: live on a terminal; elsewhere one line when the check begins to wait.
+struct Progress {
+    bar: Option<ProgressBar>,
+    told: Cell<bool>,
+}
 
 impl Progress {
     fn new() -> Self {
         if !std::io::stderr().is_terminal() {
-            return Self(None);
+            return Self::silent();
         }
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self(Some(bar))
+        Self { bar: Some(bar), told: Cell::new(false) }
+    }
+
+    fn silent() -> Self {
+        Self { bar: None, told: Cell::new(false) }
     }
 
     fn say(&self, what: &str) {
-        if let Some(bar) = &self.0 {
+        if let Some(bar) = &self.bar {
             bar.set_message(output::safe(what));
         }
     }
 
+    /// Says that it waits, which can take long.
+    fn wait(&self, what: &str) {
+        self.say(what);
+        if self.bar.is_none() && !self.told.replace(true) {
+            output::note(what);
+        }
+    }
+
     fn end(&self) {
-        if let Some(bar) = &self.0 {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }

@@ -34,7 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::sites::{Sites, StartTimes};
 use self::voice::Voice;
-use crate::args::{DemoArgs, DemoFormat};
+use crate::args::{ActionFormat, DemoArgs};
 use crate::commands::Exit;
 use crate::output;
 
@@ -68,7 +68,7 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<Exit> {
     voice.live("starting both sites".to_owned());
     let started = tokio::select! {
         started = Sites::start() => started,
-        interrupted = interrupted() => return interrupted.map(|()| Exit::Done),
+        stopped = stopped(args) => return stopped,
     };
     voice.still();
     let (mut sites, times) = started?;
@@ -76,21 +76,21 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<Exit> {
 
     let outcome = tokio::select! {
         outcome = perform(args, &voice, &mut sites, begun) => outcome,
-        interrupted = interrupted() => interrupted.map(|()| Exit::Done),
+        stopped = stopped(args) => stopped,
     };
     voice.live("ending".to_owned());
     let kept = sites.end(args.keep).await;
     drop(voice);
     if let Some(folder) = kept? {
         // On standard error: standard output may be a JSON document.
-        eprintln!("kept {}", output::safe(&folder.display().to_string()));
+        output::note(&format!("kept {}", folder.display()));
     }
     outcome
 }
 
 /// The part between start and end.
 async fn perform(args: &DemoArgs, voice: &Voice, sites: &mut Sites, begun: Instant) -> anyhow::Result<Exit> {
-    let json = args.output == DemoFormat::Json;
+    let json = args.output == ActionFormat::Json;
     if args.check {
         let Ok(steps) = tokio::time::timeout(CHECK_TIMEOUT, story::play(sites, voice)).await else {
             anyhow::bail!("the check hangs: no end after {} s\n{}", CHECK_TIMEOUT.as_secs(), sites.logs());
@@ -140,6 +140,16 @@ async fn stay(sites: &mut Sites, voice: &Voice) -> anyhow::Result<()> {
     // The signal ends this future from outside.
     std::future::pending::<()>().await;
     Ok(())
+}
+
+/// Resolves when the demo shall end before its own end: by a signal, or because nobody reads what it tells.
+///
+/// A check ends by itself, and its answer is the exit code: it goes on without a reader. Broken off, it has not passed.
+async fn stopped(args: &DemoArgs) -> anyhow::Result<Exit> {
+    tokio::select! {
+        interrupted = interrupted() => interrupted.map(|()| if args.check { Exit::NotPassed } else { Exit::Done }),
+        () = output::reader_gone(), if !args.check => Ok(Exit::Done),
+    }
 }
 
 /// Resolves at the first signal that asks for the end. A second one ends at once; the children see that by themselves.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use linkspan_proto::configuration::{DefaultPolicy, Export, ExportRule};
+use linkspan_proto::names::Namespace;
 use serde::Serialize;
 
 use crate::args::{ExportsArgs, Format};
@@ -59,7 +60,7 @@ struct Policy {
 pub(crate) async fn run(args: &ExportsArgs) -> anyhow::Result<Exit> {
     let folder = Folder::new(&args.site.dir);
     let (_, facts) = Facts::read(&folder).await?;
-    let rows = rows(&facts, status::read(&folder, "exports"), args.namespace.as_deref());
+    let rows = rows(&facts, status::read(&folder, "exports"), args.namespace.as_ref().map(Namespace::as_str));
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(&format!(

@@ -13,9 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use linkspan_mirror_controller::ca::Ca;
-use linkspan_proto::names::{Namespace, ServiceAccountName};
+use serde_json::json;
 
-use crate::args::{IdentityCommand, IdentityIssueArgs};
+use crate::args::{ActionFormat, IdentityCommand, IdentityIssueArgs};
 use crate::commands::{Exit, site};
 use crate::output;
 
@@ -34,9 +34,8 @@ pub(crate) fn run(command: IdentityCommand) -> anyhow::Result<Exit> {
 fn issue(args: &IdentityIssueArgs) -> anyhow::Result<Exit> {
     let dir = &args.site.dir;
     let site = site::load(dir)?;
-    let namespace = Namespace::parse(&args.namespace).context("--namespace")?;
-    let account = ServiceAccountName::parse(&args.service_account).context("--service-account")?;
-    let ca = Ca::load(&dir.join(&site.spec.state_dir).join("ca"), &site.trust_domain())?;
+    let ca = Ca::load(&dir.join(&site.spec.state_dir).join("ca"), &site.trust_domain())
+        .context("the site's certificate authority cannot be used; restore state/ca from a copy")?;
     let life = Duration::from_secs(u64::from(args.hours) * 3600);
     if !args.replace {
         for name in [CERTIFICATE, KEY, ROOT] {
@@ -46,12 +45,24 @@ fn issue(args: &IdentityIssueArgs) -> anyhow::Result<Exit> {
             }
         }
     }
-    let issued = ca.issue_workload(&namespace, &account, life)?;
+    let issued = ca.issue_workload(&args.namespace, &args.service_account, life)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     write(&args.out, KEY, &issued.key_pem, 0o600)?;
     write(&args.out, CERTIFICATE, &issued.certificate_pem, 0o644)?;
     write(&args.out, ROOT, &issued.trust_bundle_pem, 0o644)?;
 
+    let not_after = Timestamp::try_from(issued.not_after)?;
+    if args.output.output == ActionFormat::Json {
+        let path = |name: &str| args.out.join(name).display().to_string();
+        output::json::print(&json!({
+            "identity": issued.identity.to_string(),
+            "notAfter": not_after.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "certificate": path(CERTIFICATE),
+            "key": path(KEY),
+            "ca": path(ROOT),
+        }))?;
+        return Ok(Exit::Done);
+    }
     let out = output::shell_word(&args.out.display().to_string());
     let mtls = site
         .spec
@@ -67,7 +78,7 @@ fn issue(args: &IdentityIssueArgs) -> anyhow::Result<Exit> {
          Show it at the gateway's mTLS port ({mtls}) with the mirrored name as server name:\n\
          \x20 curl --cert {out}/{CERTIFICATE} --key {out}/{KEY} --cacert {out}/{ROOT} --connect-to ::{mtls} https://NAME-CLUSTER.NAMESPACE.svc.cluster.local:PORT/\n",
         issued.identity,
-        Timestamp::try_from(issued.not_after)?.strftime("%Y-%m-%d %H:%M UTC"),
+        not_after.strftime("%Y-%m-%d %H:%M UTC"),
     )))?;
     Ok(Exit::Done)
 }

@@ -1,15 +1,16 @@
 //! `linkspan services`: what is mirrored here, from where, at which name and address, and whether it is healthy.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use linkspan_proto::configuration::Mirror;
-use linkspan_proto::names::EndpointName;
+use linkspan_proto::names::{ClusterName, EndpointName, Namespace};
 use serde::Serialize;
 
 use crate::args::{Format, ServicesArgs};
 use crate::client::facts::{Backing, Facts, State};
 use crate::client::folder::Folder;
+use crate::client::occupant::Occupant;
 use crate::client::status::{self, Condition, Status};
 use crate::commands::Exit;
 use crate::output;
@@ -52,6 +53,9 @@ struct Port {
     state: State,
     #[serde(skip_serializing_if = "String::is_empty")]
     message: String,
+    /// Another program that answers at this address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    occupant: Option<Occupant>,
     /// The clusters behind it, in order of preference.
     clusters: Vec<Backing>,
 }
@@ -61,13 +65,29 @@ pub(crate) async fn run(args: &ServicesArgs) -> anyhow::Result<Exit> {
     let folder = Folder::new(&args.site.dir);
     let (_, facts) = Facts::read(&folder).await?;
     let statuses = status::read(&folder, "mirrors");
-    let rows = rows(&facts, &statuses, args.namespace.as_deref(), args.cluster.as_deref());
+    let rows = rows(
+        &facts,
+        &statuses,
+        args.namespace.as_ref().map(Namespace::as_str),
+        args.cluster.as_ref().map(ClusterName::as_str),
+    );
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(nothing(&facts))?,
-        format => table(&rows, format == Format::Wide).print()?,
+        format => {
+            table(&rows, format == Format::Wide).print()?;
+            for remedy in remedies(&rows) {
+                output::print(&format!("\nremedy: {}\n", output::safe(&remedy)))?;
+            }
+        }
     }
     Ok(Exit::Done)
+}
+
+/// How to clear the way for what cannot listen; one program often stands in the way of many names.
+fn remedies(rows: &[Row]) -> BTreeSet<String> {
+    let ports = rows.iter().flat_map(|row| &row.ports);
+    ports.filter_map(|port| port.occupant.as_ref()).map(Occupant::remedy).collect()
 }
 
 /// Why there is nothing to show, and the next step.
@@ -127,6 +147,7 @@ impl Row {
                     address: port.listen,
                     state: health.state,
                     message: health.message,
+                    occupant: health.occupant,
                     clusters: health.backings,
                 }
             })
@@ -333,6 +354,21 @@ mod tests {
             [status("web-west.shop.svc.cluster.local", stale), status("b-west.shop.svc.cluster.local", stale)];
         assert_eq!(rows(&facts, &statuses, None, None)[0].conditions.len(), 1);
         assert!(rows(&facts, &statuses[1..], None, None)[0].conditions.is_empty());
+    }
+
+    #[test]
+    fn a_program_in_the_way_of_several_names_has_one_remedy() {
+        let mut facts = facts();
+        for listener in facts.listeners.values_mut() {
+            listener.bound = false;
+            listener.occupant =
+                Some(Occupant { listen: "0.0.0.0:80".parse().expect("address"), uid: 0, process: None });
+        }
+        let rows = rows(&facts, &[], None, None);
+        assert!(table(&rows, false).render(false).contains("NotListening: a program of the user with number 0"));
+        assert_eq!(remedies(&rows).len(), 1);
+        let json = serde_json::to_value(&rows).expect("serialises");
+        assert_eq!(json[0]["ports"][0]["occupant"]["listen"], "0.0.0.0:80");
     }
 
     #[test]

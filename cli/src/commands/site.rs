@@ -6,7 +6,7 @@ mod run;
 /// The text of site.yaml.
 mod template;
 
-use anyhow::Context;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use linkspan_proto::manifest::site_from_yaml;
@@ -29,11 +29,13 @@ pub(crate) fn run(command: SiteCommand) -> anyhow::Result<Exit> {
 /// Reads `dir/site.yaml`.
 pub(crate) fn load(dir: &Path) -> anyhow::Result<Site> {
     let file = dir.join(SITE_FILE);
-    let text = std::fs::read_to_string(&file).with_context(|| {
-        format!(
-            "{} cannot be read; --dir names the folder of a site, and `linkspan site init NAME --dir DIR` makes one",
-            file.display()
-        )
+    let text = std::fs::read_to_string(&file).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => anyhow::anyhow!(
+            "there is no site in {} (no {SITE_FILE}); --dir names the folder of a site, and `linkspan site init NAME --dir \
+             DIR` makes one",
+            dir.display()
+        ),
+        _ => anyhow::Error::new(error).context(format!("cannot read {}", file.display())),
     })?;
     Ok(site_from_yaml(&text, &file.display().to_string())?)
 }

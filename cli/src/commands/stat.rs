@@ -1,7 +1,7 @@
 //! `linkspan stat`: success rate, requests a second and latency of the last seconds.
 
 use linkspan_gateway::stat::{Row as GatewayRow, Stat, StatDirection};
-use linkspan_proto::names::{ClusterName, ServiceKey};
+use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
 use serde::Serialize;
 
 use crate::args::{Format, StatArgs};
@@ -55,7 +55,8 @@ pub(crate) async fn run(args: &StatArgs) -> anyhow::Result<Exit> {
     let stat: Stat = http::json(run.admin, &format!("/stat?window={}", args.window))
         .await
         .map_err(|error| gone(error, "gateway", run.pid, folder.dir()))?;
-    let page = page(stat, args.namespace.as_deref(), args.cluster.as_deref());
+    let page =
+        page(stat, args.namespace.as_ref().map(Namespace::as_str), args.cluster.as_ref().map(ClusterName::as_str));
     match args.output.output {
         Format::Json => output::json::print(&page)?,
         Format::Table | Format::Wide if page.rows.is_empty() => {

@@ -1,7 +1,6 @@
 //! `linkspan version` and `linkspan completions`: what this binary says about itself.
 
-use std::io::Write;
-
+use anyhow::Context;
 use clap::CommandFactory;
 use linkspan_runtime::build_info::{self, BuildInfo};
 use serde::Serialize;
@@ -48,6 +47,6 @@ pub(crate) fn version(args: &VersionArgs) -> anyhow::Result<Exit> {
 pub(crate) fn completions(args: &CompletionsArgs) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "linkspan", &mut script);
-    std::io::stdout().lock().write_all(&script)?;
+    output::print(&String::from_utf8(script).context("the completion script is not text")?)?;
     Ok(Exit::Done)
 }

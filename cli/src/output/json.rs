@@ -8,8 +8,7 @@ use super::safe;
 
 /// Prints `value` as one indented JSON document.
 pub(crate) fn print(value: &impl Serialize) -> anyhow::Result<()> {
-    super::print(&render(value)?)?;
-    Ok(())
+    super::print(&render(value)?)
 }
 
 /// The document as text, with a line feed at the end.

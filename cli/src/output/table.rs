@@ -105,7 +105,7 @@ impl Table {
     }
 
     /// Prints the table to standard output, coloured where that is a terminal.
-    pub(crate) fn print(&self) -> std::io::Result<()> {
+    pub(crate) fn print(&self) -> anyhow::Result<()> {
         super::print(&self.render(super::colour()))
     }
 

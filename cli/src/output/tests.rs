@@ -1,3 +1,6 @@
+use std::ffi::OsStr;
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::json::render;
@@ -86,4 +89,47 @@ fn words_for_a_shell() {
     assert_eq!(shell_word("my site"), "'my site'");
     assert_eq!(shell_word("it's"), "'it'\\''s'");
     assert_eq!(shell_word(""), "''");
+}
+
+#[test]
+fn colour_is_for_terminals_whose_user_wants_it() {
+    let coloured = |terminal, no_color: Option<&str>, term: Option<&str>| {
+        super::coloured(terminal, no_color.map(OsStr::new), term.map(OsStr::new))
+    };
+    assert!(coloured(true, None, Some("xterm")) && coloured(true, Some(""), None));
+    assert!(!coloured(false, None, Some("xterm")));
+    assert!(!coloured(true, Some("1"), Some("xterm")));
+    assert!(!coloured(true, None, Some("dumb")));
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    super::write(b"page", writer).unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    super::write(b"page", full).unwrap_err();
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_is_noticed_without_a_write() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let gone = super::closed(writer);
+    tokio::pin!(gone);
+    assert!(futures::poll!(&mut gone).is_pending());
+    drop(reader);
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), gone).await, Ok(Some(())));
+    let file = tempfile::tempfile().unwrap();
+    assert_eq!(super::closed(file).await, None, "a file has no reader");
+}
+
+#[test]
+fn a_cause_is_said_once() {
+    let error = anyhow::anyhow!("root.key: no key").context("authority: root.key: no key").context("cannot start");
+    assert_eq!(super::causes(&error), "cannot start: authority: root.key: no key");
+}
+
+#[test]
+fn one_is_not_many() {
+    assert_eq!([0, 1, 2].map(|count| super::counted(count, "service")), ["0 services", "1 service", "2 services"]);
 }

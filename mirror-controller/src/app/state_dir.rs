@@ -22,7 +22,7 @@ pub enum StateDirError {
         error: io::Error,
     },
     /// Somebody answers on the socket.
-    #[error("{}: another controller runs on this state directory already", path.display())]
+    #[error("{}: another controller runs on this state directory already; end that first", path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum StateDirError {
 /// Room for a path in `sockaddr_un` on Linux, without the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Makes all folders, private to their owner, and removes what an earlier run left to say that it runs.
+/// Makes all folders, private to their owner.
 pub(super) fn prepare(config: &Config) -> Result<(), StateDirError> {
     for folder in
         ["", "run", "catalogues", "mirrors", "last-good", "status", "status/links", "status/exports", "status/mirrors"]
@@ -51,8 +51,12 @@ pub(super) fn prepare(config: &Config) -> Result<(), StateDirError> {
             .map_err(|error| StateDirError::Path { path, error })?;
     }
     // An empty folder of manifests is a good start; one that is missing would be reported for ever.
-    fs::create_dir_all(&config.manifests)
-        .map_err(|error| StateDirError::Path { path: config.manifests.clone(), error })?;
+    fs::create_dir_all(&config.manifests).map_err(|error| StateDirError::Path { path: config.manifests.clone(), error })
+}
+
+/// Removes what an earlier run left to say that it runs. Only for who has the sockets: a second controller must not take
+/// the word of the one that runs.
+pub(super) fn forget_earlier(config: &Config) -> Result<(), StateDirError> {
     let run = run_file(config);
     files::remove(&run).map_err(|error| StateDirError::Path { path: run, error })
 }

@@ -79,6 +79,38 @@ async fn a_service_of_one_site_becomes_a_name_of_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dns_withholds_an_address_at_which_the_gateway_does_not_listen() {
+    const NAME: &str = "web-west.shop.svc.cluster.local";
+    let (mut east, mut west) = Site::pair().await;
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    let _pipes = Pipes::between(&east, &west);
+    west.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
+    gateway.until("the mirror", |all| all.contains_key(&format!("mirror {NAME}"))).await;
+    let dns = east.app().addresses.dns;
+    eventually("DNS to answer", async || query(dns, NAME).await.is_some()).await;
+
+    gateway.report(Report::Acknowledged { generation: gateway.generation }).await;
+    gateway.report_rejection(NAME, "AddressInUse").await;
+    eventually("DNS to withhold it", async || query(dns, NAME).await.is_none()).await;
+    assert!(query(dns, "web.shop.svc.clusterset.local").await.is_some(), "only what is not listened at");
+
+    // What is in the way outlives the gateway: a new one must say that it listens.
+    drop(gateway);
+    eventually("the gateway to be gone", async || {
+        east.state("status/mirrors/shop.web-west.yaml").is_some_and(|text| text.contains("NoGateway"))
+    })
+    .await;
+    assert!(query(dns, NAME).await.is_none());
+    let mut gateway = Gateway::connect(&east, "boot-2").await;
+    gateway.until("the mirror", |all| all.contains_key(&format!("mirror {NAME}"))).await;
+    gateway.report(Report::Rejected { reasons: Vec::new() }).await;
+    gateway.report(Report::Acknowledged { generation: gateway.generation }).await;
+    eventually("DNS to answer again", async || query(dns, NAME).await.is_some()).await;
+    east.stop().await;
+    west.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn restarts_and_lost_peers_withdraw_nothing() {
     let (mut east, mut west) = Site::pair().await;
     west.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
@@ -288,7 +320,9 @@ async fn the_state_directory_is_private_and_used_once() {
     assert_eq!(mode(""), 0o700);
     assert_eq!(mode("controller.sock"), 0o600);
     assert_eq!(mode("exchange.sock"), 0o600);
+    eventually("the run file", async || east.state("run/controller.json").is_some()).await;
     let second = east.try_start().await;
+    assert!(east.state("run/controller.json").is_some(), "the one that runs is still to be found");
     assert!(matches!(second, Err(StartError::State(StateDirError::InUse { .. }))), "{second:?}");
     east.kill();
     east.start().await;

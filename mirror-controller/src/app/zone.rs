@@ -1,12 +1,15 @@
-//! The DNS zone, made anew from the mirrors whenever what DNS answers changes.
+//! The DNS zone, made anew from the mirrors whenever what DNS answers changes, and from what the gateways say of them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use linkspan_proto::configuration::ResourceKind;
 use linkspan_runtime::drain::Signal;
 use tokio::sync::watch;
 
+use crate::configuration::{GatewayState, Reports};
 use crate::dns::Zone;
 use crate::mirror::{MirrorSet, faces};
 
@@ -31,17 +34,37 @@ impl Feed {
         Arc::clone(&self.zone)
     }
 
-    pub(super) async fn run(mut self, mut sets: watch::Receiver<MirrorSet>, signal: Signal) {
+    pub(super) async fn run(
+        mut self,
+        mut sets: watch::Receiver<MirrorSet>,
+        mut reports: watch::Receiver<Reports>,
+        signal: Signal,
+    ) {
         let mut served = 0;
+        let mut withheld = Arc::new(BTreeSet::new());
         loop {
             let set = sets.borrow_and_update().clone();
+            let now_silent = silent(&reports.borrow_and_update());
             let started = Instant::now();
-            if set.dns_version != served {
+            let changed = now_silent.filter(|silent| *silent != *withheld);
+            if set.dns_version != served || changed.is_some() {
                 served = set.dns_version;
+                if let Some(silent) = changed {
+                    match silent.first() {
+                        Some(first) => tracing::warn!(
+                            names = silent.len(),
+                            first,
+                            "DNS withholds the addresses at which the gateway does not listen"
+                        ),
+                        None => tracing::info!("DNS withholds no address any more: the gateway listens at all"),
+                    }
+                    withheld = Arc::new(silent);
+                }
                 self.serial = self.serial.wrapping_add(1);
-                let serial = self.serial;
+                let (serial, silent) = (self.serial, Arc::clone(&withheld));
                 let built = tokio::task::spawn_blocking(move || {
-                    Zone::build(set.wanted.values().map(|wanted| faces::dns(wanted)).collect(), serial)
+                    let services = set.wanted.values().map(|wanted| faces::dns_without(wanted, &silent));
+                    Zone::build(services.collect(), serial)
                 });
                 let Ok(zone) = built.await else {
                     tracing::error!("making the DNS zone panicked");
@@ -52,8 +75,69 @@ impl Feed {
             tokio::time::sleep(PACE.max(started.elapsed())).await;
             tokio::select! {
                 changed = sets.changed() => if changed.is_err() { return },
+                changed = reports.changed() => if changed.is_err() { return },
                 () = signal.draining() => return,
             }
         }
+    }
+}
+
+/// The names for which no gateway listens, or `None` while no gateway can say.
+///
+/// A complaint counts for any reason, and for any port: it may hide that another program listens there (without the right to
+/// bind port 80 the kernel does not say that it is taken), and an address cannot be given out for one port alone. While
+/// gateways are replaced, the new one complains about what the old one still holds: so one that listens is enough. Without a
+/// gateway the last word stands, since what was in the way may still be there.
+fn silent(reports: &Reports) -> Option<BTreeSet<String>> {
+    let settled = reports.values().filter(|gateway| gateway.acknowledged > 0 || !gateway.rejections.is_empty());
+    settled.map(|gateway| complaints(gateway)).reduce(|all, one| all.intersection(&one).cloned().collect())
+}
+
+fn complaints(gateway: &GatewayState) -> BTreeSet<String> {
+    let mirrors = gateway.rejections.iter().filter(|rejection| rejection.resource.kind == ResourceKind::Mirror);
+    mirrors.map(|rejection| rejection.resource.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_proto::configuration::{Rejection, ResourceKey};
+
+    use super::*;
+
+    fn gateway(acknowledged: u64, complaints: &[&str]) -> Arc<GatewayState> {
+        let rejection = |name: &&str| Rejection {
+            resource: ResourceKey { kind: ResourceKind::Mirror, name: (*name).to_owned() },
+            reason: "AddressInUse".to_owned(),
+            message: "another process listens there".to_owned(),
+        };
+        let rejections = complaints.iter().map(rejection).collect();
+        Arc::new(GatewayState { acknowledged, rejections, ..GatewayState::default() })
+    }
+
+    fn of(gateways: &[Arc<GatewayState>]) -> Option<Vec<String>> {
+        let reports = gateways.iter().enumerate().map(|(id, gateway)| (id.to_string(), Arc::clone(gateway))).collect();
+        silent(&reports).map(|names| names.into_iter().collect())
+    }
+
+    #[test]
+    fn a_name_is_silent_when_no_gateway_listens_for_it() {
+        assert_eq!(of(&[gateway(1, &["a", "b"])]), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(of(&[gateway(1, &["a", "b"]), gateway(1, &["b"])]), Some(vec!["b".to_owned()]));
+        assert_eq!(of(&[gateway(1, &["a"]), gateway(7, &[])]), Some(Vec::new()), "the old one still listens");
+    }
+
+    #[test]
+    fn who_has_not_bound_anything_yet_has_no_say() {
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[gateway(0, &[])]), None);
+        assert_eq!(of(&[gateway(0, &[]), gateway(3, &["a"])]), Some(vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn complaints_about_links_are_no_business_of_dns() {
+        let mut state = GatewayState { acknowledged: 1, ..GatewayState::default() };
+        state.rejections = gateway(1, &["west"]).rejections.clone();
+        state.rejections.iter_mut().for_each(|rejection| rejection.resource.kind = ResourceKind::Peer);
+        assert_eq!(of(&[Arc::new(state)]), Some(Vec::new()));
     }
 }

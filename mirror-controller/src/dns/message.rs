@@ -290,6 +290,8 @@ fn srv_records(name: &Name, entry: &Entry, ports: &[u16], rng: &mut impl Rng) ->
         None => vec![(&entry.name, &entry.addresses)],
         Some(hosts) => hosts.values().map(|host| (&host.name, &host.addresses)).collect(),
     };
+    // A target whose address is withheld is no place to go to.
+    targets.retain(|(_, addresses)| !addresses.is_empty());
     targets.shuffle(rng);
     targets.truncate(SRV_MAX.checked_div(ports.len()).unwrap_or(0).max(1));
     // All targets are equal: one priority, and the weights share 100, as Kubernetes' DNS does it.

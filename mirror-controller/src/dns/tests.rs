@@ -35,7 +35,7 @@ fn endpoint(name: &str, cluster: &str, address: &str, ready: bool) -> HeadlessEn
     HeadlessEndpoint {
         name: EndpointName::parse(name).expect("endpoint name"),
         cluster: ClusterName::parse(cluster).expect("cluster name"),
-        address: address.parse().expect("address"),
+        address: Some(address.parse().expect("address")),
         ready,
     }
 }
@@ -296,6 +296,41 @@ fn a_headless_service_is_its_ready_endpoints() {
         ips(&["127.80.1.10", "127.80.1.11"])
     );
     assert_no_data(&zone, "db.shop.svc.clusterset.local.", RecordType::AAAA);
+}
+
+/// A listener of another program would answer at an address at which our gateway does not listen.
+#[test]
+fn a_withheld_address_leaves_the_name_without_records() {
+    let web = [port("http", Protocol::Tcp, 80)];
+    let away = HeadlessEndpoint { address: None, ..endpoint("db-0", "west", "127.80.1.10", true) };
+    let headless = |name: &str, hosts: &[&HeadlessEndpoint]| Service {
+        headless: Some(hosts.iter().map(|&host| host.clone()).collect()),
+        ..service(ZoneName::Clusterset, "shop", name, &[], &web)
+    };
+    let zone = Zone::build(
+        vec![
+            service(ZoneName::Clusterset, "shop", "web", &[], &web),
+            headless("db", &[&away, &endpoint("db-1", "west", "127.80.1.11", true)]),
+            headless("dark", &[&away]),
+        ],
+        7,
+    );
+    for name in [
+        "web.shop.svc.clusterset.local.",
+        "dark.shop.svc.clusterset.local.",
+        "db-0.west.db.shop.svc.clusterset.local.",
+        "db-0.west.dark.shop.svc.clusterset.local.",
+    ] {
+        assert_no_data(&zone, name, RecordType::A);
+        assert_eq!(ask(&zone, name, RecordType::A).authorities[0].ttl, 5, "forgotten soon");
+    }
+    for name in ["web", "_http._tcp.web", "dark", "_http._tcp.dark"] {
+        assert_no_data(&zone, &format!("{name}.shop.svc.clusterset.local."), RecordType::SRV);
+    }
+    let db = "db.shop.svc.clusterset.local.";
+    assert_eq!(addresses(&ask(&zone, db, RecordType::A)), ips(&["127.80.1.11"]), "the others serve");
+    let srv = srv(&ask(&zone, &format!("_http._tcp.{db}"), RecordType::SRV));
+    assert_eq!(srv, BTreeSet::from([(80, format!("db-1.west.{db}"))]));
 }
 
 #[test]

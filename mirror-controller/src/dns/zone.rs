@@ -15,6 +15,8 @@
 //!                                              HOST.        A AAAA
 //! ```
 //!
+//! A name whose address is withheld stays, and so do the names below it: each of them holds nothing meanwhile.
+//!
 //! `-` marks a name that exists only because names below it do: NOERROR without records (RFC 8020). `CLUSTER.SVC...` is
 //! the exception that the MCS specification asks for: it must not exist.
 
@@ -74,7 +76,7 @@ pub struct Service {
     pub namespace: Namespace,
     /// In which zone.
     pub zone: ZoneName,
-    /// The service's own addresses. Empty for a headless service.
+    /// The service's own addresses. Empty for a headless service, and while its address is withheld.
     pub addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<Port>,
@@ -100,8 +102,8 @@ pub struct HeadlessEndpoint {
     pub name: EndpointName,
     /// The cluster it runs in.
     pub cluster: ClusterName,
-    /// The local address that leads to it.
-    pub address: IpAddr,
+    /// The local address that leads to it; `None` while that is withheld.
+    pub address: Option<IpAddr>,
     /// Only ready endpoints have names and are part of answers.
     pub ready: bool,
 }
@@ -148,6 +150,10 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
+    pub(super) fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
     fn insert(&mut self, address: IpAddr) {
         match address {
             IpAddr::V4(v4) if !self.v4.contains(&v4) => self.v4.push(v4),
@@ -298,12 +304,11 @@ impl Entry {
                 ZoneName::Clusterset => format!("{}.{}", endpoint.name, endpoint.cluster),
             };
             let Ok(name) = Name::from_ascii(format!("{prefix}.{full}")) else { continue };
-            hosts
-                .entry(prefix.into())
-                .or_insert_with(|| Host { name, addresses: Addresses::default() })
-                .addresses
-                .insert(endpoint.address);
-            all.push(endpoint.address);
+            let host = hosts.entry(prefix.into()).or_insert_with(|| Host { name, addresses: Addresses::default() });
+            if let Some(address) = endpoint.address {
+                host.addresses.insert(address);
+                all.push(address);
+            }
         }
         Some(Self { name, addresses: Addresses::collect(all), ports, hosts: Some(hosts) })
     }

@@ -1,5 +1,6 @@
 //! The faces of one wanted mirror: what the gateway, DNS and the capacity table see of it. Pure.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use linkspan_proto::configuration::{Capacity, Mirror, MirrorPort, Tier};
@@ -69,11 +70,28 @@ pub fn dns(wanted: &Wanted) -> dns::Service {
     }
 }
 
+/// What DNS answers while nothing of ours listens for the names in `silent`: those keep their names and lose their
+/// addresses.
+#[must_use]
+pub fn dns_without(wanted: &Wanted, silent: &BTreeSet<String>) -> dns::Service {
+    let mut service = dns(wanted);
+    match (&wanted.shape, &mut service.headless) {
+        (Shape::Headless { hosts }, Some(endpoints)) => {
+            for (host, endpoint) in hosts.iter().zip(endpoints) {
+                endpoint.address = endpoint.address.filter(|_| !silent.contains(&host.name));
+            }
+        }
+        _ if silent.contains(&wanted.name) => service.addresses.clear(),
+        _ => {}
+    }
+    service
+}
+
 fn dns_host(host: &Host) -> dns::HeadlessEndpoint {
     dns::HeadlessEndpoint {
         name: host.endpoint.clone(),
         cluster: host.cluster.clone(),
-        address: host.address,
+        address: Some(host.address),
         ready: host.ready,
     }
 }

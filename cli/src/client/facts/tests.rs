@@ -95,7 +95,13 @@ pub(crate) fn export(key: &str, ready: &[bool]) -> Resource {
 }
 
 pub(crate) fn bound(address: &str) -> Listener {
-    Listener { listen: address.parse().expect("address"), bound: true, reason: String::new(), message: String::new() }
+    Listener {
+        listen: address.parse().expect("address"),
+        bound: true,
+        reason: String::new(),
+        message: String::new(),
+        occupant: None,
+    }
 }
 
 /// East, linked with west (alive) and north (down); `web` of both, and of east itself in the clusterset.
@@ -156,6 +162,10 @@ fn a_listener_that_is_not_bound_comes_first() {
     listener.reason = "PermissionDenied".to_owned();
     let west = health(&facts, "web-west.shop.svc.cluster.local");
     assert_eq!((west.state, west.message.as_str()), (State::NotListening, "PermissionDenied"));
+    let listener = facts.listeners.get_mut(&address).expect("listener");
+    listener.occupant = Some(Occupant { listen: "0.0.0.0:80".parse().expect("address"), uid: 0, process: None });
+    let west = health(&facts, "web-west.shop.svc.cluster.local");
+    assert!(west.message.contains("listens on 0.0.0.0:80"), "who is in the way says more: {}", west.message);
     facts.listeners.clear();
     assert_eq!(health(&facts, "web-west.shop.svc.cluster.local").state, State::NotListening);
 }

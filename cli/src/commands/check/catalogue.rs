@@ -13,6 +13,7 @@ use crate::client::catalogues::{self, PeerCatalogue};
 use crate::client::facts::Facts;
 use crate::client::status::{self, Condition, Status};
 use crate::commands::exports::manifest as export_manifest;
+use crate::output::counted;
 
 const GROUP: Group = Group::Catalogue;
 
@@ -62,13 +63,13 @@ fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
         (true, _) => {
             let hash = peer.hash.as_deref().map(|hash| hash.get(..12).unwrap_or(hash)).unwrap_or("-");
             let version = peer.version.unwrap_or(0);
-            checks.ok(GROUP, name, format!("version {version}, hash {hash}, {services} services"));
+            checks.ok(GROUP, name, format!("version {version}, hash {hash}, {}", counted(services, "service")));
         }
         // The link's own check has failed already; what is mirrored stays.
         (false, false) => checks.warn(
             GROUP,
             name,
-            format!("the link is down; {services} services are kept as last seen"),
+            format!("the link is down; what was last seen stays: {}", counted(services, "service")),
             "mend the link: the checks of the group `links` say how",
         ),
         (false, true) => checks.fail(
@@ -117,7 +118,7 @@ fn mirrored(checks: &mut Checks<'_>) {
         exported.iter().filter(|&exported| !mirrors.contains(exported) && carried(&checks.facts, exported)).collect();
     let count = exported.len();
     if missing.is_empty() {
-        checks.ok(GROUP, "everything that is exported to us is mirrored", format!("{count} services"));
+        checks.ok(GROUP, "everything that is exported to us is mirrored", counted(count, "service"));
     }
     for (cluster, service) in missing {
         let why = complaint_about(&complaints, service, cluster);

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use futures::StreamExt;
 use futures::stream;
 use hickory_proto::op::ResponseCode;
-use linkspan_proto::configuration::Mirror;
+use linkspan_proto::configuration::{Mirror, MirrorPort};
 
 use super::report::Group;
 use super::{AT_ONCE, Checks};
 use crate::client::dns::{Answer, Transport, addresses};
+use crate::output::counted;
 
 const GROUP: Group = Group::Dns;
 
@@ -26,22 +27,23 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
         return;
     }
     let names = questions.len();
-    let asked: Vec<(String, Result<(), String>)> =
-        stream::iter(questions.into_iter().map(|(name, address)| async move {
-            let mut verdict = Ok(());
-            for transport in [Transport::Udp, Transport::Tcp] {
-                let answer = addresses(server, &name, address, transport).await;
-                verdict = verdict.and_then(|()| judge(address, transport, answer));
-            }
-            (name, verdict)
-        }))
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
+    let withheld = questions.iter().filter(|question| question.withheld).count();
+    let asked: Vec<(String, Result<(), String>)> = stream::iter(questions.into_iter().map(|question| async move {
+        let mut verdict = Ok(());
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let answer = addresses(server, &question.name, question.address, transport).await;
+            verdict = verdict.and_then(|()| judge(&question, transport, answer));
+        }
+        (question.name, verdict)
+    }))
+    .buffer_unordered(AT_ONCE)
+    .collect()
+    .await;
     let mut wrong: Vec<_> = asked.into_iter().filter_map(|(name, verdict)| Some((name, verdict.err()?))).collect();
     wrong.sort();
     if wrong.is_empty() {
-        let found = format!("{names} names, over UDP and TCP, at {server}");
+        let kept = if withheld > 0 { format!(", {withheld} of them withheld") } else { String::new() };
+        let found = format!("{}{kept}, over UDP and TCP, at {server}", counted(names, "name"));
         return checks.ok(GROUP, "every mirrored name resolves to its mirror", found);
     }
     for (name, reason) in wrong {
@@ -58,8 +60,16 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
     }
 }
 
+/// A name and what DNS must say of it.
+struct Question {
+    name: String,
+    address: IpAddr,
+    /// Whether the gateway cannot listen there, so that DNS keeps the address to itself.
+    withheld: bool,
+}
+
 /// Every name that must resolve, with its address. An endpoint of a headless service has a name only while it is ready.
-fn questions(checks: &Checks<'_>) -> Vec<(String, IpAddr)> {
+fn questions(checks: &Checks<'_>) -> Vec<Question> {
     let resolves = |mirror: &&Mirror| {
         let ready = || {
             let backings = mirror.ports.iter().flat_map(|port| checks.facts.backings(mirror, port.port));
@@ -68,7 +78,13 @@ fn questions(checks: &Checks<'_>) -> Vec<(String, IpAddr)> {
         checks.scope.covers_service(&mirror.service) && covers(checks, mirror) && (mirror.endpoint.is_none() || ready())
     };
     let mirrors = checks.facts.mirrors.iter().filter(resolves);
-    mirrors.filter_map(|mirror| Some((mirror.name.clone(), mirror.ports.first()?.listen.ip()))).collect()
+    let closed = |port: &MirrorPort| checks.facts.listeners.get(&port.listen).is_some_and(|listener| !listener.bound);
+    mirrors
+        .filter_map(|mirror| {
+            let address = mirror.ports.first()?.listen.ip();
+            Some(Question { name: mirror.name.clone(), address, withheld: mirror.ports.iter().any(closed) })
+        })
+        .collect()
 }
 
 /// Whether a mirror comes, among others, from the cluster that the checks are narrowed to.
@@ -76,7 +92,7 @@ pub(super) fn covers(checks: &Checks<'_>, mirror: &Mirror) -> bool {
     mirror.tiers.iter().flat_map(|tier| tier.clusters.keys()).any(|cluster| checks.scope.covers_cluster(cluster))
 }
 
-fn judge(expected: IpAddr, transport: Transport, answer: anyhow::Result<Answer>) -> Result<(), String> {
+fn judge(question: &Question, transport: Transport, answer: anyhow::Result<Answer>) -> Result<(), String> {
     let over = match transport {
         Transport::Udp => "UDP",
         Transport::Tcp => "TCP",
@@ -86,10 +102,14 @@ fn judge(expected: IpAddr, transport: Transport, answer: anyhow::Result<Answer>)
         // More addresses than a datagram holds: the client comes back over TCP.
         Ok(answer) if answer.truncated && transport == Transport::Udp => Ok(()),
         Ok(answer) if answer.code != ResponseCode::NoError => Err(format!("over {over} the answer is {}", answer.code)),
-        Ok(answer) if answer.addresses != [expected] => {
+        Ok(answer) if question.withheld && answer.addresses.is_empty() => Ok(()),
+        Ok(_) if question.withheld => {
+            Err(format!("over {over} it has an address at which the gateway does not listen; others may answer there"))
+        }
+        Ok(answer) if answer.addresses != [question.address] => {
             let found: Vec<String> = answer.addresses.iter().map(ToString::to_string).collect();
             let found = if found.is_empty() { "no address".to_owned() } else { found.join(", ") };
-            Err(format!("over {over} it has {found}, and the mirror is at {expected}"))
+            Err(format!("over {over} it has {found}, and the mirror is at {}", question.address))
         }
         Ok(_) => Ok(()),
     }
@@ -121,12 +141,19 @@ mod tests {
 
     #[test]
     fn an_answer_must_be_the_mirrors_address_and_nothing_else() {
-        let expected: IpAddr = "127.80.0.1".parse().expect("address");
+        let question = |withheld| Question {
+            name: "web-west.shop.svc.cluster.local".to_owned(),
+            address: "127.80.0.1".parse().expect("address"),
+            withheld,
+        };
         let answer = |code, addresses: &[&str]| {
             let addresses = addresses.iter().map(|address| address.parse().expect("address")).collect();
             Ok(Answer { code, addresses, truncated: false })
         };
-        let judge = |answer| judge(expected, Transport::Tcp, answer);
+        let withheld = |answer| judge(&question(true), Transport::Tcp, answer);
+        assert_eq!(withheld(answer(ResponseCode::NoError, &[])), Ok(()), "nothing of ours listens there");
+        assert!(withheld(answer(ResponseCode::NoError, &["127.80.0.1"])).expect_err("wrong").contains("not listen"));
+        let judge = |answer| judge(&question(false), Transport::Tcp, answer);
         assert_eq!(judge(answer(ResponseCode::NoError, &["127.80.0.1"])), Ok(()));
         let wrong = judge(answer(ResponseCode::NoError, &["127.80.0.9"])).expect_err("wrong");
         assert_eq!(wrong, "over TCP it has 127.80.0.9, and the mirror is at 127.80.0.1");

@@ -13,6 +13,7 @@ use super::{AT_ONCE, Checks};
 use crate::client::facts::{PortHealth, State};
 use crate::client::http;
 use crate::client::probe::{Found, Language, probe};
+use crate::output::counted;
 
 const GROUP: Group = Group::Services;
 
@@ -43,7 +44,7 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
     if targets.is_empty() {
         return;
     }
-    checks.progress.say(&format!("{} probes through mirrored services", targets.len()));
+    checks.progress.say(&format!("{} through mirrored services", counted(targets.len(), "probe")));
     let admin = checks.gateway.as_ref().map(|run| run.admin);
     let before = closes(admin).await;
     let found: Vec<(Target, Found)> = stream::iter(targets.into_iter().map(|target| async move {
@@ -99,9 +100,12 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
     match (health.state, found) {
         (State::NotListening, _) => Judgement::Bad(
             format!("not listening: {}", health.message),
-            "give the address or port free, or let the gateway bind it (ports below 1024 need CAP_NET_BIND_SERVICE); it tries \
-             again by itself"
-                .to_owned(),
+            match &health.occupant {
+                Some(occupant) => occupant.remedy(),
+                None => "give the address or port free, or let the gateway bind it (ports below 1024 need \
+                         CAP_NET_BIND_SERVICE); it tries again by itself"
+                    .to_owned(),
+            },
         ),
         (State::LinkDown, _) => {
             Judgement::Bad(health.message.clone(), "mend the link: the checks of the group `links` say how".to_owned())
@@ -116,15 +120,19 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
         ),
         (State::NoReadyEndpoints, _) => Judgement::Bad(
             format!("no ready endpoint: {}", health.message),
-            format!("in {there} start the service, or set `ready` in its EndpointSlice; `linkspan exports` there shows the count"),
+            format!(
+                "in {there} start the service, or set `ready` in its EndpointSlice; `linkspan exports` there shows the count"
+            ),
         ),
         (State::Degraded, Found::Works(seen)) => Judgement::Look(
             format!("{seen}, but not every cluster behind it can serve: {}", health.message),
-            "clients are served by the others; the checks of the group `links`, and `linkspan exports` there, say more".to_owned(),
+            "clients are served by the others; the checks of the group `links`, and `linkspan exports` there, say more"
+                .to_owned(),
         ),
         (State::Healthy, Found::Works(seen)) => Judgement::Good(seen.clone()),
         (_, Found::NotListening) => Judgement::Bad(
-            "not listening: the connection was refused by this machine, although the gateway says that it listens".to_owned(),
+            "not listening: the connection was refused by this machine, although the gateway says that it listens"
+                .to_owned(),
             "look for a local firewall, and whether the gateway runs in another network namespace".to_owned(),
         ),
         (_, Found::Refused(reason)) => refused(reason, &there, service),
@@ -137,7 +145,9 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
         },
         (_, Found::Silence) => Judgement::Bad(
             "connected, but no HTTP answer in 5 s".to_owned(),
-            format!("the service hangs, or does not speak the protocol that its appProtocol declares: look at it in {there}"),
+            format!(
+                "the service hangs, or does not speak the protocol that its appProtocol declares: look at it in {there}"
+            ),
         ),
         (_, Found::Impossible(why)) => Judgement::Bad(
             format!("the probe could not be made: {why}"),
@@ -243,6 +253,7 @@ fn new_failure(before: &Closes, after: &Closes, service: &ServiceKey, port: u16)
 mod tests {
     use super::*;
     use crate::client::facts::tests::{facts, service};
+    use crate::client::occupant::{Occupant, Process};
 
     fn health(name: &str) -> PortHealth {
         let facts = facts();
@@ -282,6 +293,22 @@ mod tests {
             panic!("a look")
         };
         assert!(denied.starts_with("refused by policy in west"), "{denied}");
+    }
+
+    #[test]
+    fn a_listener_in_the_way_is_named_with_its_remedy() {
+        let process = Process { pid: 4711, program: "nginx".to_owned() };
+        let occupant = Occupant { listen: "0.0.0.0:80".parse().expect("address"), uid: 0, process: Some(process) };
+        let health = PortHealth {
+            state: State::NotListening,
+            message: occupant.sentence(),
+            occupant: Some(occupant),
+            ..health(WEST)
+        };
+        let judged = judge(&health, &Found::NotListening, None, &service("shop/web"));
+        let Judgement::Bad(reason, remedy) = judged else { panic!("bad") };
+        assert!(reason.contains("nginx (process 4711) listens on 0.0.0.0:80"), "{reason}");
+        assert!(remedy.starts_with("let nginx listen on one address"), "{remedy}");
     }
 
     #[test]

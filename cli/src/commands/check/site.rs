@@ -10,6 +10,8 @@ use super::Checks;
 use super::report::Group;
 use crate::client::facts::Facts;
 use crate::client::http;
+use crate::commands::site::SITE_FILE;
+use crate::output::counted;
 
 const GROUP: Group = Group::Site;
 
@@ -23,15 +25,20 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
             checks.site = Some(site);
             checks.ok(GROUP, "site.yaml is valid", found);
         }
-        Err(error) => checks.fail(
-            GROUP,
-            "site.yaml is valid",
-            format!("{error:#}"),
-            format!(
-                "correct {}; `linkspan site init NAME --dir DIR` makes one with every field explained",
-                checks.folder.dir().join("site.yaml").display()
-            ),
-        ),
+        Err(error) => {
+            let file = checks.folder.dir().join(SITE_FILE);
+            let remedy = if file.exists() {
+                format!("correct {}; a running site goes on with what it read at its start", file.display())
+            } else {
+                "name the folder that holds site.yaml with --dir; `linkspan site init NAME --dir DIR` makes a site"
+                    .to_owned()
+            };
+            checks.fail(GROUP, "site.yaml is valid", format!("{error:#}"), remedy);
+        }
+    }
+    if checks.site.is_none() && !checks.folder.dir().join(SITE_FILE).exists() {
+        // In a wrong folder everything else would fail, too, and hide the reason.
+        return;
     }
     gateway(checks, &dir).await;
     controller(checks, &dir).await;
@@ -73,7 +80,8 @@ async fn manifests(checks: &mut Checks<'_>) {
         errors = problems.iter().map(|problem| problem.sentence(&folder)).collect();
     }
     if errors.is_empty() {
-        return checks.ok(GROUP, "the manifests are valid", format!("{objects} objects in {files} files"));
+        let found = format!("{} in {}", counted(objects, "object"), counted(files, "file"));
+        return checks.ok(GROUP, "the manifests are valid", found);
     }
     for error in errors {
         checks.fail(

@@ -3,6 +3,8 @@
 use super::*;
 use crate::client::facts::tests::{facts, service};
 
+const SITE: &str = "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec: {}\n";
+
 fn checks<'a>(folder: &std::path::Path, progress: &'a Progress) -> Checks<'a> {
     Checks {
         folder: Folder::new(folder),
@@ -26,12 +28,18 @@ fn failures(checks: &Checks<'_>) -> Vec<String> {
 #[tokio::test]
 async fn a_folder_without_a_site_names_the_next_step() {
     let dir = tempfile::tempdir().expect("folder");
-    let progress = Progress(None);
+    let progress = Progress::silent();
     let mut checks = checks(dir.path(), &progress);
     site::check(&mut checks).await;
-    let failures = failures(&checks).join("\n");
-    assert!(failures.contains("linkspan site init") && failures.contains("linkspan site run"), "{failures}");
+    let found = failures(&checks).join("\n");
+    assert!(found.contains("linkspan site init") && !found.contains("linkspan site run"), "{found}");
     assert!(!checks.report.passed());
+
+    std::fs::write(dir.path().join("site.yaml"), SITE).expect("written");
+    checks.report = Report::new();
+    site::check(&mut checks).await;
+    let found = failures(&checks).join("\n");
+    assert!(found.contains("linkspan site run"), "{found}");
 }
 
 #[tokio::test]
@@ -41,7 +49,8 @@ async fn a_broken_manifest_is_named_by_place_and_field() {
     let text = "apiVersion: linkspan.io/v1alpha1\nkind: ClusterTrafficPolicy\nmetadata: {name: a, namespace: shop}\nspec:\n  \
                 service: web\n  tires: []\n";
     std::fs::write(dir.path().join("manifests/split.yaml"), text).expect("written");
-    let progress = Progress(None);
+    std::fs::write(dir.path().join("site.yaml"), SITE).expect("written");
+    let progress = Progress::silent();
     let mut checks = checks(dir.path(), &progress);
     site::check(&mut checks).await;
     let failures = failures(&checks).join("\n");
@@ -51,7 +60,7 @@ async fn a_broken_manifest_is_named_by_place_and_field() {
 #[tokio::test]
 async fn a_service_that_nobody_exports_is_told_in_words_with_the_manifest() {
     let dir = tempfile::tempdir().expect("folder");
-    let progress = Progress(None);
+    let progress = Progress::silent();
     let mut checks = checks(dir.path(), &progress);
     checks.scope.service = Some(service("shop/api"));
     catalogue::check(&mut checks).await;
@@ -74,7 +83,7 @@ async fn a_policy_for_a_service_that_nobody_exports_fails() {
     let text =
         policy("good", "web", "west") + &policy("unexported", "api", "west") + &policy("unlinked", "web", "south");
     std::fs::write(dir.path().join("manifests/split.yaml"), text).expect("written");
-    let progress = Progress(None);
+    let progress = Progress::silent();
     let mut checks = checks(dir.path(), &progress);
     catalogue::check(&mut checks).await;
     let failures = failures(&checks);
@@ -86,7 +95,7 @@ async fn a_policy_for_a_service_that_nobody_exports_fails() {
 #[tokio::test]
 async fn an_export_needs_a_ready_endpoint_that_listens() {
     let dir = tempfile::tempdir().expect("folder");
-    let progress = Progress(None);
+    let progress = Progress::silent();
     let mut checks = checks(dir.path(), &progress);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let export = checks.facts.exports.get_mut(&service("shop/web")).expect("export");
@@ -112,4 +121,16 @@ fn checks_can_be_narrowed() {
     let west = crate::client::facts::tests::cluster("west");
     assert!(scope.covers_cluster(&west) && Scope::default().covers_cluster(&west));
     assert!(!scope.covers_cluster(&crate::client::facts::tests::cluster("north")));
+}
+
+#[tokio::test]
+async fn a_wrong_folder_is_one_failure_and_not_five() {
+    let dir = tempfile::tempdir().expect("folder");
+    let words = ["linkspan", "check", "--dir", dir.path().to_str().expect("text")];
+    let crate::args::Command::Check(args) = <crate::args::Cli as clap::Parser>::parse_from(words).command else {
+        panic!("check")
+    };
+    let report = round(&args, &Progress::silent()).await;
+    assert_eq!(report.failures(), 1, "{}", report.render(false));
+    assert!(report.render(false).contains("there is no site in"), "{}", report.render(false));
 }

@@ -110,7 +110,10 @@ fn own_root(checks: &mut Checks<'_>, now: SystemTime) {
     let life = match read {
         Ok(life) => life,
         Err(error) => {
-            let remedy = format!("start the site once: `linkspan site run --dir {}` makes it", checks.dir());
+            let remedy = format!(
+                "restore {}/state/ca from a copy; without one make a new site (`linkspan site init`) and link its peers anew",
+                checks.dir()
+            );
             return checks.fail(GROUP, name, format!("{error:#}"), remedy);
         }
     };

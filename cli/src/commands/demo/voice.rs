@@ -1,10 +1,11 @@
 //! How the demo speaks: a story with live figures on a terminal, plain lines in a pipe, nothing for JSON.
 
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{DemoArgs, DemoFormat};
+use crate::args::{ActionFormat, DemoArgs};
 use crate::output;
 
 /// The spinner turns this often; slow enough to read, fast enough to look alive.
@@ -24,19 +25,25 @@ pub(super) struct Voice {
 impl Voice {
     /// The voice that the arguments ask for.
     pub(super) fn new(args: &DemoArgs) -> Self {
-        let (quiet, colour) = (args.output == DemoFormat::Json, output::colour());
-        let live = if quiet || !colour {
-            ProgressBar::hidden()
+        let quiet = args.output == ActionFormat::Json;
+        // Beside a JSON document the live line goes to standard error.
+        let (terminal, target): (bool, fn() -> ProgressDrawTarget) = if quiet {
+            (io::stderr().is_terminal(), ProgressDrawTarget::stderr)
         } else {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+            (io::stdout().is_terminal(), ProgressDrawTarget::stdout)
+        };
+        let live = if terminal {
+            let bar = ProgressBar::with_draw_target(None, target());
             // The template is a constant; the default is as good.
             bar.set_style(
                 ProgressStyle::with_template("   {spinner} {wide_msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_spinner()),
             );
             bar
+        } else {
+            ProgressBar::hidden()
         };
-        Self { quiet, terse: args.check, colour, live }
+        Self { quiet, terse: args.check, colour: output::colour(), live }
     }
 
     /// A paragraph of the story.

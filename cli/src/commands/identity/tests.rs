@@ -8,9 +8,8 @@ use crate::args::Cli;
 use crate::commands;
 
 fn linkspan(line: &[&str]) -> Result<(), String> {
-    commands::run(Cli::parse_from(["linkspan"].iter().chain(line)).command)
-        .map(drop)
-        .map_err(|error| format!("{error:#}"))
+    let cli = Cli::try_parse_from(["linkspan"].iter().chain(line)).map_err(|error| error.to_string())?;
+    commands::run(cli.command).map(drop).map_err(|error| format!("{error:#}"))
 }
 
 #[test]

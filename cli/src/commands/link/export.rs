@@ -40,15 +40,16 @@ pub(super) fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
     let site = site::load(dir)?;
     let trust_domain = site.trust_domain();
     let pem_file = dir.join(&site.spec.state_dir).join("ca/root.pem");
-    let pem = std::fs::read_to_string(&pem_file)
-        .with_context(|| format!("cannot read the site's root certificate {}", pem_file.display()))?;
+    let pem = std::fs::read_to_string(&pem_file).with_context(|| {
+        format!("cannot read the site's root certificate {}; restore state/ca from a copy", pem_file.display())
+    })?;
     let roots = bundle::check(&pem, &trust_domain).with_context(|| pem_file.display().to_string())?;
     let wanted: Vec<HostPort> = if args.no_address {
         Vec::new()
     } else if args.address.is_empty() {
         site.spec.gateway.advertise.clone()
     } else {
-        args.address.iter().map(|text| HostPort::parse(text)).collect::<Result<_, _>>().context("--address")?
+        args.address.clone()
     };
     let addresses =
         wanted.iter().map(|address| resolve(address, || bound_link(dir))).collect::<anyhow::Result<Vec<_>>>()?;

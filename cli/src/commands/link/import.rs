@@ -5,18 +5,20 @@
 //! of CA certificates of that trust domain; it is this site's own; another Link has the name or the trust domain.
 //! Never does: leave half a file; take over comments or fields that it does not know.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::{Link, Site};
+use serde::Serialize;
+use serde_json::json;
 
 use super::bundle::{self, Root};
 use super::export::{Manifest, yaml};
 use super::manifests::{self, Manifests};
-use crate::args::LinkImportArgs;
+use crate::args::{ActionFormat, LinkImportArgs};
 use crate::commands::{Exit, site};
 use crate::output;
 
@@ -24,7 +26,8 @@ use crate::output;
 const MANIFEST_BYTES: u64 = 256 * 1024;
 
 /// What the import did.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 enum Placed {
     /// A new file.
     New,
@@ -44,7 +47,17 @@ pub(super) fn run(args: &LinkImportArgs) -> anyhow::Result<Exit> {
     let present = manifests::read(&folder)?;
     let roots = check(&site, &cluster, &link, &present, &manifests::file_of(&folder, &cluster))?;
     let (file, placed) = place(&folder, &cluster, &link, args.replace)?;
-    report(args, &site, &cluster, &link, &roots, &file, &placed)?;
+    match args.output.output {
+        ActionFormat::Text => report(args, &site, &cluster, &link, &roots, &file, placed)?,
+        ActionFormat::Json => output::json::print(&json!({
+            "cluster": cluster,
+            "trustDomain": link.spec.trust_domain,
+            "addresses": link.spec.addresses,
+            "rootSha256": roots.iter().map(|root| root.fingerprint.as_str()).collect::<Vec<_>>(),
+            "file": file.display().to_string(),
+            "placed": placed,
+        }))?,
+    }
     Ok(Exit::Done)
 }
 
@@ -53,6 +66,9 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
     let mut text = String::new();
     let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
     let read = if file == Path::new("-") {
+        if std::io::stdin().is_terminal() {
+            output::note("paste what the peer's `linkspan link export` printed, then press Ctrl-D");
+        }
         std::io::stdin().lock().take(MANIFEST_BYTES + 1).read_to_string(&mut text)
     } else {
         std::fs::File::open(file).and_then(|opened| opened.take(MANIFEST_BYTES + 1).read_to_string(&mut text))
@@ -126,6 +142,7 @@ fn place(folder: &Path, cluster: &ClusterName, link: &Link, replace: bool) -> an
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Placed::New,
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
     };
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut temporary = tempfile::Builder::new()
         .prefix(".link-")
         .tempfile_in(folder)
@@ -146,7 +163,7 @@ fn report(
     link: &Link,
     roots: &[Root],
     file: &Path,
-    placed: &Placed,
+    placed: Placed,
 ) -> anyhow::Result<()> {
     let own = site.cluster();
     let did = match placed {

@@ -2,11 +2,10 @@
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use linkspan_proto::names::ClusterName;
 use serde::Serialize;
 
 use super::{bundle, manifests};
-use crate::args::{Format, LinkListArgs, LinkRemoveArgs};
+use crate::args::{ActionFormat, Format, LinkListArgs, LinkRemoveArgs};
 use crate::commands::{Exit, site};
 use crate::output::table::{Cell, Table};
 use crate::output::{self, json};
@@ -120,7 +119,7 @@ fn row(declared: &manifests::Declared) -> anyhow::Result<Row> {
 pub(super) fn remove(args: &LinkRemoveArgs) -> anyhow::Result<Exit> {
     let dir = &args.site.dir;
     let site = site::load(dir)?;
-    let cluster = ClusterName::parse(&args.name).context("NAME")?;
+    let cluster = args.name.clone();
     let folder = manifests::folder(dir, &site);
     let file = manifests::file_of(&folder, &cluster);
     if !file.is_file() {
@@ -135,6 +134,10 @@ pub(super) fn remove(args: &LinkRemoveArgs) -> anyhow::Result<Exit> {
     manifests::one_link(&text, &file.display().to_string())
         .context("this file is not as `link import` wrote it; remove the Link by hand")?;
     std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+    if args.output.output == ActionFormat::Json {
+        json::print(&serde_json::json!({ "cluster": cluster, "removed": file.display().to_string() }))?;
+        return Ok(Exit::Done);
+    }
     output::print(&output::safe_lines(&format!(
         "Removed {}\n\
          A running site closes the link and removes what it mirrored from {cluster}; new connections of {cluster} are refused.\n\

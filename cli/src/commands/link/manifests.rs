@@ -1,5 +1,6 @@
 //! The Links that a site's manifests declare.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -40,7 +41,13 @@ pub(super) fn file_of(folder: &Path, cluster: &ClusterName) -> PathBuf {
 /// Reads all manifests of a folder, as the controller does: `*.yaml` and `*.yml`, hidden files left out.
 pub(super) fn read(folder: &Path) -> anyhow::Result<Manifests> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        // The controller makes it at its start.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Manifests::default()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),
+    };
+    for entry in entries {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if !name.starts_with('.') && (name.ends_with(".yaml") || name.ends_with(".yml")) && path.is_file() {
@@ -97,6 +104,12 @@ mod tests {
     use std::path::Path;
 
     use super::read;
+
+    #[test]
+    fn a_folder_that_is_not_there_yet_holds_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(&dir.path().join("manifests")).unwrap().links.is_empty());
+    }
 
     #[test]
     fn the_examples_that_we_ship_are_valid() {

@@ -5,27 +5,33 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
 use linkspan_mirror_controller::ca;
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::manifest::site_from_yaml;
-use linkspan_proto::names::{ClusterName, Namespace, ServiceAccountName};
-use linkspan_proto::resources::HostPort;
+use serde_json::json;
 
 use super::SITE_FILE;
 use super::template::{Fields, site_yaml};
-use crate::args::SiteInitArgs;
-use crate::commands::{Exit, link};
+use crate::args::{ActionFormat, SiteInitArgs, Workload};
+use crate::commands::{Exit, WrongArguments, link};
 use crate::output;
 
 /// Makes the site and says what comes next.
 pub(crate) fn run(args: &SiteInitArgs) -> anyhow::Result<Exit> {
-    let fingerprint = init(args)?;
+    let (trust_domain, fingerprint) = init(args)?;
+    if args.output.output == ActionFormat::Json {
+        output::json::print(&json!({
+            "cluster": args.name,
+            "trustDomain": trust_domain,
+            "dir": args.dir.display().to_string(),
+            "rootSha256": fingerprint,
+        }))?;
+        return Ok(Exit::Done);
+    }
     let dir = output::shell_word(&args.dir.display().to_string());
     let name = &args.name;
     let nobody = if args.advertise.is_empty() {
@@ -52,12 +58,13 @@ pub(crate) fn run(args: &SiteInitArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Makes the site; returns the fingerprint of its root.
-fn init(args: &SiteInitArgs) -> anyhow::Result<String> {
+/// Makes the site; returns its trust domain and the fingerprint of its root.
+fn init(args: &SiteInitArgs) -> anyhow::Result<(TrustDomain, String)> {
     let (fields, trust_domain) = fields(args)?;
     let text = site_yaml(&fields);
     // What `site run` will read is checked now, by the same code.
-    site_from_yaml(&text, SITE_FILE).context("these values do not fit together")?;
+    site_from_yaml(&text, SITE_FILE)
+        .map_err(|error| WrongArguments(format!("these values do not fit together: {error}")))?;
 
     let dir = &args.dir;
     for taken in [SITE_FILE, "state", "manifests"] {
@@ -80,53 +87,35 @@ fn init(args: &SiteInitArgs) -> anyhow::Result<String> {
         .open(&file)
         .and_then(|mut opened| opened.write_all(text.as_bytes()))
         .with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(link::bundle::fingerprint(ca.root()))
+    let fingerprint = link::bundle::fingerprint(ca.root());
+    Ok((trust_domain, fingerprint))
 }
 
-/// Checks every argument.
+/// What site.yaml says.
 fn fields(args: &SiteInitArgs) -> anyhow::Result<(Fields, TrustDomain)> {
-    let name = ClusterName::parse(&args.name).context("NAME")?;
-    let trust_domain = args.trust_domain.clone().unwrap_or_else(|| format!("{name}.linkspan.internal"));
-    let trust_domain = TrustDomain::parse(&trust_domain).context("--trust-domain")?;
-    let advertise = args.advertise.iter().map(|text| HostPort::parse(text).map(|address| address.to_string()));
-    let socket = |option: &str, text: &str| -> anyhow::Result<String> {
-        let address: SocketAddr =
-            text.parse().with_context(|| format!("{option} {text} is not IP:PORT, such as 127.0.0.1:4143"))?;
-        Ok(address.to_string())
+    let name = &args.name;
+    let trust_domain = match &args.trust_domain {
+        Some(trust_domain) => trust_domain.clone(),
+        None => TrustDomain::parse(&format!("{name}.linkspan.internal"))?,
     };
-    let mirror_addresses: IpNet = args.mirror_addresses.parse().with_context(|| {
-        format!("--mirror-addresses {} is not a CIDR, such as 127.80.0.0/12", args.mirror_addresses)
-    })?;
     let fields = Fields {
         name: name.to_string(),
         trust_domain: trust_domain.to_string(),
-        listen: socket("--listen", &args.listen)?,
-        advertise: advertise.collect::<Result<_, _>>().context("--advertise")?,
-        mtls_listen: socket("--mtls-listen", &args.mtls_listen)?,
+        listen: args.listen.to_string(),
+        advertise: args.advertise.iter().map(ToString::to_string).collect(),
+        mtls_listen: args.mtls_listen.to_string(),
         workers: args.workers,
-        dns_listen: socket("--dns-listen", &args.dns_listen)?,
-        admin_listen: socket("--admin-listen", &args.admin_listen)?,
-        controller_admin_listen: args
-            .controller_admin_listen
-            .as_deref()
-            .map(|text| socket("--controller-admin-listen", text).map(|address| format!("\"{address}\"")))
-            .transpose()?,
-        mirror_addresses: mirror_addresses.trunc().to_string(),
-        workloads: args.workload.iter().map(|text| workload(text)).collect::<anyhow::Result<_>>()?,
+        dns_listen: args.dns_listen.to_string(),
+        admin_listen: args.admin_listen.to_string(),
+        controller_admin_listen: args.controller_admin_listen.map(|address| format!("\"{address}\"")),
+        mirror_addresses: args.mirror_addresses.to_string(),
+        workloads: args.workload.iter().map(workload).collect(),
     };
     Ok((fields, trust_domain))
 }
 
-/// Reads `CIDR=NAMESPACE/ACCOUNT`.
-fn workload(text: &str) -> anyhow::Result<(String, String, String)> {
-    let parts = text.split_once('=').and_then(|(cidr, who)| Some((cidr, who.split_once('/')?)));
-    let Some((cidr, (namespace, account))) = parts else {
-        bail!("--workload {text} is not CIDR=NAMESPACE/ACCOUNT, such as 10.0.0.0/24=shop/web");
-    };
-    let cidr: IpNet = cidr.parse().with_context(|| format!("--workload {text}: {cidr} is not a CIDR"))?;
-    let namespace = Namespace::parse(namespace).with_context(|| format!("--workload {text}"))?;
-    let account = ServiceAccountName::parse(account).with_context(|| format!("--workload {text}"))?;
-    Ok((cidr.trunc().to_string(), namespace.to_string(), account.to_string()))
+fn workload(workload: &Workload) -> (String, String, String) {
+    (workload.cidr.to_string(), workload.namespace.to_string(), workload.account.to_string())
 }
 
 /// Makes a folder with this mode.

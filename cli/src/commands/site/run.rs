@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 
 use crate::args::{Half, SiteRunArgs};
 use crate::client::folder::Folder;
-use crate::commands::{Exit, stdin_ended};
+use crate::commands::{Exit, WrongArguments, stdin_ended};
 use crate::output;
 
 /// Threads of the controller, the DNS server and the admin server. The gateway brings its own.
@@ -41,7 +41,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) fn run(args: &SiteRunArgs) -> anyhow::Result<Exit> {
     let site = super::load(&args.site.dir)?;
     // Held to the end: dropping it writes out the last lines.
-    let _logs = telemetry::init(args.log_format, &args.log_filter).context("--log-filter")?;
+    let _logs = telemetry::init(args.log_format, &args.log_filter).map_err(|error| match error {
+        telemetry::InitError::Filter(_) => {
+            let filter = &args.log_filter;
+            WrongArguments(format!("--log-filter {filter}: {error}; write info, or info,linkspan_gateway=debug")).into()
+        }
+        other => anyhow::Error::from(other),
+    })?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("site")
@@ -239,18 +245,23 @@ async fn announce(readiness: Readiness, addresses: String) {
 
 /// Adds what to do about an address that is not to be had.
 fn with_remedy(error: anyhow::Error, dir: &Path, field: &str) -> anyhow::Error {
+    let said = output::causes(&error);
     // Some errors hold the system's error as their source, some as a part of their own.
     let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     let cause = cause.or_else(|| match error.downcast_ref::<gateway::StartError>() {
         Some(gateway::StartError::Link { error, .. } | gateway::StartError::Mtls { error, .. }) => Some(error.kind()),
         _ => None,
     });
+    let state = matches!(error.downcast_ref::<controller::StartError>(), Some(controller::StartError::State(_)));
+    if let (true, Some(process)) = (state, running_process(dir)) {
+        return anyhow::anyhow!("{said}\n  state/run says that it is process {process}");
+    }
     let cause = cause.or_else(|| match error.downcast_ref::<controller::StartError>() {
         Some(controller::StartError::Dns { error, .. }) => Some(error.kind()),
         _ => None,
     });
     if let (Some(ErrorKind::AddrInUse), Some(process)) = (cause, running_process(dir)) {
-        return anyhow::anyhow!("{error:#}\n  this site seems to run already, as process {process}; end that first");
+        return anyhow::anyhow!("{said}\n  this site seems to run already, as process {process}; end that first");
     }
     let remedy = match cause {
         Some(ErrorKind::AddrInUse) => {
@@ -264,7 +275,7 @@ fn with_remedy(error: anyhow::Error, dir: &Path, field: &str) -> anyhow::Error {
         }
         _ => return error,
     };
-    anyhow::anyhow!("{error:#}\n  {field} in site.yaml: {remedy}")
+    anyhow::anyhow!("{said}\n  {field} in site.yaml: {remedy}")
 }
 
 /// The process that says in the state folder that it runs this site, if there is such a process.
