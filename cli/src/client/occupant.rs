@@ -174,9 +174,11 @@ fn holders(inodes: &[u64]) -> BTreeMap<u64, Process> {
                 continue;
             };
             if inodes.contains(&inode) {
-                let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 // A server and its workers hold the same socket; the first of them is the one to stop.
-                found.entry(inode).or_insert(Process { pid, program: program.trim_end().to_owned() });
+                found.entry(inode).or_insert_with(|| {
+                    let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                    Process { pid, program: program.trim_end().to_owned() }
+                });
             }
         }
     }
