@@ -239,7 +239,6 @@ impl Stages {
         };
         let mirror = mirror::Context {
             own: config.cluster.clone(),
-            range: config.mirror_addresses,
             addresses: config.state("addresses.json"),
             metrics: mirror::Metrics::register(&registry),
             signal: signal.clone(),

@@ -27,7 +27,7 @@ use crate::catalog::Snapshot;
 use crate::exchange::Peers;
 use crate::files;
 
-// Which local address a name has.
+// Local addresses, on a site.
 pub mod addresses;
 // Writes objects.
 pub mod apply;
@@ -35,12 +35,20 @@ pub mod apply;
 pub mod collect;
 // What should be mirrored.
 pub mod desired;
+// Writes objects to an API server.
+pub mod kubernetes;
 // What gateway and DNS see of a mirror.
 pub mod faces;
+// Where a name is reached.
+pub mod front;
 // Objects in the shape of Kubernetes.
 pub mod object;
 // Wanted against present.
 pub mod plan;
+// Stable assignments.
+pub mod pool;
+// Ports of the gateways, on Kubernetes.
+pub mod ports;
 // All mirrors, kept up to date.
 pub mod state;
 
@@ -48,6 +56,7 @@ mod metrics;
 
 pub use addresses::Addresses;
 pub use desired::{MirrorId, Refused, Wanted};
+pub use front::{Front, Fronts};
 pub use metrics::{Applied, Metrics};
 pub use state::{Changes, MirrorSet, State};
 
@@ -61,9 +70,7 @@ const SHARE: u32 = 1;
 pub struct Context {
     /// Our cluster.
     pub own: ClusterName,
-    /// Where addresses come from.
-    pub range: IpNet,
-    /// `addresses.json`.
+    /// `addresses.json`, on a site.
     pub addresses: PathBuf,
     /// Figures.
     pub metrics: Metrics,
@@ -118,7 +125,7 @@ pub async fn run(
             };
             state = kept;
             let set = state.set();
-            context.metrics.updated(&set, state.addresses().load());
+            context.metrics.updated(&set, state.fronts().load());
             if !changes.is_empty() {
                 tracing::debug!(changes = changes.len(), mirrors = set.wanted.len(), "mirrors updated");
             }
@@ -144,9 +151,9 @@ pub async fn run(
 
 /// Addresses are on disk before anybody hears of them, so that no crash can give one to two names.
 fn save(state: &mut State, path: &std::path::Path) {
-    let Some(text) = state.addresses().take_changed() else { return };
+    let Some(text) = state.fronts().take_changed() else { return };
     if let Err(error) = files::write_atomically(path, text.as_bytes(), 0o600) {
         tracing::error!(path = %path.display(), %error, "the addresses of mirrored names cannot be saved");
-        state.addresses().mark_changed();
+        state.fronts().mark_changed();
     }
 }

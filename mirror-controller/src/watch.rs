@@ -4,7 +4,7 @@
 //! together one atomic replace) and from then on what changes. The rest of the controller knows no other source: a
 //! standalone site has a folder of manifests, a Kubernetes cluster its API server, and both speak these events.
 //!
-//! - **In**: files (see [`directory`]).
+//! - **In**: files (see [`directory`]), or watches of an API server (see [`kubernetes`]).
 //! - **Out**: [`Event`]s in order; [`Problem`]s as a whole list.
 //! - **Refuses when**: an object cannot be read. It is reported, its last good state stays, everything else goes on. Where
 //!   it has none and may be an ExportPolicy, that is told as a [`Doubt`].
@@ -23,6 +23,12 @@ pub mod directory;
 
 // What one folder's files come to, without the file system.
 pub mod folder;
+
+// An API server.
+pub mod kubernetes;
+
+// What its watches come to, without a client.
+pub mod intake;
 
 /// Events that may wait for the catalog. The catalog takes them faster than a parser makes them; a full queue only slows
 /// the source down.
@@ -80,7 +86,7 @@ impl Doubt {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// The file, relative to the manifests folder.
+    /// The file, relative to the manifests folder; on Kubernetes the object.
     pub file: String,
     /// Line of the file, from 1; 0 when the whole file is meant.
     pub line: usize,

@@ -81,6 +81,27 @@ pub fn parse(text: &str, file: &str) -> Vec<Result<(Object, usize), ManifestErro
     results
 }
 
+/// Reads an object as an API server gives it, which knows its kind and has checked its schema. Fields that Kubernetes' own
+/// kinds have and we do not know are passed over, as clients of an API server must.
+///
+/// # Errors
+/// When a field of one of our kinds is unknown or a rule is broken that a schema cannot say.
+pub fn from_api_server(kind: Kind, value: serde_json::Value) -> Result<Object, FieldError> {
+    fn typed<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, FieldError> {
+        serde_json::from_value(value).map_err(|error| FieldError::new("", error.to_string()))
+    }
+    let object = match kind {
+        Kind::Service => Object::Service(typed(value)?),
+        Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
+        Kind::ServiceExport => Object::ServiceExport(typed(value)?),
+        Kind::Link => Object::Link(typed(value)?),
+        Kind::ClusterTrafficPolicy => Object::ClusterTrafficPolicy(typed(value)?),
+        Kind::ExportPolicy => Object::ExportPolicy(typed(value)?),
+    };
+    object.validate()?;
+    Ok(object)
+}
+
 /// Reads `site.yaml`.
 ///
 /// # Errors

@@ -7,19 +7,18 @@
 //!
 //! - **In**: entries of catalogues, which carry no addresses; Links, traffic policies and local names.
 //! - **Out**: [`Wanted`] or a refusal with its reason, and what conflicts.
-//! - **Refuses when**: the name is reserved, a local Service has it, no port of it can be carried, no address is free.
+//! - **Refuses when**: the name is reserved, a local Service has it, no port of it can be carried, no address or port is free.
 //! - **Never does**: copy anything from a peer but ports, protocols and listed labels (S-39), or use an address that did
 //!   not come from our own range (S-38).
 //! - **Numbers**: [`NAME_MAX`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use linkspan_proto::configuration::Tier;
 use linkspan_proto::exchange::{CatalogueEntry, Protocol};
 use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey, mirror_name};
 
-use super::addresses::{AddressError, Addresses};
+use super::front::{Front, FrontError, Fronts};
 use crate::catalog::Traffic;
 use crate::dns::ZoneName;
 use crate::reserved;
@@ -112,14 +111,14 @@ pub struct Port {
 /// How clients choose.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shape {
-    /// One address; the gateway chooses.
+    /// One front; the gateway chooses.
     Single {
-        /// The local address.
-        address: IpAddr,
+        /// Where it is reached.
+        front: Front,
         /// Which clusters serve it.
         tiers: Vec<Tier>,
     },
-    /// One address for each endpoint; clients choose.
+    /// One front for each endpoint; clients choose.
     Headless {
         /// The endpoints.
         hosts: Vec<Host>,
@@ -135,8 +134,8 @@ pub struct Host {
     pub cluster: ClusterName,
     /// Its full DNS name.
     pub name: String,
-    /// The local address.
-    pub address: IpAddr,
+    /// Where it is reached.
+    pub front: Front,
     /// Whether it takes traffic.
     pub ready: bool,
 }
@@ -152,8 +151,8 @@ pub struct Refused {
     pub name: String,
     /// Findings.
     pub verdicts: Vec<Verdict>,
-    /// Another try makes sense when addresses become free.
-    pub wants_address: bool,
+    /// Another try makes sense when addresses or ports become free.
+    pub wants_front: bool,
 }
 
 /// Conflicts between what clusters say about one service: reasons of the multi-cluster services API, sorted.
@@ -182,7 +181,7 @@ pub fn cluster(
     ground: &Ground,
     member: Member<'_>,
     is_local: impl Fn(&ServiceKey) -> bool,
-    addresses: &mut Addresses,
+    fronts: &mut Fronts,
 ) -> Result<Wanted, Box<Refused>> {
     let service = &member.entry.service;
     let object = cluster_object(ground, member.cluster, service);
@@ -200,7 +199,7 @@ pub fn cluster(
     }
     let ports = ports(member.entry);
     let tiers = vec![Tier { clusters: BTreeMap::from([(member.cluster.clone(), 1)]), min_healthy_percent: 1 }];
-    draft.finish(ground, &[member], ports, tiers, Conflicts::new(), None, addresses)
+    draft.finish(ground, &[member], ports, tiers, Conflicts::new(), None, fronts)
 }
 
 /// The import of one service from all clusters that export it, in order of precedence. `members` is not empty.
@@ -211,7 +210,7 @@ pub fn clusterset(
     ground: &Ground,
     members: &[Member<'_>],
     traffic: Option<&Traffic>,
-    addresses: &mut Addresses,
+    fronts: &mut Fronts,
 ) -> Result<(Wanted, Conflicts), Box<Refused>> {
     let first = members.first().expect("an import exists because somebody exports it");
     let service = first.entry.service.clone();
@@ -233,7 +232,7 @@ pub fn clusterset(
     let ports = merge_ports(&members, &mut conflicts);
     let tiers = traffic.map_or_else(|| default_tiers(ground, &members), |traffic| traffic.tiers.clone());
     let policy = traffic.map(|traffic| policy_verdict(traffic, first.entry.headless));
-    let wanted = draft.finish(ground, &members, ports, tiers, conflicts.clone(), policy, addresses)?;
+    let wanted = draft.finish(ground, &members, ports, tiers, conflicts.clone(), policy, fronts)?;
     Ok((wanted, conflicts))
 }
 
@@ -319,7 +318,7 @@ impl Draft {
         tiers: Vec<Tier>,
         conflicts: Conflicts,
         policy: Option<Verdict>,
-        addresses: &mut Addresses,
+        fronts: &mut Fronts,
     ) -> Result<Wanted, Box<Refused>> {
         let Some(first) = members.first() else {
             return Err(self.refused("NotExported", "no cluster exports it".to_owned(), false));
@@ -328,18 +327,20 @@ impl Draft {
             let message = "it has no TCP port, and no other can be carried".to_owned();
             return Err(self.refused("UnsupportedProtocol", message, false));
         }
+        let tcp = ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        let numbers: Vec<u16> = tcp.map(|port| port.number).collect();
         let mut verdicts = Vec::new();
         let shape = if first.entry.headless {
-            let (hosts, problem) = self.hosts(ground, members, addresses);
+            let (hosts, problem) = self.hosts(ground, members, &numbers, fronts);
             verdicts.push(problem.unwrap_or_else(accepted));
             Shape::Headless { hosts }
         } else {
-            match addresses.assign(&self.name, first.cluster, &ground.clusters) {
-                Ok(address) => {
+            match fronts.assign(&self.name, &numbers, first.cluster, &ground.clusters) {
+                Ok(front) => {
                     verdicts.push(accepted());
-                    Shape::Single { address, tiers }
+                    Shape::Single { front, tiers }
                 }
-                Err(error) => return Err(self.refused(address_reason(&error), error.to_string(), true)),
+                Err(error) => return Err(self.refused(front_reason(&error), error.to_string(), true)),
             }
         };
         verdicts.push(conflict_verdict(&conflicts));
@@ -361,7 +362,8 @@ impl Draft {
         &self,
         ground: &Ground,
         members: &[Member<'_>],
-        addresses: &mut Addresses,
+        numbers: &[u16],
+        fronts: &mut Fronts,
     ) -> (Vec<Host>, Option<Verdict>) {
         let mut hosts = Vec::new();
         let mut problem = None;
@@ -379,17 +381,17 @@ impl Draft {
                     problem = Some(Verdict::new("Accepted", false, "NameTooLong", message));
                     continue;
                 }
-                match addresses.assign(&name, member.cluster, &ground.clusters) {
-                    Ok(address) => hosts.push(Host {
+                match fronts.assign(&name, numbers, member.cluster, &ground.clusters) {
+                    Ok(front) => hosts.push(Host {
                         endpoint: endpoint.clone(),
                         cluster: member.cluster.clone(),
                         name,
-                        address,
+                        front,
                         ready: *ready,
                     }),
                     Err(error) => {
                         let message = format!("endpoint {endpoint} of {}: {error}", member.cluster);
-                        problem = Some(Verdict::new("Accepted", false, address_reason(&error), message));
+                        problem = Some(Verdict::new("Accepted", false, front_reason(&error), message));
                     }
                 }
             }
@@ -397,7 +399,7 @@ impl Draft {
         (hosts, problem)
     }
 
-    fn refused(self, reason: &'static str, message: String, wants_address: bool) -> Box<Refused> {
+    fn refused(self, reason: &'static str, message: String, wants_front: bool) -> Box<Refused> {
         let conflict = matches!(reason, "ReservedName" | "NameInUse");
         let verdicts = vec![
             Verdict::new("Accepted", false, reason, message.clone()),
@@ -408,7 +410,7 @@ impl Draft {
                 if conflict { message } else { String::new() },
             ),
         ];
-        Box::new(Refused { id: self.id, object: self.object, name: self.name, verdicts, wants_address })
+        Box::new(Refused { id: self.id, object: self.object, name: self.name, verdicts, wants_front })
     }
 }
 
@@ -416,10 +418,11 @@ fn accepted() -> Verdict {
     Verdict::new("Accepted", true, "Accepted", "the mirror is made")
 }
 
-const fn address_reason(error: &AddressError) -> &'static str {
+const fn front_reason(error: &FrontError) -> &'static str {
     match error {
-        AddressError::Exhausted(_) => "AddressesExhausted",
-        AddressError::ShareExceeded(_) => "ShareExceeded",
+        FrontError::NoAddress(_) => "AddressesExhausted",
+        FrontError::NoPort(_) => "PortsExhausted",
+        FrontError::ShareExceeded(..) => "ShareExceeded",
     }
 }
 

@@ -1,35 +1,37 @@
 //! The faces of one wanted mirror: what the gateway, DNS and the capacity table see of it. Pure.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use linkspan_proto::configuration::{Capacity, Mirror, MirrorPort, Tier};
 use linkspan_proto::exchange::{CatalogueEntry, Protocol};
 use linkspan_proto::names::ClusterName;
 
 use super::desired::{Host, MirrorId, Shape, Wanted};
+use super::front::Front;
 use crate::dns;
 
 /// What the gateway listens for: one name, or one for each endpoint of a headless mirror.
 #[must_use]
 pub fn listeners(wanted: &Wanted) -> Vec<Mirror> {
-    let ports = |address| {
+    let ports = |front: &Front| {
         let tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-        tcp.map(|port| MirrorPort {
-            listen: SocketAddr::new(address, port.number),
-            port: port.number,
-            name: port.name.clone(),
-            app_protocol: port.app_protocol.clone(),
+        tcp.filter_map(|port| {
+            Some(MirrorPort {
+                listen: front.listen(port.number)?,
+                port: port.number,
+                name: port.name.clone(),
+                app_protocol: port.app_protocol.clone(),
+            })
         })
         .collect()
     };
     let service = wanted.id.service();
     match &wanted.shape {
-        Shape::Single { address, tiers } => vec![Mirror {
+        Shape::Single { front, tiers } => vec![Mirror {
             name: wanted.name.clone(),
             service: service.clone(),
             endpoint: None,
-            ports: ports(*address),
+            ports: ports(front),
             tiers: tiers.clone(),
         }],
         Shape::Headless { hosts } => hosts
@@ -38,7 +40,7 @@ pub fn listeners(wanted: &Wanted) -> Vec<Mirror> {
                 name: host.name.clone(),
                 service: service.clone(),
                 endpoint: Some(host.endpoint.clone()),
-                ports: ports(host.address),
+                ports: ports(&host.front),
                 tiers: vec![Tier { clusters: [(host.cluster.clone(), 1)].into(), min_healthy_percent: 1 }],
             })
             .collect(),
@@ -49,7 +51,7 @@ pub fn listeners(wanted: &Wanted) -> Vec<Mirror> {
 #[must_use]
 pub fn dns(wanted: &Wanted) -> dns::Service {
     let (addresses, headless) = match &wanted.shape {
-        Shape::Single { address, .. } => (vec![*address], None),
+        Shape::Single { front, .. } => (front.address().into_iter().collect(), None),
         Shape::Headless { hosts } => (Vec::new(), Some(hosts.iter().map(dns_host).collect())),
     };
     dns::Service {
@@ -91,18 +93,23 @@ fn dns_host(host: &Host) -> dns::HeadlessEndpoint {
     dns::HeadlessEndpoint {
         name: host.endpoint.clone(),
         cluster: host.cluster.clone(),
-        address: Some(host.address),
+        address: host.front.address(),
         ready: host.ready,
     }
 }
 
-/// The names for which a mirror holds addresses.
-pub fn address_names(wanted: &Wanted) -> impl Iterator<Item = &str> {
+/// The names that a mirror is reached by, each with its front.
+pub fn fronts(wanted: &Wanted) -> impl Iterator<Item = (&str, &Front)> {
     let (own, hosts) = match &wanted.shape {
-        Shape::Single { .. } => (Some(wanted.name.as_str()), [].as_slice()),
+        Shape::Single { front, .. } => (Some((wanted.name.as_str(), front)), [].as_slice()),
         Shape::Headless { hosts } => (None, hosts.as_slice()),
     };
-    own.into_iter().chain(hosts.iter().map(|host| host.name.as_str()))
+    own.into_iter().chain(hosts.iter().map(|host| (host.name.as_str(), &host.front)))
+}
+
+/// What a mirror holds in the pool of fronts.
+pub fn front_keys(wanted: &Wanted) -> impl Iterator<Item = String> {
+    fronts(wanted).flat_map(|(name, front)| front.keys(name))
 }
 
 /// How much of a peer's service is ready.

@@ -67,12 +67,16 @@ pub fn objects(wanted: &Wanted) -> Vec<Object> {
         MirrorId::Cluster { .. } => {
             let mut objects = vec![Object::Service(Box::new(service(wanted)))];
             match &wanted.shape {
-                Shape::Single { address, .. } => {
-                    objects.push(slice(wanted, &wanted.object.name, vec![endpoint(*address, None, true)], None));
+                Shape::Single { front, .. } => {
+                    let endpoints = front.address().into_iter().map(|address| endpoint(address, None, true));
+                    objects.push(slice(wanted, &wanted.object.name, endpoints.collect(), None));
                 }
-                Shape::Headless { hosts } => {
-                    objects.push(slice(wanted, &wanted.object.name, hosts.iter().map(host_endpoint).collect(), None))
-                }
+                Shape::Headless { hosts } => objects.push(slice(
+                    wanted,
+                    &wanted.object.name,
+                    hosts.iter().filter_map(host_endpoint).collect(),
+                    None,
+                )),
             }
             objects
         }
@@ -82,7 +86,7 @@ pub fn objects(wanted: &Wanted) -> Vec<Object> {
                 // One cluster a slice, as the multi-cluster services API has it.
                 let mut by_cluster: BTreeMap<&ClusterName, Vec<Endpoint>> = BTreeMap::new();
                 for host in hosts {
-                    by_cluster.entry(&host.cluster).or_default().push(host_endpoint(host));
+                    by_cluster.entry(&host.cluster).or_default().extend(host_endpoint(host));
                 }
                 for (cluster, endpoints) in by_cluster {
                     let name = format!("{}-{cluster}", wanted.object.name);
@@ -138,14 +142,14 @@ fn metadata(wanted: &Wanted, name: &str, more: &[(&str, &str)]) -> ObjectMeta {
 
 fn service(wanted: &Wanted) -> Service {
     let cluster_ip = match &wanted.shape {
-        Shape::Single { address, .. } => address.to_string(),
-        Shape::Headless { .. } => "None".to_owned(),
+        Shape::Single { front, .. } => front.address().map(|address| address.to_string()),
+        Shape::Headless { .. } => Some("None".to_owned()),
     };
     Service {
         metadata: metadata(wanted, wanted.object.name.as_str(), &[]),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
-            cluster_ip: Some(cluster_ip),
+            cluster_ip,
             ports: Some(wanted.ports.iter().map(service_port).collect()),
             ..ServiceSpec::default()
         }),
@@ -155,7 +159,7 @@ fn service(wanted: &Wanted) -> Service {
 
 fn import(wanted: &Wanted) -> ServiceImport {
     let (kind, ips) = match &wanted.shape {
-        Shape::Single { address, .. } => ("ClusterSetIP", vec![*address]),
+        Shape::Single { front, .. } => ("ClusterSetIP", front.address().into_iter().collect::<Vec<_>>()),
         Shape::Headless { .. } => ("Headless", Vec::new()),
     };
     ServiceImport {
@@ -164,7 +168,7 @@ fn import(wanted: &Wanted) -> ServiceImport {
         metadata: metadata(wanted, wanted.object.name.as_str(), &[]),
         spec: ServiceImportSpec {
             kind,
-            ip_families: ips.iter().map(|address: &IpAddr| family(address)).collect(),
+            ip_families: ips.iter().map(family).collect(),
             ips,
             ports: wanted.ports.iter().map(service_port).collect(),
         },
@@ -214,8 +218,8 @@ fn slice(wanted: &Wanted, name: impl AsRef<str>, endpoints: Vec<Endpoint>, sourc
     }))
 }
 
-fn host_endpoint(host: &Host) -> Endpoint {
-    endpoint(host.address, Some(host.endpoint.to_string()), host.ready)
+fn host_endpoint(host: &Host) -> Option<Endpoint> {
+    Some(endpoint(host.front.address()?, Some(host.endpoint.to_string()), host.ready))
 }
 
 fn endpoint(address: IpAddr, hostname: Option<String>, ready: bool) -> Endpoint {

@@ -59,7 +59,7 @@ pub enum Action {
 pub enum Reason {
     /// A cluster exports it.
     Exported,
-    /// Another address.
+    /// Another address, or another port of the gateways.
     Address,
     /// Other ports.
     Ports,
@@ -71,6 +71,8 @@ pub enum Reason {
     Labels,
     /// An earlier run wrote something else.
     Adopted,
+    /// Somebody else changed it, or what it points to changed.
+    Drifted,
     /// See [`Gone`].
     Gone(Gone),
 }
@@ -161,7 +163,7 @@ fn difference(old: &Arc<Wanted>, new: &Arc<Wanted>) -> Option<Reason> {
         return Some(Reason::Ports);
     }
     match (&old.shape, &new.shape) {
-        (Shape::Single { address: old, .. }, Shape::Single { address: new, .. }) => {
+        (Shape::Single { front: old, .. }, Shape::Single { front: new, .. }) => {
             if old != new {
                 return Some(Reason::Address);
             }

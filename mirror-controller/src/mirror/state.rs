@@ -9,9 +9,9 @@ use std::sync::Arc;
 use linkspan_proto::configuration::{Mirror, Resource, ResourceKey, ResourceKind};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 
-use super::addresses::Addresses;
 use super::desired::{self, Conflicts, Ground, Member, MirrorId, Refused, Wanted};
 use super::faces;
+use super::front::Fronts;
 use crate::catalog::Snapshot;
 use crate::diff::{Step, walk};
 use crate::exchange::{Entries, Freshness, Peers};
@@ -51,26 +51,26 @@ pub type Changes = BTreeMap<ResourceKey, Option<Resource>>;
 pub struct State {
     own: ClusterName,
     ground: Ground,
-    addresses: Addresses,
+    fronts: Fronts,
     snapshot: Snapshot,
     peers: Arc<Peers>,
     set: MirrorSet,
     /// Local objects that cluster mirrors have or would have, to find those that a local Service touches.
     objects: BTreeMap<ServiceKey, MirrorId>,
-    /// Which mirror holds the address of a name. When links change, a name may pass from one mirror to another.
+    /// Which mirror holds a key of the fronts. When links change, a name may pass from one mirror to another.
     holders: BTreeMap<String, MirrorId>,
-    /// Mirrors without all the addresses that they want.
+    /// Mirrors without all the fronts that they want.
     short: BTreeSet<MirrorId>,
 }
 
 impl State {
     /// Nothing mirrored yet.
     #[must_use]
-    pub fn new(own: ClusterName, addresses: Addresses) -> Self {
+    pub fn new(own: ClusterName, fronts: impl Into<Fronts>) -> Self {
         Self {
             ground: Ground::new(own.clone(), BTreeSet::new()),
             own,
-            addresses,
+            fronts: fronts.into(),
             snapshot: Snapshot::default(),
             peers: Arc::default(),
             set: MirrorSet::default(),
@@ -97,7 +97,7 @@ impl State {
         self.snapshot = snapshot;
         self.peers = peers;
         self.settle_known();
-        // What is gone first: it may free addresses.
+        // What is gone first: it may free fronts.
         let (gone, present): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|id| !self.has_source(id));
         for id in gone.into_iter().chain(present) {
             self.recompute(id, &mut changes);
@@ -111,9 +111,9 @@ impl State {
         self.set.clone()
     }
 
-    /// The addresses.
-    pub fn addresses(&mut self) -> &mut Addresses {
-        &mut self.addresses
+    /// Who has which front.
+    pub const fn fronts(&mut self) -> &mut Fronts {
+        &mut self.fronts
     }
 
     /// What changed in the peers' catalogues.
@@ -225,7 +225,7 @@ impl State {
             Some(Ok(wanted)) => (Some(wanted), None),
             Some(Err(refused)) => (None, Some(*refused)),
         };
-        let short = refused.as_ref().is_some_and(|refused| refused.wants_address)
+        let short = refused.as_ref().is_some_and(|refused| refused.wants_front)
             || wanted.as_ref().is_some_and(|wanted| {
                 wanted.verdicts.iter().any(|verdict| verdict.kind == "Accepted" && !verdict.holds())
             });
@@ -258,7 +258,7 @@ impl State {
                 let entry = Arc::clone(self.entry(cluster, service)?);
                 let services = Arc::clone(&self.snapshot.services);
                 let member = Member { cluster, entry: &entry };
-                Some(desired::cluster(&self.ground, member, |name| services.contains(name), &mut self.addresses))
+                Some(desired::cluster(&self.ground, member, |name| services.contains(name), &mut self.fronts))
             }
             MirrorId::Clusterset { service } => {
                 let local = self.snapshot.exported.get(service).map(|entry| (self.own.clone(), Arc::clone(entry)));
@@ -271,7 +271,7 @@ impl State {
                     None
                 } else {
                     let traffic = self.snapshot.traffic.get(service).cloned();
-                    Some(desired::clusterset(&self.ground, &members, traffic.as_deref(), &mut self.addresses))
+                    Some(desired::clusterset(&self.ground, &members, traffic.as_deref(), &mut self.fronts))
                 };
                 let conflicts = match &result {
                     Some(Ok((_, conflicts))) if local.is_some() => conflicts.clone(),
@@ -306,7 +306,7 @@ impl State {
         }
     }
 
-    /// Tells the gateway, DNS and the addresses about one mirror's change.
+    /// Tells the gateway, DNS and the fronts about one mirror's change.
     fn replace_faces(&mut self, id: &MirrorId, old: Option<&Wanted>, new: Option<&Wanted>, changes: &mut Changes) {
         let listeners = |wanted: Option<&Wanted>| -> BTreeMap<String, Mirror> {
             let all = wanted.map(faces::listeners).unwrap_or_default();
@@ -329,16 +329,16 @@ impl State {
         if old.map(faces::dns) != new.map(faces::dns) {
             self.set.dns_version += 1;
         }
-        for name in new.into_iter().flat_map(faces::address_names) {
-            if self.holders.get(name) != Some(id) {
-                self.holders.insert(name.to_owned(), id.clone());
+        let kept: BTreeSet<String> = new.into_iter().flat_map(faces::front_keys).collect();
+        for key in &kept {
+            if self.holders.get(key) != Some(id) {
+                self.holders.insert(key.clone(), id.clone());
             }
         }
-        let kept: BTreeSet<&str> = new.into_iter().flat_map(faces::address_names).collect();
-        for name in old.into_iter().flat_map(faces::address_names).filter(|name| !kept.contains(name)) {
-            if self.holders.get(name) == Some(id) {
-                self.holders.remove(name);
-                self.addresses.release(name);
+        for key in old.into_iter().flat_map(faces::front_keys).filter(|key| !kept.contains(key)) {
+            if self.holders.get(&key) == Some(id) {
+                self.holders.remove(&key);
+                self.fronts.release(&key);
             }
         }
     }

@@ -306,14 +306,17 @@ fn mirror_fields(wanted: &Wanted) -> Map<String, Value> {
         ),
     ]);
     match &wanted.shape {
-        Shape::Single { address, tiers } => {
-            fields.insert("address".to_owned(), json!(address));
+        Shape::Single { front, tiers } => {
+            // On Kubernetes the address is the Service's own, and the API server's to give.
+            if let Some(address) = front.address() {
+                fields.insert("address".to_owned(), json!(address));
+            }
             fields.insert("tiers".to_owned(), json!(tiers));
         }
         Shape::Headless { hosts } => {
             let hosts: Vec<_> = hosts
                 .iter()
-                .map(|host| json!({ "hostname": host.name, "cluster": host.cluster, "address": host.address, "ready": host.ready }))
+                .map(|host| json!({ "hostname": host.name, "cluster": host.cluster, "address": host.front.address(), "ready": host.ready }))
                 .collect();
             fields.insert("endpoints".to_owned(), json!(hosts));
         }
@@ -323,7 +326,7 @@ fn mirror_fields(wanted: &Wanted) -> Map<String, Value> {
 
 fn listening(inputs: &Inputs, wanted: &Wanted, rejections: &Rejections<'_>) -> Verdict {
     let rejected =
-        faces::address_names(wanted).find_map(|name| rejections.verdict("Listening", ResourceKind::Mirror, name));
+        faces::fronts(wanted).find_map(|(name, _)| rejections.verdict("Listening", ResourceKind::Mirror, name));
     if let Some(rejected) = rejected {
         return rejected;
     }

@@ -1,10 +1,11 @@
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use linkspan_proto::configuration::Tier;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mirror::{faces, object};
+use crate::mirror::{Addresses, faces, object};
 use crate::testkit::{cluster as name, entry, headless, key};
 
 const RANGE: &str = "127.80.0.0/12";
@@ -13,8 +14,8 @@ fn ground(linked: &[&str]) -> Ground {
     Ground::new(name("east"), linked.iter().map(|peer| name(peer)).collect())
 }
 
-fn addresses() -> Addresses {
-    Addresses::new(RANGE.parse().unwrap())
+fn addresses() -> Fronts {
+    Addresses::new(RANGE.parse().unwrap()).into()
 }
 
 fn mirror(cluster: &str, entry: &CatalogueEntry, local: &[&str]) -> Result<Wanted, Box<Refused>> {
@@ -64,7 +65,7 @@ fn a_peers_service_gets_a_name_and_an_address_here() {
     assert_eq!(reason(&wanted.verdicts, "Accepted"), "True:Accepted");
     assert_eq!(reason(&wanted.verdicts, "Conflict"), "False:NoConflicts");
     let listeners = faces::listeners(&wanted);
-    let Shape::Single { address, .. } = wanted.shape else { panic!() };
+    let Shape::Single { front: Front::Address(address), .. } = wanted.shape else { panic!() };
     let ports: Vec<_> = listeners[0].ports.iter().map(|port| port.listen.to_string()).collect();
     assert_eq!(ports, [format!("{address}:80"), format!("{address}:443")], "UDP is not listened for");
     assert_eq!(listeners[0].service, key("shop/web"));
@@ -87,7 +88,7 @@ fn names_that_are_not_for_peers_are_refused() {
         let refused = mirror("west", &entry(service, &["80"], 1), &local).unwrap_err();
         assert_eq!(reason(&refused.verdicts, "Accepted"), expected, "{service}");
         assert!(reason(&refused.verdicts, "Conflict").starts_with("True:"), "{service}");
-        assert!(!refused.wants_address);
+        assert!(!refused.wants_front);
     }
     let refused = mirror("west", &entry("shop/dns", &["53/UDP"], 1), &[]).unwrap_err();
     assert_eq!(reason(&refused.verdicts, "Accepted"), "False:UnsupportedProtocol");
@@ -100,7 +101,7 @@ fn a_headless_service_has_one_address_for_each_endpoint() {
     let wanted = mirror("west", &headless("shop/db", &["db-0", "!db-1"]), &[]).unwrap();
     let Shape::Headless { hosts } = &wanted.shape else { panic!() };
     assert_eq!(hosts[0].name, "db-0.db-west.shop.svc.cluster.local");
-    assert_ne!(hosts[0].address, hosts[1].address);
+    assert_ne!(hosts[0].front, hosts[1].front);
     assert_eq!(hosts.iter().map(|host| host.ready).collect::<Vec<_>>(), [true, false]);
     let listeners = faces::listeners(&wanted);
     assert_eq!(listeners.len(), 2);
@@ -192,14 +193,14 @@ fn a_policy_says_who_serves_whoever_exports() {
 
 #[test]
 fn a_full_range_is_told() {
-    let mut addresses = Addresses::new("127.80.0.0/28".parse().unwrap());
+    let mut addresses = Fronts::from(Addresses::new("127.80.0.0/28".parse().unwrap()));
     let ground = ground(&["west"]);
     let mut refused = 0;
     for index in 0..20 {
         let entry = entry(&format!("shop/web-{index}"), &["80"], 1);
         let member = Member { cluster: &name("west"), entry: &entry };
         if let Err(why) = cluster(&ground, member, |_| false, &mut addresses) {
-            assert!(why.wants_address);
+            assert!(why.wants_front);
             assert!(
                 ["False:ShareExceeded", "False:AddressesExhausted"]
                     .contains(&reason(&why.verdicts, "Accepted").as_str())

@@ -1,7 +1,7 @@
 use super::*;
 use crate::catalog::Snapshot;
 use crate::exchange::{Entries, Freshness, Peers};
-use crate::mirror::{Addresses, State, object};
+use crate::mirror::{Addresses, Front, State, object};
 use crate::testkit::{cluster, entries, entry, headless, key, peer, peer_state};
 
 fn set(all: Entries) -> MirrorSet {
@@ -63,8 +63,8 @@ fn an_address_that_moved_is_a_reason() {
     let before = set(entries([entry("shop/web", &["80"], 1)]));
     let mut after = before.clone();
     for wanted in Arc::make_mut(&mut after.wanted).values_mut() {
-        let Shape::Single { address, .. } = &mut Arc::make_mut(wanted).shape else { panic!() };
-        *address = "127.80.9.9".parse().unwrap();
+        let Shape::Single { front, .. } = &mut Arc::make_mut(wanted).shape else { panic!() };
+        *front = Front::Address("127.80.9.9".parse().unwrap());
     }
     let planned = plan(&after, &written(&before), render);
     assert_eq!(shown(&planned), ["patch shop/web Address", "patch shop/web-west Address"]);

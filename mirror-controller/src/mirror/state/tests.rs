@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::Traffic;
 use crate::mirror::desired::Shape;
+use crate::mirror::{Addresses, Front};
 use crate::testkit::{cluster, entries, entry, headless, key as service_key, peer, peer_state};
 use crate::verdict::Verdict;
 
@@ -34,7 +35,7 @@ fn changed_keys(changes: &Changes) -> Vec<String> {
 fn address(set: &MirrorSet, name: &str) -> IpAddr {
     let wanted = set.wanted.values().find(|wanted| wanted.name == name).unwrap();
     match &wanted.shape {
-        Shape::Single { address, .. } => *address,
+        Shape::Single { front, .. } => front.address().unwrap(),
         Shape::Headless { .. } => panic!("headless"),
     }
 }
@@ -69,7 +70,7 @@ fn a_peers_services_appear_change_and_disappear() {
         ["-Mirror web-west.shop.svc.cluster.local", "-Mirror web.shop.svc.clusterset.local", "-Capacity west/shop/web",]
     );
     assert!(state.set().wanted.is_empty());
-    assert_eq!(state.addresses().load().0, 0);
+    assert_eq!(state.fronts().load().0, 0);
     state.update(snapshot(&["west"]), peers(&[("west", entries([web]))]));
     assert_eq!(
         address(&state.set(), "web-west.shop.svc.cluster.local"),
@@ -215,11 +216,11 @@ fn a_name_that_passes_to_another_mirror_keeps_its_address_in_use() {
         state.set().wanted.values().map(|wanted| address(&state.set(), &wanted.name)).collect();
     assert_eq!(held.len(), 4);
     assert_eq!(address(&state.set(), "web-a-west.shop.svc.cluster.local"), before);
-    assert_eq!(state.addresses().load().0, 4);
+    assert_eq!(state.fronts().load().0, 4);
     state.update(snapshot(&["a-west"]), both);
-    assert_eq!(state.addresses().load().0, 2);
+    assert_eq!(state.fronts().load().0, 2);
     state.update(snapshot(&[]), peers(&[]));
-    assert_eq!(state.addresses().load().0, 0);
+    assert_eq!(state.fronts().load().0, 0);
 }
 
 #[derive(Clone, Debug)]
@@ -243,12 +244,12 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// A mirror without its addresses, which depend on history by design.
 fn bare(set: &MirrorSet) -> Vec<String> {
-    let nowhere: IpAddr = "127.0.0.1".parse().unwrap();
+    let nowhere = Front::Address("127.0.0.1".parse().unwrap());
     let wanted = set.wanted.values().map(|wanted| {
         let mut wanted = wanted.as_ref().clone();
         match &mut wanted.shape {
-            Shape::Single { address, .. } => *address = nowhere,
-            Shape::Headless { hosts } => hosts.iter_mut().for_each(|host| host.address = nowhere),
+            Shape::Single { front, .. } => *front = nowhere.clone(),
+            Shape::Headless { hosts } => hosts.iter_mut().for_each(|host| host.front = nowhere.clone()),
         }
         format!("{wanted:?}")
     });
@@ -322,7 +323,7 @@ proptest! {
             // Exactly the names that are mirrored hold addresses, and no two the same.
             let held: Vec<(String, IpAddr)> = state.set().wanted.values().flat_map(|wanted| faces::listeners(wanted)).map(|mirror| (mirror.name, mirror.ports[0].listen.ip())).collect();
             prop_assert_eq!(held.iter().map(|(_, address)| address).collect::<BTreeSet<_>>().len(), held.len());
-            prop_assert_eq!(state.addresses().load().0, held.len() as u64);
+            prop_assert_eq!(state.fronts().load().0, held.len() as u64);
         }
     }
 }

@@ -2,7 +2,12 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::*;
+use crate::mirror::Addresses;
 
 fn cluster(name: &str) -> ClusterName {
     ClusterName::parse(name).unwrap()
@@ -60,7 +65,7 @@ fn freed_addresses_come_last_and_oldest_first() {
     assert!(all.iter().all(|old| !fresh.contains(old)), "remembered ones are not touched while others are free");
     assert_eq!(addresses.assign("m1", &west, &[]), Ok(all[3]));
     assert_eq!(addresses.assign("m2", &west, &[]), Ok(all[1]));
-    assert_eq!(addresses.assign("m3", &west, &[]), Err(AddressError::Exhausted(14)));
+    assert_eq!(addresses.assign("m3", &west, &[]), Err(PoolError::Exhausted(14)));
     assert_eq!(addresses.load(), (14, 14));
     addresses.release("m1");
     assert_eq!(addresses.assign("m3", &west, &[]), Ok(all[3]));
@@ -79,7 +84,7 @@ fn one_cluster_leaves_room_for_the_others() {
         addresses.assign(&format!("e{index}"), &east, &both()).unwrap();
     }
     let error = addresses.assign("one-more", &west, &both());
-    assert_eq!(error, Err(AddressError::ShareExceeded(west)));
+    assert_eq!(error, Err(PoolError::ShareExceeded(west)));
 }
 
 #[test]

@@ -1,0 +1,230 @@
+//! What the watches of an API server come to: several streams, one for each kind, told as one. No client, no clock.
+//!
+//! - **In**: what each watch says, kind by kind: a relist ([`Seen::Start`] .. [`Seen::Complete`]) or single changes.
+//! - **Out**: the events of [`super`]. Nothing before every kind came once; then all of it as one atomic replace.
+//! - **Refuses when**: an object cannot be read or breaks a rule: it is reported, its last good state stays, all others go on.
+//! - **Never does**: delete because a list broke off in the middle; only a complete one says what is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use linkspan_proto::manifest;
+use serde_json::Value;
+
+use super::{Event, Kind, ObjectKey, Problem};
+
+/// What the watch of one kind says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Seen {
+    /// A list begins.
+    Start,
+    /// An object, in a list or by itself.
+    Object(Value),
+    /// An object is gone.
+    Gone(ObjectKey),
+    /// The list is complete.
+    Complete,
+}
+
+/// All kinds.
+#[derive(Debug, Default)]
+pub struct Intake {
+    kinds: BTreeMap<Kind, Watched>,
+    /// Events that wait until every kind came once; `None` afterwards.
+    initial: Option<Vec<Event>>,
+    awaited: BTreeSet<Kind>,
+    /// What is wrong, by object.
+    problems: BTreeMap<ObjectKey, Problem>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    /// Objects with a good state.
+    good: BTreeSet<ObjectKey>,
+    /// Objects that cannot be read and never could.
+    unreadable: BTreeSet<ObjectKey>,
+    /// The keys of a list that is coming in.
+    listing: Option<BTreeSet<ObjectKey>>,
+}
+
+impl Intake {
+    /// Waits for each of `kinds` before it tells anything.
+    #[must_use]
+    pub fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
+        Self { initial: Some(vec![Event::Init]), awaited: kinds.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Takes what one watch says; returns what that means.
+    pub fn take(&mut self, kind: Kind, seen: Seen) -> Vec<Event> {
+        let watched = self.kinds.entry(kind).or_default();
+        let mut events = Vec::new();
+        match seen {
+            Seen::Start => watched.listing = Some(BTreeSet::new()),
+            Seen::Object(value) => self.object(kind, value, &mut events),
+            Seen::Gone(key) => self.gone(&key, &mut events),
+            Seen::Complete => {
+                let listed = watched.listing.take().unwrap_or_default();
+                let missing: Vec<_> =
+                    watched.good.union(&watched.unreadable).filter(|key| !listed.contains(*key)).cloned().collect();
+                missing.iter().for_each(|key| self.gone(key, &mut events));
+                self.awaited.remove(&kind);
+            }
+        }
+        self.tell(events)
+    }
+
+    /// Whether every kind came once.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.initial.is_none()
+    }
+
+    /// The kinds that did not come yet.
+    #[must_use]
+    pub const fn awaited(&self) -> &BTreeSet<Kind> {
+        &self.awaited
+    }
+
+    /// Everything that is wrong now.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        self.problems.values().cloned().collect()
+    }
+
+    fn tell(&mut self, events: Vec<Event>) -> Vec<Event> {
+        let Some(mut waiting) = self.initial.take() else { return events };
+        waiting.extend(events);
+        if self.awaited.is_empty() {
+            waiting.push(Event::InitDone);
+            return waiting;
+        }
+        self.initial = Some(waiting);
+        Vec::new()
+    }
+
+    fn object(&mut self, kind: Kind, value: Value, events: &mut Vec<Event>) {
+        let key = key_of(kind, &value);
+        let watched = self.kinds.entry(kind).or_default();
+        if let Some(listing) = &mut watched.listing {
+            listing.insert(key.clone());
+        }
+        match manifest::from_api_server(kind, value) {
+            Ok(object) => {
+                self.problems.remove(&key);
+                watched.unreadable.remove(&key);
+                watched.good.insert(key);
+                events.push(Event::Apply(Box::new(object)));
+            }
+            Err(error) => {
+                if !watched.good.contains(&key) && watched.unreadable.insert(key.clone()) {
+                    events.push(Event::Unreadable(key.clone()));
+                }
+                let kept = if watched.good.contains(&key) { "; the version before stays in force" } else { "" };
+                let problem = Problem {
+                    file: key.to_string(),
+                    line: 0,
+                    column: 0,
+                    field: error.field,
+                    message: format!("{}{kept}", error.message),
+                };
+                self.problems.insert(key, problem);
+            }
+        }
+    }
+
+    fn gone(&mut self, key: &ObjectKey, events: &mut Vec<Event>) {
+        let watched = self.kinds.entry(key.kind).or_default();
+        self.problems.remove(key);
+        if watched.good.remove(key) | watched.unreadable.remove(key) {
+            events.push(Event::Delete(key.clone()));
+        }
+    }
+}
+
+/// What names an object, as far as it says so.
+#[must_use]
+pub fn key_of(kind: Kind, value: &Value) -> ObjectKey {
+    let text = |field: &str| value.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or_default();
+    ObjectKey { kind, namespace: text("namespace").to_owned(), name: text("name").to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn export(name: &str) -> Value {
+        json!({"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport", "metadata": {"namespace": "shop", "name": name}})
+    }
+
+    fn policy(service: &Value) -> Value {
+        json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": {"services": service, "allow": []}})
+    }
+
+    fn told(events: &[Event]) -> Vec<String> {
+        let name = |event: &Event| match event {
+            Event::Init => "init".to_owned(),
+            Event::InitDone => "done".to_owned(),
+            Event::Apply(object) => format!("+{}", object.name()),
+            Event::Delete(key) => format!("-{}", key.name),
+            Event::Unreadable(key) => format!("?{}", key.name),
+        };
+        events.iter().map(name).collect()
+    }
+
+    const KINDS: [Kind; 2] = [Kind::ServiceExport, Kind::ExportPolicy];
+
+    fn ready() -> Intake {
+        let mut intake = Intake::new(KINDS);
+        intake.take(Kind::ServiceExport, Seen::Start);
+        intake.take(Kind::ServiceExport, Seen::Object(export("web")));
+        intake.take(Kind::ServiceExport, Seen::Object(export("db")));
+        intake.take(Kind::ServiceExport, Seen::Complete);
+        intake.take(Kind::ExportPolicy, Seen::Start);
+        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Complete)), ["init", "+web", "+db", "done"]);
+        intake
+    }
+
+    #[test]
+    fn nothing_is_told_before_every_kind_came() {
+        let mut intake = Intake::new(KINDS);
+        assert!(intake.take(Kind::ServiceExport, Seen::Start).is_empty());
+        assert!(intake.take(Kind::ServiceExport, Seen::Object(export("web"))).is_empty());
+        assert!(intake.take(Kind::ServiceExport, Seen::Complete).is_empty());
+        assert!(!intake.is_complete());
+        assert_eq!(intake.awaited().iter().copied().collect::<Vec<_>>(), [Kind::ExportPolicy]);
+        intake.take(Kind::ExportPolicy, Seen::Start);
+        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Complete)), ["init", "+web", "done"]);
+        assert!(intake.is_complete());
+    }
+
+    #[test]
+    fn a_relist_deletes_what_it_lacks_and_only_when_complete() {
+        let mut intake = ready();
+        intake.take(Kind::ServiceExport, Seen::Start);
+        // Broken off, and begun again.
+        intake.take(Kind::ServiceExport, Seen::Start);
+        assert_eq!(told(&intake.take(Kind::ServiceExport, Seen::Object(export("web")))), ["+web"]);
+        assert_eq!(told(&intake.take(Kind::ServiceExport, Seen::Complete)), ["-db"]);
+        assert!(intake.take(Kind::ServiceExport, Seen::Gone(key_of(Kind::ServiceExport, &export("db")))).is_empty());
+    }
+
+    #[test]
+    fn a_bad_object_costs_only_itself_and_keeps_its_last_good_state() {
+        let mut intake = ready();
+        let bad = policy(&json!("web"));
+        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Object(bad.clone()))), ["?web"]);
+        assert!(intake.take(Kind::ExportPolicy, Seen::Object(bad.clone())).is_empty(), "told once");
+        let problem = &intake.problems()[0];
+        assert!(problem.file.contains("shop/web") && !problem.message.is_empty(), "{problem}");
+        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Object(policy(&json!(["web"]))))), ["+web"]);
+        assert!(intake.problems().is_empty());
+        assert!(intake.take(Kind::ExportPolicy, Seen::Object(bad)).is_empty(), "the good one stays");
+        assert!(intake.problems()[0].message.contains("stays in force"));
+        assert_eq!(
+            told(&intake.take(Kind::ServiceExport, Seen::Object(export("new")))),
+            ["+new"],
+            "everything else goes on"
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! An API server as the source of objects.
+//!
+//! - **In**: one watch for each kind, over all namespaces.
+//! - **Out**: events and problems, as [`super`] says; what they come to is decided in [`super::intake`].
+//! - **Refuses when**: an object does not decode; see there. A kind that is not served is reported and waited for: an API
+//!   server that has just started does not serve its CRDs for a moment, and that must not look like a cluster without Links.
+//! - **Never does**: watch what this controller made itself; delete because a list broke off; hurry an API server that is
+//!   in trouble.
+//! - **Numbers**: [`WATCH_SECONDS`], [`PAGE`], [`PAUSE`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::runtime::utils::Backoff;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use linkspan_runtime::text::Clean;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+
+use super::intake::{Intake, Seen};
+use super::{Event, Kind, ObjectKey, Problem};
+use crate::labels;
+
+/// A watch is opened anew after this time, and counts as dead 5 s later (the client's margin): a connection that went
+/// silent is noticed in 30 s (F-12), not in the 295 s of the default.
+pub const WATCH_SECONDS: u32 = 25;
+/// Objects in one page of a list.
+pub const PAGE: u32 = 500;
+/// Between two tries of a watch that fails: first and longest. The longest keeps an API server that comes back unhurried and
+/// has everything caught up in 10 s (F-13).
+pub const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(6));
+
+/// What an API server calls a kind.
+#[must_use]
+pub fn resource(kind: Kind) -> ApiResource {
+    let (group, version, plural) = match kind {
+        Kind::Service => ("", "v1", "services"),
+        Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices"),
+        Kind::ServiceExport => ("multicluster.x-k8s.io", "v1alpha1", "serviceexports"),
+        Kind::Link => ("linkspan.io", "v1alpha1", "links"),
+        Kind::ClusterTrafficPolicy => ("linkspan.io", "v1alpha1", "clustertrafficpolicies"),
+        Kind::ExportPolicy => ("linkspan.io", "v1alpha1", "exportpolicies"),
+    };
+    ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
+        kind: kind.as_str().to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
+/// Watches until `events` is closed.
+pub async fn run(client: Client, events: mpsc::Sender<Event>, problems: watch::Sender<Arc<Vec<Problem>>>) {
+    let mut intake = Intake::new(Kind::ALL);
+    let mut seen = stream::select_all(Kind::ALL.map(|kind| watched(&client, kind)));
+    let mut failing: BTreeMap<Kind, Problem> = BTreeMap::new();
+    while let Some((kind, said)) = seen.next().await {
+        let said = match said {
+            Ok(seen) => {
+                // A list begins before it is known whether it can be read.
+                if seen != Seen::Start {
+                    failing.remove(&kind);
+                }
+                intake.take(kind, seen)
+            }
+            Err(error) => {
+                // Retried below this stream, with pauses.
+                tracing::debug!(%kind, error = %Clean(&error.to_string()), "a watch of the API server failed; trying again");
+                failing.insert(kind, problem(kind, &error));
+                Vec::new()
+            }
+        };
+        report(&problems, intake.problems().into_iter().chain(failing.values().cloned()).collect());
+        for event in said {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One kind's watch, kept up for ever.
+fn watched(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Result<Seen, watcher::Error>)> {
+    let resource = resource(kind);
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    if matches!(kind, Kind::Service | Kind::EndpointSlice) {
+        config = config.labels(&format!("{}!={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
+    }
+    watcher(api, config)
+        .backoff(Pause::default())
+        .map(move |event| (kind, event.map(|event| seen(kind, event))))
+        .boxed()
+}
+
+fn seen(kind: Kind, event: watcher::Event<DynamicObject>) -> Seen {
+    match event {
+        watcher::Event::Init => Seen::Start,
+        watcher::Event::InitApply(object) | watcher::Event::Apply(object) => Seen::Object(value(object)),
+        watcher::Event::Delete(object) => {
+            Seen::Gone(ObjectKey { kind, namespace: object.namespace().unwrap_or_default(), name: object.name_any() })
+        }
+        watcher::Event::InitDone => Seen::Complete,
+    }
+}
+
+/// An object as it came, without the bookkeeping that nobody here reads.
+fn value(mut object: DynamicObject) -> Value {
+    object.metadata.managed_fields = None;
+    // Kept by kubectl for itself, and as large as the object.
+    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+/// Why a kind cannot be read, and what to do about it.
+fn problem(kind: Kind, error: &watcher::Error) -> Problem {
+    let plural = resource(kind).plural;
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
+        watcher::Error::WatchError(status) => status.code,
+        _ => 0,
+    };
+    let message = match code {
+        404 => format!(
+            "the API server does not serve {plural}: apply the CRDs (linkspan install --stage cluster | kubectl apply -f -)"
+        ),
+        401 => "the API server does not know this controller: its ServiceAccount token is not accepted".to_owned(),
+        403 => format!(
+            "this controller may not watch {plural}: apply the roles (linkspan install --stage cluster | kubectl apply -f -)"
+        ),
+        // No figures of the moment in it: a problem is told once.
+        _ => format!("{plural} cannot be watched at the moment; what was known stays in force"),
+    };
+    Problem { file: kind.as_str().to_owned(), line: 0, column: 0, field: String::new(), message }
+}
+
+/// Publishes the problems if they differ, and logs each new one once.
+fn report(sender: &watch::Sender<Arc<Vec<Problem>>>, problems: Vec<Problem>) {
+    sender.send_if_modified(|current| {
+        if **current == problems {
+            return false;
+        }
+        for problem in problems.iter().filter(|problem| !current.contains(problem)) {
+            tracing::warn!(object = %Clean(&problem.file), field = %Clean(&problem.field), "{}", Clean(&problem.message));
+        }
+        *current = Arc::new(problems);
+        true
+    });
+}
+
+/// Our pauses ([`PAUSE`]) in the client's shape.
+pub struct Pause(linkspan_runtime::backoff::Backoff);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(linkspan_runtime::backoff::Backoff::new(PAUSE.0, PAUSE.1))
+    }
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.0.next())
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
