@@ -24,8 +24,9 @@ use tokio::sync::{oneshot, watch};
 use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::context::{Gateway, TUNNEL_IDLE};
-use crate::discovery::{Client, Rejections, Snapshot};
+use crate::discovery::{Client, Controller, Rejections, Snapshot};
 use crate::identity::Identity;
+use crate::link::tls::OwnCertificate;
 use crate::link::{self, Keys, LinkConfig, Links};
 use crate::listener::{self, Binder, Bindings, Board, Budget, ClientConnection, Permits};
 use crate::metrics::Metrics;
@@ -129,6 +130,7 @@ struct Parts {
     path: Path,
     metrics: Metrics,
     identity: Arc<Identity>,
+    controller: Controller,
     rejections: Rejections,
     permits: Permits,
     budget: Budget,
@@ -222,7 +224,9 @@ impl Parts {
     ) -> Result<Self, StartError> {
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
         let metrics = Metrics::new(config.cluster.clone(), process.admin.registry());
-        let identity = Arc::new(Identity::new(config.controller_socket(), config.trust_domain.clone()));
+        let certificate = OwnCertificate::new();
+        let controller = config.controller(&certificate);
+        let identity = Arc::new(Identity::new(controller.clone(), certificate, config.trust_domain.clone()));
         identity.register(process.admin.registry());
         let boot_id = format!("{:016x}", rand::random::<u64>());
         let links = {
@@ -235,7 +239,7 @@ impl Parts {
                 keys: keys(&config),
                 certificate: identity.link(),
                 workers: runtimes.to_vec(),
-                exchange_socket: Some(config.exchange_socket()),
+                controller: Some(controller.clone()),
                 limits: link::Limits::default(),
                 observer: Arc::new(CountLinks(metrics.clone())),
                 signal: signal.clone(),
@@ -271,6 +275,7 @@ impl Parts {
             gateway,
             metrics,
             identity,
+            controller,
             mtls,
             addresses,
         })
@@ -299,7 +304,7 @@ impl Parts {
         let links = self.gateway.links.clone();
         let report = links.clone();
         let client = Client {
-            socket: self.config.controller_socket(),
+            controller: self.controller.clone(),
             boot_id: self.boot_id.clone(),
             snapshots,
             applied: in_force.clone(),

@@ -9,19 +9,29 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use linkspan_proto::identity::TrustDomain;
-use linkspan_proto::manifest::{ManifestError, site_from_yaml};
+use linkspan_proto::identity::{SpiffeId, TrustDomain};
+use linkspan_proto::manifest::{ManifestError, cluster_from_yaml, site_from_yaml};
 use linkspan_proto::names::ClusterName;
-use linkspan_proto::resources::Site;
+use linkspan_proto::resources::{Cluster, Site};
 use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
 
+use crate::discovery::{Controller, Port};
+use crate::link::tls::{OwnCertificate, Svid, provider};
+
 /// The name of a site's configuration inside its directory.
 pub const SITE_FILE: &str = "site.yaml";
+
+/// Where a pod finds the cluster's root certificates.
+const ROOTS: &str = "/etc/linkspan/root/root.pem";
+
+/// Where a pod finds its ServiceAccount token for the controller.
+const TOKEN: &str = "/var/run/secrets/linkspan/token";
 
 /// Connection ids name their worker in one byte.
 const MAX_WORKERS: usize = 256;
@@ -33,6 +43,14 @@ pub struct Args {
     /// The site's directory, with site.yaml in it.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
+
+    /// Runs in a Kubernetes cluster: --config names the file of the cluster, and --dir is not used.
+    #[arg(long, requires = "config", conflicts_with = "dir")]
+    pub kubernetes: bool,
+
+    /// The file of the cluster (kind Cluster), which `linkspan install` writes.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub config: Option<PathBuf>,
 
     /// How log lines look: text for people, json for machines.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -67,6 +85,25 @@ pub struct Config {
     /// How long running streams may take to finish when the gateway stops.
     #[serde(rename = "drainSeconds", serialize_with = "seconds")]
     pub drain: Duration,
+    /// Where the controller is.
+    pub controller: ControllerAddress,
+}
+
+/// Where the controller is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ControllerAddress {
+    /// At the sockets in the state folder of the site.
+    Sockets,
+    /// At a TLS port of the Kubernetes cluster.
+    Port {
+        /// `host:port`.
+        address: String,
+        /// The cluster's root certificates, PEM.
+        roots: PathBuf,
+        /// The pod's ServiceAccount token for the controller.
+        token: PathBuf,
+    },
 }
 
 /// Why there is no configuration.
@@ -111,19 +148,63 @@ impl Config {
             admin_listen: site.spec.admin.listen,
             workers: gateway.workers.map_or_else(cores, usize::from).clamp(1, MAX_WORKERS),
             drain: Duration::from_secs(gateway.drain_seconds.into()),
+            controller: ControllerAddress::Sockets,
         }
     }
 
-    /// The controller's socket for configuration and certificates.
-    #[must_use]
-    pub fn controller_socket(&self) -> PathBuf {
-        self.state_dir.join("controller.sock")
+    /// Reads the file of a Kubernetes cluster.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn load_cluster(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+        Ok(Self::resolve_cluster(&cluster_from_yaml(&text, &path.display().to_string())?))
     }
 
-    /// The controller's socket for the catalogue exchange.
+    /// What a cluster, which is valid by its type, means.
     #[must_use]
-    pub fn exchange_socket(&self) -> PathBuf {
-        self.state_dir.join("exchange.sock")
+    pub fn resolve_cluster(cluster: &Cluster) -> Self {
+        let gateway = &cluster.spec.gateway;
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cluster: cluster.cluster().clone(),
+            trust_domain: cluster.trust_domain(),
+            dir: cluster.spec.state_dir.clone(),
+            state_dir: cluster.spec.state_dir.clone(),
+            listen: gateway.listen,
+            mtls_listen: gateway.mtls_listen,
+            admin_listen: gateway.admin_listen,
+            workers: gateway.workers.map_or_else(cores, usize::from).clamp(1, MAX_WORKERS),
+            drain: Duration::from_secs(gateway.drain_seconds.into()),
+            controller: ControllerAddress::Port {
+                address: cluster.controller_address().to_string(),
+                roots: ROOTS.into(),
+                token: TOKEN.into(),
+            },
+        }
+    }
+
+    /// How the controller is reached; `certificate` is what it is shown over TLS.
+    #[must_use]
+    pub fn controller(&self, certificate: &Arc<OwnCertificate>) -> Controller {
+        match &self.controller {
+            ControllerAddress::Sockets => Controller::Sockets {
+                configuration: self.state_dir.join("controller.sock"),
+                exchange: self.state_dir.join("exchange.sock"),
+            },
+            ControllerAddress::Port { address, roots, token } => {
+                let controller = SpiffeId::controller(&self.trust_domain);
+                Controller::Port(Arc::new(Port {
+                    address: address.clone(),
+                    roots: roots.clone(),
+                    token: token.clone(),
+                    certificate: Arc::clone(certificate) as Arc<dyn rustls::client::ResolvesClientCert>,
+                    is_controller: Arc::new(move |leaf| Svid::read(leaf).is_ok_and(|svid| svid.id == controller)),
+                    provider: provider(),
+                }))
+            }
+        }
     }
 
     /// Where the bound addresses are written when the gateway is ready.
@@ -152,7 +233,8 @@ mod tests {
         let site = Site::new(ClusterName::parse("east").unwrap());
         let config = Config::resolve(&site, Path::new("/srv/east"));
         assert_eq!(config.trust_domain.as_str(), "east.linkspan.internal");
-        assert_eq!(config.controller_socket(), Path::new("/srv/east/state/controller.sock"));
+        let Controller::Sockets { configuration, .. } = config.controller(&OwnCertificate::new()) else { panic!() };
+        assert_eq!(configuration, Path::new("/srv/east/state/controller.sock"));
         assert_eq!(config.run_file(), Path::new("/srv/east/state/run/gateway.json"));
         assert!(config.workers >= 1);
         assert_eq!(config.drain, Duration::from_secs(10));

@@ -18,8 +18,10 @@ use tokio::sync::watch;
 
 mod assembly;
 mod client;
+mod controller;
 
-pub use client::{Client, channel};
+pub use client::Client;
+pub use controller::{Controller, Io, Port};
 
 /// All resources of one generation. Cheap to clone behind its `Arc`; resources that did not change between two
 /// generations are the same `Arc` in both.

@@ -13,7 +13,6 @@
 //! - Numbers: renewal at half of the life less up to a tenth of it, so that gateways do not renew in step; alarm at a third.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +34,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::discovery::{Snapshot, channel};
+use crate::discovery::{Controller, Snapshot};
 use crate::link::tls::{OwnCertificate, Svid, provider};
 
 /// Pauses between attempts while there is no certificate, and while an old one still holds.
@@ -54,7 +53,7 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// Where the certificates of this gateway come from.
 #[derive(Debug)]
 pub struct Identity {
-    socket: PathBuf,
+    controller: Controller,
     trust_domain: TrustDomain,
     provider: Arc<CryptoProvider>,
     link: Arc<OwnCertificate>,
@@ -69,6 +68,8 @@ enum SignError {
     Controller(#[from] tonic::Status),
     #[error("the controller did not answer in time")]
     Slow,
+    #[error("the ServiceAccount token cannot be read: {0}")]
+    Token(std::io::Error),
     #[error("no key could be made: {0}")]
     Key(#[from] rcgen::Error),
     #[error("the controller's answer is of no use: {0}")]
@@ -88,14 +89,14 @@ struct Signed {
 }
 
 impl Identity {
-    /// No certificates yet.
+    /// No certificates yet. `link` is the one that the controller is shown, too, once it is there.
     #[must_use]
-    pub fn new(socket: PathBuf, trust_domain: TrustDomain) -> Self {
+    pub fn new(controller: Controller, link: Arc<OwnCertificate>, trust_domain: TrustDomain) -> Self {
         Self {
-            socket,
+            controller,
             trust_domain,
             provider: provider(),
-            link: OwnCertificate::new(),
+            link,
             local: OwnCertificate::new(),
             bundle: watch::Sender::new(None),
         }
@@ -217,7 +218,12 @@ impl Identity {
             purpose: purpose.into(),
             dns_names: names.iter().cloned().collect(),
         };
-        let mut client: ConfigurationClient<Channel> = ConfigurationClient::new(channel(&self.socket));
+        let mut request = tonic::Request::new(request);
+        if let Some(token) = self.controller.token().map_err(SignError::Token)? {
+            let bearer = format!("Bearer {token}").parse().map_err(|_| SignError::Answer("the token is no text"))?;
+            request.metadata_mut().insert("authorization", bearer);
+        }
+        let mut client: ConfigurationClient<Channel> = ConfigurationClient::new(self.controller.channel());
         let signing = client.sign(request);
         let response = tokio::time::timeout(SIGN_TIMEOUT, signing).await.map_err(|_| SignError::Slow)??.into_inner();
         self.check(purpose, &key, response)

@@ -1,4 +1,4 @@
-//! `linkspan-gateway`: the gateway of a standalone site as a process of its own.
+//! `linkspan-gateway`: the gateway of a standalone site as a process of its own, or of a Kubernetes cluster in its pod.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -28,7 +28,10 @@ fn main() -> ExitCode {
 
 /// The admin server and the signals run here; the gateway has threads of its own.
 fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(&args.dir)?;
+    let config = match &args.config {
+        Some(path) if args.kubernetes => Config::load_cluster(path)?,
+        _ => Config::load(&args.dir)?,
+    };
     let _logs = telemetry::init(args.log_format, &args.log_filter)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
 }

@@ -149,6 +149,7 @@ impl App {
             store: channels.store.clone(),
             reports: Arc::clone(&channels.reports),
             ca,
+            attestor: None,
             mirrors: channels.mirrors.subscribe(),
             signal: signal.clone(),
         };

@@ -263,6 +263,18 @@ impl Ca {
         })
     }
 
+    /// Makes a key and a certificate for this controller itself, which answers to these DNS names. The key, PKCS #8 DER, never
+    /// leaves the process.
+    ///
+    /// # Errors
+    /// When a name is malformed or the library fails.
+    pub fn issue_controller(&self, dns_names: &[String]) -> Result<(Issued, Vec<u8>), CaError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let identity = SpiffeId::controller(&self.trust_domain);
+        let (certificate, not_after) = self.leaf(&key, names(&identity, dns_names)?, LEAF_LIFE)?;
+        Ok((Issued { chain: vec![certificate.der().clone()], not_after }, key.serialize_der()))
+    }
+
     fn leaf(
         &self,
         key: &impl PublicKeyData,

@@ -14,11 +14,16 @@ use clap::Parser;
 use ipnet::IpNet;
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
 use linkspan_proto::identity::TrustDomain;
-use linkspan_proto::manifest::{ManifestError, site_from_yaml};
-use linkspan_proto::names::ClusterName;
-use linkspan_proto::resources::Site;
+use linkspan_proto::manifest::{ManifestError, cluster_from_yaml, site_from_yaml};
+use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
+use linkspan_proto::resources::{Cluster, Site};
 use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
+
+use crate::mirror::ports::PortRange;
+
+/// Where a pod finds the certificate authority.
+const CA: &str = "/etc/linkspan/ca";
 
 /// The name of a site's configuration inside its directory.
 pub const SITE_FILE: &str = "site.yaml";
@@ -31,6 +36,14 @@ pub struct Args {
     /// The site's directory, with site.yaml in it.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
+
+    /// Runs in a Kubernetes cluster: --config names the file of the cluster, and --dir is not used.
+    #[arg(long, requires = "config", conflicts_with = "dir")]
+    pub kubernetes: bool,
+
+    /// The file of the cluster (kind Cluster), which `linkspan install` writes.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub config: Option<PathBuf>,
 
     /// How log lines look: text for people, json for machines.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -62,6 +75,27 @@ pub struct Config {
     pub mirror_addresses: IpNet,
     /// Which client addresses belong to which workload.
     pub workloads: Workloads,
+    /// Where the certificate authority's root and key are.
+    pub ca: PathBuf,
+    /// In a Kubernetes cluster: what is different there. Manifests, mirror addresses and workloads are a site's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// What a controller in a Kubernetes cluster needs to know beside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kubernetes {
+    /// The namespace of gateways and controllers.
+    pub namespace: Namespace,
+    /// The headless Service whose EndpointSlices name the gateway pods.
+    pub gateway_service: ServiceName,
+    /// The gateways' ports for mirrors.
+    pub ports: PortRange,
+    /// TCP address for the gateways: configuration, certificates, pipes.
+    pub listen: SocketAddr,
+    /// The DNS names in the certificate of that port.
+    pub names: Vec<String>,
 }
 
 /// Why there is no configuration.
@@ -108,6 +142,42 @@ impl Config {
             admin_listen: site.spec.admin.controller_listen,
             mirror_addresses: site.spec.mirror_addresses,
             workloads: Workloads { ranges: ranges.collect() },
+            ca: dir.join(&site.spec.state_dir).join("ca"),
+            kubernetes: None,
+        }
+    }
+
+    /// Reads the file of a Kubernetes cluster.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn load_cluster(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+        Ok(Self::resolve_cluster(&cluster_from_yaml(&text, &path.display().to_string())?))
+    }
+
+    /// What a cluster, which is valid by its type, means.
+    #[must_use]
+    pub fn resolve_cluster(cluster: &Cluster) -> Self {
+        let spec = &cluster.spec;
+        Self {
+            cluster: cluster.cluster().clone(),
+            trust_domain: cluster.trust_domain(),
+            manifests: spec.state_dir.join("manifests"),
+            state_dir: spec.state_dir.clone(),
+            dns_listen: spec.dns.listen,
+            admin_listen: Some(spec.controller.admin_listen),
+            mirror_addresses: Site::new(cluster.cluster().clone()).spec.mirror_addresses,
+            workloads: Workloads::default(),
+            ca: CA.into(),
+            kubernetes: Some(Kubernetes {
+                namespace: spec.namespace.clone(),
+                gateway_service: spec.gateway.service.clone(),
+                ports: PortRange { first: spec.gateway.ports.first, last: spec.gateway.ports.last },
+                listen: spec.controller.listen,
+                names: vec![cluster.controller_address().host],
+            }),
         }
     }
 

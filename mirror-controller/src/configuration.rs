@@ -27,7 +27,7 @@ pub mod server;
 // Resources and their history.
 pub mod store;
 
-pub use server::{Context, serve};
+pub use server::{AttestError, Attestor, Context, serve};
 pub use store::Store;
 
 /// Gateways of one cluster, with room for rolling updates.

@@ -21,11 +21,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::catalog::Snapshot;
+use crate::door::Door;
 
 // The subscribing side.
 pub mod client;
@@ -80,7 +80,7 @@ pub struct Context {
 /// `snapshots` must hold a complete state already: an empty one would tell every peer that we export nothing.
 pub async fn run(
     context: Context,
-    listener: UnixListener,
+    door: impl Into<Door>,
     mut snapshots: watch::Receiver<Snapshot>,
     peers: watch::Sender<Arc<Peers>>,
 ) {
@@ -96,7 +96,7 @@ pub async fn run(
     let accepting = task::vital(
         "exchange_accept",
         &context.signal,
-        pipe::accept(Arc::clone(&context), listener, table, feed.subscribe()),
+        pipe::accept(Arc::clone(&context), door.into(), table, feed.subscribe()),
     );
     loop {
         tokio::select! {

@@ -35,6 +35,12 @@ pub mod configuration;
 // The cluster's certificate authority.
 pub mod ca;
 
+// Where gateways come in.
+pub mod door;
+
+// Our own cluster, on Kubernetes.
+pub mod cluster;
+
 // Answers DNS queries for the mirrored names.
 pub mod dns;
 

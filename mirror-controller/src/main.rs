@@ -1,4 +1,5 @@
-//! `linkspan-mirror-controller`: the controller of a standalone site as a process of its own.
+//! `linkspan-mirror-controller`: the controller of a standalone site as a process of its own, or of a Kubernetes cluster in
+//! its pod.
 
 use std::process::ExitCode;
 
@@ -27,7 +28,10 @@ fn main() -> ExitCode {
 
 /// Two threads: one answers DNS while the other makes a large update.
 fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(&args.dir)?;
+    let config = match &args.config {
+        Some(path) if args.kubernetes => Config::load_cluster(path)?,
+        _ => Config::load(&args.dir)?,
+    };
     let _logs = telemetry::init(args.log_format, &args.log_filter)?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config))
 }

@@ -72,6 +72,9 @@ pub struct Context {
     pub own: ClusterName,
     /// `addresses.json`, on a site.
     pub addresses: PathBuf,
+    /// How long the first word to the gateways waits for the catalogues of peers that nothing is known of. Gateways that run
+    /// keep what they were told before; on a site the catalogues are on disk and this is zero.
+    pub hold: Duration,
     /// Figures.
     pub metrics: Metrics,
     /// The end.
@@ -106,6 +109,8 @@ pub async fn run(
     sets: watch::Sender<MirrorSet>,
     mut tell: impl FnMut(Changes) + Send,
 ) {
+    let held = tokio::time::Instant::now() + context.hold;
+    let mut waiting = Some(Changes::new());
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let known = Arc::clone(&peers.borrow_and_update());
@@ -129,7 +134,16 @@ pub async fn run(
             if !changes.is_empty() {
                 tracing::debug!(changes = changes.len(), mirrors = set.wanted.len(), "mirrors updated");
             }
-            tell(changes);
+            let all_known = set.known.values().all(|known| *known);
+            match &mut waiting {
+                Some(first) if !all_known && tokio::time::Instant::now() < held => first.extend(changes),
+                Some(first) => {
+                    first.extend(changes);
+                    tell(std::mem::take(first));
+                    waiting = None;
+                }
+                None => tell(changes),
+            }
             // Readiness alone is the gateway's business; whoever writes objects and zones need not look.
             sets.send_if_modified(|current| {
                 let differs = !set.is(current);
@@ -142,6 +156,7 @@ pub async fn run(
             changed = snapshots.changed() => changed.is_err(),
             changed = peers.changed() => changed.is_err(),
             () = context.signal.draining() => true,
+            () = tokio::time::sleep_until(held), if waiting.is_some() => false,
         };
         if ended {
             return;

@@ -132,6 +132,12 @@ impl SpiffeId {
         Self::of(trust_domain, "/ns/linkspan/sa/gateway")
     }
 
+    /// The identity of the mirror controller of a cluster: `/ns/linkspan/sa/controller`. Gateways take configuration from it.
+    #[must_use]
+    pub fn controller(trust_domain: &TrustDomain) -> Self {
+        Self::of(trust_domain, "/ns/linkspan/sa/controller")
+    }
+
     /// The identity of a client of which nothing is known but its cluster: `/ns/linkspan/sa/node`, assurance `gateway`.
     #[must_use]
     pub fn node(trust_domain: &TrustDomain) -> Self {

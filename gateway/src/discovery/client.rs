@@ -1,23 +1,18 @@
 //! The call to the controller, kept up for the life of the gateway.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use hyper_util::rt::TokioIo;
 use linkspan_proto::configuration::{LinkReport, Rejection, Report, decode_update, encode_report};
 use linkspan_proto::generated::configuration as wire;
 use linkspan_proto::generated::configuration::configuration_client::ConfigurationClient;
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::{build_info, task};
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
-use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
 
 use super::assembly::{Assembly, AssemblyError};
+use super::controller::Controller;
 use super::{Rejections, Snapshot};
 
 /// Pauses between calls.
@@ -25,11 +20,6 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 
 /// A call that lasted this long did not fail.
 const STABLE: Duration = Duration::from_secs(10);
-
-/// A controller that is stopped (SIGSTOP) is noticed by HTTP/2 pings, so that the call is open anew when it goes on.
-const PING_EVERY: Duration = Duration::from_secs(10);
-
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reports that wait to be sent; more than there are kinds.
 const REPORTS: usize = 8;
@@ -44,25 +34,10 @@ const COMPLAINTS: usize = 2 * 1024 * 1024;
 /// After a change, a moment for those that follow it: a link that comes up changes three times.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// A channel to the controller's socket, connected when first used. The socket need not be there yet.
-#[must_use]
-pub fn channel(socket: &Path) -> Channel {
-    let path = socket.to_owned();
-    // The URI names nothing: the connector knows where to go.
-    Endpoint::from_static("http://controller.invalid")
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_with_connector_lazy(service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        }))
-}
-
 /// Subscribes to the controller.
 pub struct Client {
-    /// The controller's socket.
-    pub socket: PathBuf,
+    /// Where the controller is.
+    pub controller: Controller,
     /// Unique for each start of this process.
     pub boot_id: String,
     /// The newest whole configuration goes here.
@@ -116,7 +91,7 @@ impl Client {
     }
 
     async fn call(&self) -> Result<std::convert::Infallible, CallError> {
-        let mut client = ConfigurationClient::new(channel(&self.socket));
+        let mut client = ConfigurationClient::new(self.controller.channel());
         let (reports, outgoing) = mpsc::channel(REPORTS);
         let reporter = Reporter {
             boot_id: self.boot_id.clone(),

@@ -8,7 +8,6 @@
 //! in and lets them go; `probe` asks whether they carry traffic; `report` says how the link stands.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,6 +23,7 @@ use super::state::{Action, AttemptId, Event, LinkState};
 use super::tls::Role;
 use super::trouble::{self, CloseCode, trouble};
 use super::{PeerInfo, exchange};
+use crate::discovery::Controller;
 use report::Figures;
 use standing::Standing;
 
@@ -101,7 +101,7 @@ impl Driver {
     pub(super) async fn run(mut self) {
         let mut certificate = self.shared.config.certificate.changes();
         certificate.mark_changed();
-        self.exchange = self.shared.config.exchange_socket.clone().map(|socket| self.begin_exchange(socket));
+        self.exchange = self.shared.config.controller.clone().map(|controller| self.begin_exchange(controller));
         loop {
             let deadline = tokio::time::Instant::from_std(self.next_deadline());
             let next = tokio::select! {
@@ -257,10 +257,10 @@ impl Driver {
         }
     }
 
-    fn begin_exchange(&self, socket: PathBuf) -> JoinHandle<()> {
+    fn begin_exchange(&self, controller: Controller) -> JoinHandle<()> {
         let links = Links::from_shared(Arc::clone(&self.shared));
         let (peer, connected) = (self.link.cluster.clone(), self.link.connected.subscribe());
-        task::spawn("link_exchange", async move { exchange::subscribe(links, peer, &socket, connected).await })
+        task::spawn("link_exchange", async move { exchange::subscribe(links, peer, &controller, connected).await })
     }
 
     /// Certificates end at wall-clock times, so they are looked at and not waited for.

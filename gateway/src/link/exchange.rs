@@ -7,7 +7,6 @@
 //! - Never does: keep a pipe on a connection that is being left: it ends, and comes back on the next.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -16,13 +15,12 @@ use linkspan_proto::names::ClusterName;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use linkspan_runtime::backoff::Backoff;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 
 use super::pool::Links;
 use super::{RecvHalf, SendHalf, StreamError};
+use crate::discovery::{Controller, Io};
 
 /// Pipes that one peer may have open towards our controller: one in use, one that is being replaced, and room.
 pub(super) const PIPES_PER_PEER: usize = 4;
@@ -50,14 +48,14 @@ enum PipeError {
 }
 
 /// Keeps one pipe up for the peer's catalogue, whenever the link is connected. Runs until dropped.
-pub(super) async fn subscribe(links: Links, peer: ClusterName, socket: &Path, mut connected: watch::Receiver<bool>) {
+pub(super) async fn subscribe(links: Links, peer: ClusterName, controller: &Controller, mut connected: watch::Receiver<bool>) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     loop {
         if connected.wait_for(|connected| *connected).await.is_err() {
             return;
         }
         let started = tokio::time::Instant::now();
-        let ended = subscribe_once(&links, &peer, socket).await;
+        let ended = subscribe_once(&links, &peer, controller).await;
         if started.elapsed() >= STABLE {
             backoff.reset();
         }
@@ -68,9 +66,9 @@ pub(super) async fn subscribe(links: Links, peer: ClusterName, socket: &Path, mu
     }
 }
 
-async fn subscribe_once(links: &Links, peer: &ClusterName, socket: &Path) -> Result<(), PipeError> {
+async fn subscribe_once(links: &Links, peer: &ClusterName, controller: &Controller) -> Result<(), PipeError> {
     // The controller first: without it there is no reason to bother the peer.
-    let mut controller = UnixStream::connect(socket).await?;
+    let mut controller = controller.exchange().await?;
     let (mut send, mut recv) = links.open(0, peer).await?;
     send.uncount();
     recv.uncount();
@@ -80,11 +78,11 @@ async fn subscribe_once(links: &Links, peer: &ClusterName, socket: &Path) -> Res
 }
 
 /// Serves a stream with which the peer asks for our catalogue.
-pub(super) async fn publish(peer: &ClusterName, socket: Option<&Path>, mut send: SendHalf, mut recv: RecvHalf) {
+pub(super) async fn publish(peer: &ClusterName, controller: Option<&Controller>, mut send: SendHalf, mut recv: RecvHalf) {
     send.uncount();
     recv.uncount();
-    let controller = match socket {
-        Some(socket) => UnixStream::connect(socket).await.ok(),
+    let controller = match controller {
+        Some(controller) => controller.exchange().await.ok(),
         None => None,
     };
     let Some(mut controller) = controller else {
@@ -103,12 +101,12 @@ pub(super) async fn publish(peer: &ClusterName, socket: Option<&Path>, mut send:
 }
 
 /// Copies both ways until both have ended, or one has failed: then both are cut, by dropping them.
-async fn pipe(controller: UnixStream, send: SendHalf, recv: RecvHalf) -> Result<(), PipeError> {
-    let (read, write) = controller.into_split();
+async fn pipe(controller: Box<dyn Io>, send: SendHalf, recv: RecvHalf) -> Result<(), PipeError> {
+    let (read, write) = tokio::io::split(controller);
     tokio::try_join!(to_link(read, send), to_controller(recv, write)).map(|_| ())
 }
 
-async fn to_link(mut controller: OwnedReadHalf, mut link: SendHalf) -> Result<(), PipeError> {
+async fn to_link(mut controller: ReadHalf<Box<dyn Io>>, mut link: SendHalf) -> Result<(), PipeError> {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(CHUNK);
@@ -119,7 +117,7 @@ async fn to_link(mut controller: OwnedReadHalf, mut link: SendHalf) -> Result<()
     }
 }
 
-async fn to_controller(mut link: RecvHalf, mut controller: OwnedWriteHalf) -> Result<(), PipeError> {
+async fn to_controller(mut link: RecvHalf, mut controller: WriteHalf<Box<dyn Io>>) -> Result<(), PipeError> {
     while let Some(chunk) = link.read(CHUNK).await? {
         controller.write_all(&chunk).await?;
     }

@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::UdpSocket;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -32,6 +31,7 @@ use super::keys::Keys;
 use super::socket::{self, Network, Steering, Udp};
 use super::tls::{self, OwnCertificate, PeerTrust, TrustStore};
 use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, accept};
+use crate::discovery::Controller;
 
 /// Messages that wait for the driver of a link. Its tasks wait when it is full; it never is for long, since the driver
 /// does nothing but take them.
@@ -60,7 +60,7 @@ pub struct LinkConfig {
     /// The runtimes on which connections live. At least one.
     pub workers: Vec<Handle>,
     /// The controller's end of the catalogue exchange; `None`: no exchange.
-    pub exchange_socket: Option<PathBuf>,
+    pub controller: Option<Controller>,
     /// Limits of the transport.
     pub limits: Limits,
     /// Who counts probes and losses.

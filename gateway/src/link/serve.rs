@@ -96,7 +96,7 @@ async fn serve_stream(
             let Some(_pipe) = Counted::below(&link.pipes, exchange::PIPES_PER_PEER) else {
                 return refuse(&mut send, &mut recv, Refusal::Overloaded);
             };
-            exchange::publish(&link.cluster, shared.config.exchange_socket.as_deref(), send, recv).await;
+            exchange::publish(&link.cluster, shared.config.controller.as_ref(), send, recv).await;
         }
         StreamKind::Udp => refuse(&mut send, &mut recv, Refusal::UnsupportedKind),
         StreamKind::Tcp | StreamKind::Http => match shared.ingress.get() {

@@ -139,7 +139,7 @@ impl Site {
             keys: Keys::ephemeral(),
             certificate,
             workers,
-            exchange_socket: None,
+            controller: None,
             limits: link::Limits::default(),
             observer: Arc::new(Silent),
             signal: signal.clone(),

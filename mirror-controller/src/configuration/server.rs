@@ -1,4 +1,5 @@
-//! The gRPC service on `controller.sock`. The socket's mode keeps everybody but our own user out.
+//! The gRPC service that gateways call. On a site the socket's mode keeps everybody but our own user out; on Kubernetes a
+//! gateway proves itself once with its ServiceAccount token, and from then on with the certificate that it got for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
 use linkspan_runtime::text::clean;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{CONNECTIONS_MAX, GatewayState, REPORT_MAX, Reports, Store, UPDATE_PACE};
 use crate::ca::{Ca, CaError, Purpose};
 use crate::dns::ZoneName;
+use crate::door::{Caller, Door, Stream};
 use crate::mirror::MirrorSet;
 
 /// Parts of an update that wait for a gateway; the rest waits inside the store as one newer state.
@@ -38,45 +39,68 @@ pub struct Context {
     pub reports: Arc<watch::Sender<Reports>>,
     /// Signs.
     pub ca: Arc<Ca>,
+    /// Who vouches for callers without a certificate; `None` on a site, where there are none.
+    pub attestor: Option<Arc<dyn Attestor>>,
     /// The mirrors, whose namespaces decide which DNS names are signed.
     pub mirrors: watch::Receiver<MirrorSet>,
     /// The end.
     pub signal: Signal,
 }
 
+/// Says whether a token is that of one of our gateways.
+pub trait Attestor: Send + Sync {
+    /// The pod that the token belongs to.
+    ///
+    /// # Errors
+    /// Why it is not believed, or cannot be judged at the moment.
+    fn gateway<'a>(&'a self, token: &'a str) -> futures::future::BoxFuture<'a, Result<String, AttestError>>;
+}
+
+/// Why a token does not make a gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// It is not valid, not for us, or somebody else's.
+    #[error("{0}")]
+    Refused(String),
+    /// The API server could not be asked.
+    #[error("the API server cannot be asked: {0}")]
+    Unavailable(String),
+}
+
 /// Serves until the drain.
-pub async fn serve(context: Context, listener: UnixListener) {
+pub async fn serve(context: Context, door: impl Into<Door>) {
+    let mut door = door.into();
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut pause = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = door.accept() => accepted,
             () = context.signal.draining() => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, caller) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "controller.sock: accept failed");
+                tracing::warn!(%error, "configuration: accept failed");
                 tokio::time::sleep(pause.next()).await;
                 continue;
             }
         };
         pause.reset();
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::warn!("controller.sock: too many connections; one is closed");
+            tracing::warn!("configuration: too many connections; one is closed");
             continue;
         };
         let context = context.clone();
         drop(task::spawn("configuration_connection", async move {
-            connection(context, stream).await;
+            connection(context, stream, caller).await;
             drop(permit);
         }));
     }
 }
 
-async fn connection(context: Context, stream: UnixStream) {
+async fn connection(context: Context, stream: Stream, caller: Caller) {
     let signal = context.signal.clone();
-    let service = ConfigurationServer::new(Service(context)).max_decoding_message_size(REPORT_MAX);
+    let service = ConfigurationServer::new(Service(context, caller)).max_decoding_message_size(REPORT_MAX);
     let connection = hyper::server::conn::http2::Builder::new(task::Executor("configuration_http"))
         .timer(TokioTimer::new())
         .max_concurrent_streams(32)
@@ -86,14 +110,14 @@ async fn connection(context: Context, stream: UnixStream) {
     tokio::select! {
         result = connection => {
             if let Err(error) = result {
-                tracing::debug!(%error, "controller.sock: a connection ended");
+                tracing::debug!(%error, "configuration: a connection ended");
             }
         }
         () = signal.draining() => {}
     }
 }
 
-struct Service(Context);
+struct Service(Context, Caller);
 
 type Updates = mpsc::Sender<Result<wire::Update, Status>>;
 
@@ -105,6 +129,9 @@ impl Configuration for Service {
         &self,
         request: Request<Streaming<wire::GatewayReport>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        if self.1 != Caller::Gateway {
+            return Err(Status::unauthenticated("show the certificate that Sign gives"));
+        }
         let (updates, stream) = mpsc::channel(PARTS);
         let context = self.0.clone();
         drop(task::spawn("configuration_gateway", async move {
@@ -118,6 +145,9 @@ impl Configuration for Service {
     }
 
     async fn sign(&self, request: Request<wire::SignRequest>) -> Result<Response<wire::SignResponse>, Status> {
+        if self.1 == Caller::Unknown {
+            attest(&self.0, request.metadata()).await?;
+        }
         let request = request.into_inner();
         let purpose = match wire::Purpose::try_from(request.purpose) {
             Ok(wire::Purpose::Link) if request.dns_names.is_empty() => Purpose::Link,
@@ -153,6 +183,28 @@ impl Configuration for Service {
                 Err(Status::internal("the certificate cannot be signed; the controller's log says why"))
             }
         }
+    }
+}
+
+/// A caller without a certificate must have a gateway's token (S-43: nothing else makes an identity).
+async fn attest(context: &Context, metadata: &tonic::metadata::MetadataMap) -> Result<(), Status> {
+    let Some(attestor) = &context.attestor else {
+        return Err(Status::unauthenticated("no token is accepted here"));
+    };
+    let token = metadata.get("authorization").and_then(|value| value.to_str().ok());
+    let Some(token) = token.and_then(|value| value.strip_prefix("Bearer ")) else {
+        return Err(Status::unauthenticated("a ServiceAccount token is needed: authorization: Bearer"));
+    };
+    match attestor.gateway(token).await {
+        Ok(pod) => {
+            tracing::info!(pod = %clean(&pod), "a gateway has proved itself");
+            Ok(())
+        }
+        Err(error @ AttestError::Refused(_)) => {
+            tracing::warn!(%error, "a token is refused");
+            Err(Status::permission_denied(error.to_string()))
+        }
+        Err(error @ AttestError::Unavailable(_)) => Err(Status::unavailable(error.to_string())),
     }
 }
 

@@ -19,11 +19,11 @@ use linkspan_proto::names::ClusterName;
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::task;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Feed, server};
+use crate::door::{Door, Stream};
 
 /// A gateway writes the preamble at once; longer means that it is stuck.
 pub const PREAMBLE: Duration = Duration::from_secs(5);
@@ -34,7 +34,7 @@ pub const WAITING_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Pipe {
     prefix: Bytes,
-    stream: UnixStream,
+    stream: Stream,
 }
 
 impl AsyncRead for Pipe {
@@ -110,7 +110,7 @@ impl Table {
 /// Accepts until the drain.
 pub(super) async fn accept(
     context: Arc<Context>,
-    listener: UnixListener,
+    mut door: Door,
     table: Table,
     feed: watch::Receiver<Arc<Feed>>,
 ) {
@@ -118,7 +118,7 @@ pub(super) async fn accept(
     let mut pause = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = door.accept() => accepted,
             () = context.signal.draining() => return,
         };
         let stream = match accepted {
@@ -174,7 +174,7 @@ async fn route(
     }
 }
 
-async fn preamble(mut stream: UnixStream) -> io::Result<(Preamble, Pipe)> {
+async fn preamble(mut stream: Stream) -> io::Result<(Preamble, Pipe)> {
     let mut bytes = BytesMut::with_capacity(MAX_PREAMBLE_LEN);
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {

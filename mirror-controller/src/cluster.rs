@@ -1,0 +1,325 @@
+//! What a controller in a Kubernetes cluster knows of its own cluster beside the objects that it mirrors: its gateways, its
+//! pods, its namespaces, and whose a ServiceAccount token is. All by watches and calls of the API server.
+//!
+//! - **In**: the API server.
+//! - **Out**: [`Gateways`], [`Workloads`], the names of namespaces; the ports that mirrors had before a restart.
+//! - **Refuses when**: a token is not valid for the audience [`AUDIENCE`], or not the gateways' ServiceAccount's.
+//! - **Never does**: take an address of a gateway from anywhere but the EndpointSlices of its own Service.
+//! - **Numbers**: as [`crate::watch::kubernetes`]; [`PACE`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource, ResourceExt};
+use linkspan_proto::configuration::{WorkloadRange, Workloads};
+use linkspan_proto::names::{ClusterName, Namespace as NamespaceName, ServiceAccountName};
+use linkspan_proto::resources::SERVICE_NAME_LABEL;
+use linkspan_runtime::text::Clean;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::configuration::{AttestError, Attestor};
+use crate::dns::ZoneName;
+use crate::labels;
+use crate::mirror::front::port_key;
+use crate::mirror::kubernetes::objects::Gateways;
+use crate::mirror::ports::{PortRange, Ports};
+use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS};
+
+/// Whom a gateway's token must be meant for.
+pub const AUDIENCE: &str = "linkspan-controller";
+/// Between two tellings of pods: rollouts change many at once.
+const PACE: Duration = Duration::from_millis(200);
+/// The gateways' ServiceAccount, in the controller's own namespace.
+const GATEWAY_ACCOUNT: &str = "linkspan-gateway";
+
+/// Watches the EndpointSlices of the gateways' Service: the ready ones take clients. Runs until `gateways` is closed.
+pub async fn gateways(client: Client, namespace: String, service: String, gateways: watch::Sender<Option<Gateways>>) {
+    let api: Api<EndpointSlice> = Api::namespaced(client, &namespace);
+    let config = config().labels(&format!("{SERVICE_NAME_LABEL}={service}"));
+    follow(api, config, Duration::ZERO, |slices: &BTreeMap<_, EndpointSlice>| {
+        let ready = slices.values().flat_map(|slice| &slice.endpoints).filter(|endpoint| {
+            endpoint.conditions.as_ref().is_some_and(|conditions| {
+                conditions.ready == Some(true) && conditions.terminating != Some(true)
+            })
+        });
+        let addresses = ready.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok());
+        changed(&gateways, Some(Gateways::new(addresses)))
+    })
+    .await;
+}
+
+/// Watches all pods: who has which address. Runs until `workloads` is closed.
+pub async fn workloads(client: Client, workloads: watch::Sender<Option<Workloads>>) {
+    // Pods that have ended keep their address in their status, and somebody else may have it.
+    let config = config().fields("status.phase!=Succeeded,status.phase!=Failed");
+    follow(Api::<Pod>::all(client), config, PACE, |pods: &BTreeMap<_, Pod>| {
+        let mut seen: BTreeMap<IpAddr, Option<WorkloadRange>> = BTreeMap::new();
+        for (address, range) in pods.values().flat_map(workload) {
+            // Two pods with one address (one is on its way out): nobody is known by it.
+            seen.entry(address).and_modify(|range| *range = None).or_insert(Some(range));
+        }
+        changed(&workloads, Some(Workloads { ranges: seen.into_values().flatten().collect() }))
+    })
+    .await;
+}
+
+/// The addresses of one pod with whose they are. Pods on the host's network have the host's.
+fn workload(pod: &Pod) -> Vec<(IpAddr, WorkloadRange)> {
+    let host = pod.spec.as_ref().is_none_or(|spec| spec.host_network == Some(true));
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+    let (Ok(namespace), Ok(account)) =
+        (NamespaceName::parse(&pod.namespace().unwrap_or_default()), ServiceAccountName::parse(account))
+    else {
+        return Vec::new();
+    };
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).map(|ip| ip.ip.as_str());
+    ips.filter(|_| !host)
+        .filter_map(|ip| {
+            let address: IpAddr = ip.parse().ok()?;
+            let range = WorkloadRange {
+                cidr: address.into(),
+                namespace: namespace.clone(),
+                service_account: account.clone(),
+            };
+            Some((address, range))
+        })
+        .collect()
+}
+
+/// Watches the namespaces that objects can be made in. Runs until `namespaces` is closed.
+pub async fn namespaces(client: Client, namespaces: watch::Sender<Option<Arc<BTreeSet<String>>>>) {
+    follow(Api::<Namespace>::all(client), config(), Duration::ZERO, |all: &BTreeMap<_, Namespace>| {
+        let usable = all.values().filter(|namespace| namespace.meta().deletion_timestamp.is_none());
+        changed(&namespaces, Some(Arc::new(usable.map(ResourceExt::name_any).collect())))
+    })
+    .await;
+}
+
+fn config() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE)
+}
+
+fn changed<T: PartialEq>(sender: &watch::Sender<T>, new: T) -> bool {
+    sender.send_if_modified(|old| {
+        let differs = *old != new;
+        if differs {
+            *old = new;
+        }
+        differs
+    });
+    !sender.is_closed()
+}
+
+/// Keeps all objects of a watch, and calls `tell` after each change once a list was complete, until that says false. At
+/// most once in `pace`.
+async fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    pace: Duration,
+    mut tell: impl FnMut(&BTreeMap<(Option<String>, String), K>) -> bool,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let mut events = watcher(api, config).backoff(Pause::default()).boxed();
+    let mut objects: BTreeMap<(Option<String>, String), K> = BTreeMap::new();
+    let mut listing: Option<BTreeMap<(Option<String>, String), K>> = None;
+    let mut complete = false;
+    while let Some(event) = events.next().await {
+        let mut event = Some(event);
+        // Whatever has come already counts together.
+        while let Some(next) = event.take() {
+            match next {
+                Ok(watcher::Event::Init) => listing = Some(BTreeMap::new()),
+                Ok(watcher::Event::InitApply(object)) => {
+                    let key = (object.namespace(), object.name_any());
+                    listing.get_or_insert_default().insert(key, bare(object));
+                }
+                Ok(watcher::Event::InitDone) => {
+                    objects = listing.take().unwrap_or_default();
+                    complete = true;
+                }
+                Ok(watcher::Event::Apply(object)) => {
+                    objects.insert((object.namespace(), object.name_any()), bare(object));
+                }
+                Ok(watcher::Event::Delete(object)) => drop(objects.remove(&(object.namespace(), object.name_any()))),
+                Err(error) => {
+                    let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
+                    tracing::debug!(kind, error = %Clean(&error.to_string()), "a watch of the API server failed; trying again");
+                }
+            }
+            event = futures::FutureExt::now_or_never(events.next()).flatten();
+        }
+        if complete && !tell(&objects) {
+            return;
+        }
+        tokio::time::sleep(pace).await;
+    }
+}
+
+/// Without the bookkeeping that nobody here reads.
+fn bare<K: Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object.meta_mut().annotations = None;
+    object
+}
+
+/// Judges tokens by asking the API server.
+pub struct TokenAttestor {
+    client: Client,
+    user: String,
+}
+
+impl TokenAttestor {
+    /// For gateways in this namespace.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self { client, user: format!("system:serviceaccount:{namespace}:{GATEWAY_ACCOUNT}") }
+    }
+
+    async fn review(&self, token: &str) -> Result<String, AttestError> {
+        let review = TokenReview {
+            spec: TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) },
+            ..TokenReview::default()
+        };
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let asked = tokio::time::timeout(Duration::from_secs(5), api.create(&PostParams::default(), &review)).await;
+        let status = match asked {
+            Ok(Ok(review)) => review.status.unwrap_or_default(),
+            Ok(Err(error)) => return Err(AttestError::Unavailable(Clean(&error.to_string()).to_string())),
+            Err(_) => return Err(AttestError::Unavailable("no answer within 5 s".to_owned())),
+        };
+        let refuse = |why: &str| Err(AttestError::Refused(why.to_owned()));
+        if status.authenticated != Some(true) {
+            return refuse("the token is not valid");
+        }
+        // A server that knows no audiences names none: then the token may be meant for anybody.
+        if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
+            return refuse("the token is not meant for this controller");
+        }
+        let user = status.user.unwrap_or_default();
+        if user.username.as_deref() != Some(self.user.as_str()) {
+            return refuse("the token is not that of the gateways' ServiceAccount");
+        }
+        let pod = user.extra.and_then(|extra| extra.get("authentication.kubernetes.io/pod-name")?.first().cloned());
+        Ok(pod.unwrap_or_else(|| "a pod without a name".to_owned()))
+    }
+}
+
+impl Attestor for TokenAttestor {
+    fn gateway<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, AttestError>> {
+        Box::pin(self.review(token))
+    }
+}
+
+/// The ports that mirrors have in the API server, so that a restart gives each the same.
+///
+/// # Errors
+/// When the API server cannot be asked: starting without it could give a port of one name to another.
+pub async fn ports(client: &Client, range: PortRange) -> kube::Result<Ports> {
+    let ours = ListParams::default().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE)).limit(PAGE);
+    let services = list::<Service>(client, &ours).await?;
+    let slices = list::<EndpointSlice>(client, &ours).await?;
+    let mut ports = Ports::new(range);
+    let services: BTreeMap<_, _> =
+        services.iter().map(|service| ((service.namespace(), service.name_any()), service)).collect();
+    for slice in &slices {
+        let label = |name: &str| slice.labels().get(name);
+        let Some(service) =
+            label(SERVICE_NAME_LABEL).and_then(|name| services.get(&(slice.namespace(), name.clone())))
+        else {
+            continue;
+        };
+        let namespace = slice.namespace().unwrap_or_default();
+        let (zone, name, cluster) = match label(labels::CLUSTER) {
+            Some(cluster) => (ZoneName::ClusterLocal, service.name_any(), ClusterName::parse(cluster).ok()),
+            // Which cluster's it counts as is settled when the name is asked for.
+            None => (ZoneName::Clusterset, label(labels::SERVICE).cloned().unwrap_or_default(), None),
+        };
+        let cluster = cluster.unwrap_or_else(crate::reserved::clusterset);
+        let name = format!("{name}.{namespace}.{}", zone.service_suffix());
+        for (number, port) in given(service, slice) {
+            ports.remember(port_key(&name, number), port, cluster.clone());
+        }
+    }
+    Ok(ports)
+}
+
+/// The Service's port numbers with the slice's, joined by name as kube-proxy does.
+fn given(service: &Service, slice: &EndpointSlice) -> Vec<(u16, u16)> {
+    let numbers = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    let slice_port = |name: &str| {
+        let mut ports = slice.ports.iter().flatten();
+        ports.find(|port| port.name.as_deref().unwrap_or_default() == name)?.port
+    };
+    numbers
+        .filter_map(|port| {
+            let given = slice_port(port.name.as_deref().unwrap_or_default())?;
+            Some((u16::try_from(port.port).ok()?, u16::try_from(given).ok()?))
+        })
+        .collect()
+}
+
+async fn list<K>(client: &Client, params: &ListParams) -> kube::Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let (mut all, mut params) = (Vec::new(), params.clone());
+    loop {
+        let page = api.list(&params).await?;
+        let next = page.metadata.continue_.clone().filter(|token| !token.is_empty());
+        all.extend(page.items);
+        match next {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_has_its_addresses_unless_they_are_its_hosts() {
+        let pod = |host: bool| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "shop", "name": "web-0"},
+                "spec": {"serviceAccountName": "web", "hostNetwork": host, "containers": []},
+                "status": {"podIPs": [{"ip": "10.244.0.7"}, {"ip": "fd00::7"}]},
+            }))
+            .unwrap()
+        };
+        let all = workload(&pod(false));
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[0].1.cidr.to_string(), "10.244.0.7/32");
+        assert_eq!(all[0].1.service_account.as_str(), "web");
+        assert!(workload(&pod(true)).is_empty());
+    }
+
+    #[test]
+    fn ports_are_joined_by_name() {
+        let service: Service = serde_json::from_value(json!({
+            "spec": {"ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "https", "port": 443}]}
+        }))
+        .unwrap();
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "addressType": "IPv4", "endpoints": [],
+            "ports": [{"name": "https", "port": 10443}, {"name": "http", "port": 10080}]
+        }))
+        .unwrap();
+        assert_eq!(given(&service, &slice), [(80, 10080), (443, 10443)]);
+    }
+}
