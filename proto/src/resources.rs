@@ -7,6 +7,7 @@
 //! Never does: I/O. Rules that need more than one field are in each type's `validate`, which names the field.
 
 mod address;
+mod cluster;
 mod condition;
 mod export_policy;
 mod kubernetes;
@@ -17,6 +18,9 @@ mod site;
 mod traffic_policy;
 
 pub use address::{AddressError, HostPort};
+pub use cluster::{
+    Cluster, ClusterControllerSpec, ClusterDnsSpec, ClusterGatewaySpec, ClusterMetadata, ClusterSpec, PortRange,
+};
 pub use condition::{ConditionStatus, NewCondition, set_condition};
 pub use export_policy::{AllowRule, ExportPolicy, ExportPolicySpec, ExportPolicyStatus};
 pub use link::{Link, LinkSpec, LinkStatus};
