@@ -9,6 +9,8 @@
 mod address;
 mod cluster;
 mod condition;
+// What an API server is told about our kinds.
+pub mod crd;
 mod export_policy;
 mod kubernetes;
 mod link;
