@@ -1,10 +1,16 @@
 //! The clap tree: what may be typed, with the help that `--help` prints. No command does its work here.
 
+mod kubernetes;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use linkspan_runtime::telemetry::Format as LogFormat;
+
+pub(crate) use kubernetes::{
+    CaCommand, CaCreateArgs, CrdsArgs, InstallArgs, ServiceType, Stage, TrafficPolicy, UninstallArgs,
+};
 
 /// Joins clusters and sites into one mesh: services of one cluster under names of the other.
 #[derive(Debug, Parser)]
@@ -39,6 +45,12 @@ pub(crate) enum Command {
     Exports(ExportsArgs),
     Check(CheckArgs),
     Stat(StatArgs),
+    Install(Box<InstallArgs>),
+    Uninstall(UninstallArgs),
+    Crds(CrdsArgs),
+    /// The root of a Kubernetes cluster
+    #[command(subcommand)]
+    Ca(CaCommand),
     Version(VersionArgs),
     Completions(CompletionsArgs),
 }
