@@ -1,5 +1,7 @@
 //! The clap tree: what may be typed, with the help that `--help` prints. No command does its work here.
 
+mod kubernetes;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,6 +14,9 @@ use linkspan_runtime::telemetry::Format as LogFormat;
 
 mod values;
 
+pub(crate) use kubernetes::{
+    CaCommand, CaCreateArgs, CrdsArgs, InstallArgs, ServiceType, Stage, TrafficPolicy, UninstallArgs,
+};
 pub(crate) use values::Workload;
 use values::{range, seconds, socket, window, workload};
 
@@ -48,6 +53,12 @@ pub(crate) enum Command {
     Exports(ExportsArgs),
     Check(CheckArgs),
     Stat(StatArgs),
+    Install(Box<InstallArgs>),
+    Uninstall(UninstallArgs),
+    Crds(CrdsArgs),
+    /// The root of a Kubernetes cluster
+    #[command(subcommand)]
+    Ca(CaCommand),
     Version(VersionArgs),
     Completions(CompletionsArgs),
 }

@@ -9,6 +9,7 @@ pub(crate) mod demo;
 pub(crate) mod exports;
 pub(crate) mod gateways;
 pub(crate) mod identity;
+pub(crate) mod install;
 pub(crate) mod link;
 pub(crate) mod services;
 pub(crate) mod site;
@@ -62,6 +63,10 @@ pub(crate) fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Exports(args) => block_on(exports::run(&args)),
         Command::Check(args) => block_on(check::run(&args)),
         Command::Stat(args) => block_on(stat::run(&args)),
+        Command::Install(args) => install::run(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
+        Command::Crds(args) => install::crds(&args),
+        Command::Ca(command) => install::ca(&command),
         Command::Version(args) => version::version(&args),
         Command::Completions(args) => version::completions(&args),
     }

@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::Service;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::resources::{API_VERSION, FieldError, Site};
+use crate::resources::{API_VERSION, Cluster, FieldError, Site};
 pub use crate::resources::{Kind, Object, ObjectKey};
 pub use subject::Subject;
 use tree::{Node, Value};
@@ -107,27 +107,25 @@ pub fn from_api_server(kind: Kind, value: serde_json::Value) -> Result<Object, F
 /// # Errors
 /// When the file is not one Site with known fields and valid values.
 pub fn site_from_yaml(text: &str, file: &str) -> Result<Site, ManifestError> {
-    let mut documents = documents::split(text).into_iter().map(|document| {
-        tree::read(document.text, document.first_line)
-            .map_err(|problem| located(file, document.first_line, 1, problem, Subject::of_text(document.text)))
-    });
-    let node = loop {
-        match documents.next() {
-            None => {
-                let problem = Problem::new("the file is empty: `linkspan site init` writes one");
-                return Err(located(file, 1, 1, problem, Subject::default()));
-            }
-            Some(Ok(Node { value: Value::Null, .. })) => {}
-            Some(node) => break node?,
-        }
+    let words = Words {
+        kind: "Site",
+        empty: "the file is empty: `linkspan site init` writes one",
+        second: "a second document: site.yaml holds one Site, everything else belongs into the manifests folder",
     };
-    let place = |problem| located(file, node.line, node.column, problem, Subject::of_node(&node));
-    if let Some(more) = documents.find(|more| !matches!(more, Ok(Node { value: Value::Null, .. }))) {
-        let more = more?;
-        let message = "a second document: site.yaml holds one Site, everything else belongs into the manifests folder";
-        return Err(located(file, more.line, more.column, Problem::new(message), Subject::of_node(&more)));
-    }
-    site(&node).map_err(place)
+    configuration(text, file, &words, Site::validate)
+}
+
+/// Reads `cluster.yaml`.
+///
+/// # Errors
+/// When the file is not one Cluster with known fields and valid values.
+pub fn cluster_from_yaml(text: &str, file: &str) -> Result<Cluster, ManifestError> {
+    let words = Words {
+        kind: "Cluster",
+        empty: "the file is empty: `linkspan install` writes one, into the ConfigMap linkspan-cluster",
+        second: "a second document: cluster.yaml holds one Cluster, everything else goes to the API server",
+    };
+    configuration(text, file, &words, Cluster::validate)
 }
 
 /// Writes YAML that [`parse`] and `kubectl` read alike.
@@ -205,6 +203,8 @@ fn kind(node: &Node) -> Result<Kind, Problem> {
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == name) else {
         let message = if name == "Site" {
             "a Site belongs into site.yaml, not among the manifests".to_owned()
+        } else if name == "Cluster" {
+            "a Cluster belongs into cluster.yaml, not among the manifests".to_owned()
         } else {
             let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
             format!("`{name}` is not a kind that is read here: use {}", known.join(", "))
@@ -219,8 +219,45 @@ fn kind(node: &Node) -> Result<Kind, Problem> {
     Ok(kind)
 }
 
-fn site(node: &Node) -> Result<Site, Problem> {
-    for (key, expected) in [("kind", "Site"), ("apiVersion", API_VERSION)] {
+/// What a configuration file is called in its errors.
+struct Words {
+    kind: &'static str,
+    empty: &'static str,
+    second: &'static str,
+}
+
+/// The one document of a configuration file.
+fn configuration<T: DeserializeOwned>(
+    text: &str,
+    file: &str,
+    words: &Words,
+    validate: impl FnOnce(&T) -> Result<(), FieldError>,
+) -> Result<T, ManifestError> {
+    let mut documents = documents::split(text).into_iter().map(|document| {
+        tree::read(document.text, document.first_line)
+            .map_err(|problem| located(file, document.first_line, 1, problem, Subject::of_text(document.text)))
+    });
+    let node = loop {
+        match documents.next() {
+            None => return Err(located(file, 1, 1, Problem::new(words.empty), Subject::default())),
+            Some(Ok(Node { value: Value::Null, .. })) => {}
+            Some(node) => break node?,
+        }
+    };
+    if let Some(more) = documents.find(|more| !matches!(more, Ok(Node { value: Value::Null, .. }))) {
+        let more = more?;
+        return Err(located(file, more.line, more.column, Problem::new(words.second), Subject::of_node(&more)));
+    }
+    typed_configuration(&node, words.kind, validate)
+        .map_err(|problem| located(file, node.line, node.column, problem, Subject::of_node(&node)))
+}
+
+fn typed_configuration<T: DeserializeOwned>(
+    node: &Node,
+    kind: &str,
+    validate: impl FnOnce(&T) -> Result<(), FieldError>,
+) -> Result<T, Problem> {
+    for (key, expected) in [("kind", kind), ("apiVersion", API_VERSION)] {
         match node.get(key) {
             Some(Node { value: Value::Text(text), .. }) if text == expected => {}
             Some(found) => {
@@ -230,9 +267,9 @@ fn site(node: &Node) -> Result<Site, Problem> {
             None => return Err(Problem::new(format!("is missing: write `{key}: {expected}`")).inside_key(key)),
         }
     }
-    let site: Site = typed_with_meta(node)?;
-    site.validate().map_err(|error| broken_rule(node, error))?;
-    Ok(site)
+    let configuration: T = typed_with_meta(node)?;
+    validate(&configuration).map_err(|error| broken_rule(node, error))?;
+    Ok(configuration)
 }
 
 /// Types that read apiVersion and kind themselves.

@@ -7,7 +7,10 @@
 //! Never does: I/O. Rules that need more than one field are in each type's `validate`, which names the field.
 
 mod address;
+mod cluster;
 mod condition;
+// What an API server is told about our kinds.
+pub mod crd;
 mod export_policy;
 mod kubernetes;
 mod link;
@@ -17,6 +20,9 @@ mod site;
 mod traffic_policy;
 
 pub use address::{AddressError, HostPort};
+pub use cluster::{
+    Cluster, ClusterControllerSpec, ClusterDnsSpec, ClusterGatewaySpec, ClusterMetadata, ClusterSpec, PortRange,
+};
 pub use condition::{ConditionStatus, NewCondition, set_condition};
 pub use export_policy::{AllowRule, ExportPolicy, ExportPolicySpec, ExportPolicyStatus};
 pub use link::{Link, LinkSpec, LinkStatus};

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::configuration::{GatewayState, Reports};
 use crate::dns::Zone;
+use crate::mirror::kubernetes::ClusterIps;
 use crate::mirror::{MirrorSet, faces};
 
 /// Making zones takes at most half of one core, however many names there are.
@@ -38,16 +39,22 @@ impl Feed {
         mut self,
         mut sets: watch::Receiver<MirrorSet>,
         mut reports: watch::Receiver<Reports>,
+        mut ips: watch::Receiver<ClusterIps>,
         signal: Signal,
     ) {
         let mut served = 0;
         let mut withheld = Arc::new(BTreeSet::new());
+        let mut given = ClusterIps::default();
         loop {
             let set = sets.borrow_and_update().clone();
             let now_silent = silent(&reports.borrow_and_update());
             let started = Instant::now();
             let changed = now_silent.filter(|silent| *silent != *withheld);
-            if set.dns_version != served || changed.is_some() {
+            // On Kubernetes the API server gives imports their addresses; on a site this stays empty.
+            let now_given = Arc::clone(&ips.borrow_and_update());
+            let others = !Arc::ptr_eq(&now_given, &given);
+            if set.dns_version != served || changed.is_some() || others {
+                given = now_given;
                 served = set.dns_version;
                 if let Some(silent) = changed {
                     match silent.first() {
@@ -61,9 +68,9 @@ impl Feed {
                     withheld = Arc::new(silent);
                 }
                 self.serial = self.serial.wrapping_add(1);
-                let (serial, silent) = (self.serial, Arc::clone(&withheld));
+                let (serial, silent, given) = (self.serial, Arc::clone(&withheld), Arc::clone(&given));
                 let built = tokio::task::spawn_blocking(move || {
-                    let services = set.wanted.values().map(|wanted| faces::dns_without(wanted, &silent));
+                    let services = set.wanted.values().map(|wanted| faces::dns_with(wanted, &silent, &given));
                     Zone::build(services.collect(), serial)
                 });
                 let Ok(zone) = built.await else {
@@ -76,6 +83,7 @@ impl Feed {
             tokio::select! {
                 changed = sets.changed() => if changed.is_err() { return },
                 changed = reports.changed() => if changed.is_err() { return },
+                changed = ips.changed() => if changed.is_err() { return },
                 () = signal.draining() => return,
             }
         }

@@ -1,10 +1,11 @@
 //! The faces of one wanted mirror: what the gateway, DNS and the capacity table see of it. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use linkspan_proto::configuration::{Capacity, Mirror, MirrorPort, Tier};
 use linkspan_proto::exchange::{CatalogueEntry, Protocol};
-use linkspan_proto::names::ClusterName;
+use linkspan_proto::names::{ClusterName, ServiceKey};
 
 use super::desired::{Host, MirrorId, Shape, Wanted};
 use super::front::Front;
@@ -73,10 +74,17 @@ pub fn dns(wanted: &Wanted) -> dns::Service {
 }
 
 /// What DNS answers while nothing of ours listens for the names in `silent`: those keep their names and lose their
-/// addresses.
+/// addresses. `given` holds the ClusterIPs that an API server gave to imports, which have no other address.
 #[must_use]
-pub fn dns_without(wanted: &Wanted, silent: &BTreeSet<String>) -> dns::Service {
+pub fn dns_with(
+    wanted: &Wanted,
+    silent: &BTreeSet<String>,
+    given: &BTreeMap<ServiceKey, Vec<IpAddr>>,
+) -> dns::Service {
     let mut service = dns(wanted);
+    if let MirrorId::Clusterset { service: key } = &wanted.id {
+        service.addresses.extend(given.get(key).into_iter().flatten());
+    }
     match (&wanted.shape, &mut service.headless) {
         (Shape::Headless { hosts }, Some(endpoints)) => {
             for (host, endpoint) in hosts.iter().zip(endpoints) {

@@ -518,3 +518,29 @@ proptest! {
         drop(site_from_yaml(&text, "any.yaml"));
     }
 }
+
+#[test]
+fn a_cluster_is_read_with_its_defaults() {
+    let text = "apiVersion: linkspan.io/v1alpha1\nkind: Cluster\nmetadata: {name: east}\nspec:\n  gateway:\n    \
+                advertise: [\"east.example.com:4143\"]\n    ports: {first: 20000}\n";
+    let cluster = cluster_from_yaml(text, "cluster.yaml").unwrap();
+    assert_eq!((cluster.spec.gateway.ports.first, cluster.spec.gateway.ports.last), (20000, 32767));
+    assert_eq!(cluster.spec.gateway.service.as_str(), "linkspan-gateway");
+    // What is written back reads alike.
+    assert_eq!(cluster_from_yaml(&to_yaml(&cluster).unwrap(), "again").unwrap(), cluster);
+}
+
+#[test]
+fn errors_of_a_cluster_name_their_place() {
+    let error = |text: &str| cluster_from_yaml(text, "cluster.yaml").unwrap_err().to_string();
+    let begin = "apiVersion: linkspan.io/v1alpha1\nkind: Cluster\nmetadata: {name: east}\n";
+    assert!(error("").contains("linkspan install"), "{}", error(""));
+    let typo = error(&format!("{begin}spec:\n  gateway: {{servise: x}}\n"));
+    assert!(typo.starts_with("cluster.yaml:5:13: spec.gateway.servise: "), "{typo}");
+    let range = error(&format!("{begin}spec:\n  gateway:\n    ports: {{last: 60000}}\n"));
+    assert!(range.starts_with("cluster.yaml:6:19: spec.gateway.ports.last: "), "{range}");
+    let site = error("apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\n");
+    assert_eq!(site, "cluster.yaml:2:7: kind: found `Site`, expected `Cluster`");
+    let manifest = parse(begin, "x.yaml").remove(0).unwrap_err().to_string();
+    assert!(manifest.contains("cluster.yaml"), "{manifest}");
+}

@@ -1,0 +1,191 @@
+//! Who may do what. The gateway may do nothing: it has a service account only to prove which pod it is.
+//!
+//! This is the whole list. A test on a real API server compares it with what the controller does (S-49): a right that is never
+//! used goes, one that is missing shows. No wildcard, no secrets, no exec, no roles, no update (server-side apply patches),
+//! no deletion of whole collections.
+
+use serde_json::{Value, json};
+
+use super::options::Options;
+use super::{CONTROLLER, GATEWAY, Item, cluster_metadata, metadata, part_of};
+
+/// One rule: API group, resources, verbs.
+type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+const READ: &[&str] = &["get", "list", "watch"];
+
+const MULTI_CLUSTER: &str = "multicluster.x-k8s.io";
+const OURS: &str = "linkspan.io";
+
+/// The cluster roles of the controller: name, reason, rules.
+const CLUSTER_ROLES: [(&str, &str, &[Rule]); 5] = [
+    (
+        "linkspan-reader",
+        "What is exported, by whom, and where its endpoints are.",
+        &[
+            ("", &["namespaces", "services"], READ),
+            ("discovery.k8s.io", &["endpointslices"], READ),
+            (MULTI_CLUSTER, &["serviceexports", "serviceimports"], READ),
+            (OURS, &["clustertrafficpolicies", "exportpolicies", "links"], READ),
+        ],
+    ),
+    (
+        "linkspan-identity",
+        "Which service account a pod's address belongs to, and whether a gateway's token is genuine. RBAC cannot grant a part of \
+         a Pod; the controller keeps its address, phase and service account and drops the rest unread.",
+        &[("", &["pods"], READ), ("authentication.k8s.io", &["tokenreviews"], &["create"])],
+    ),
+    (
+        "linkspan-status",
+        "Conditions on what users look at. The status alone: what they asked for stays theirs.",
+        &[
+            (MULTI_CLUSTER, &["serviceexports/status", "serviceimports/status"], &["patch"]),
+            (OURS, &["clustertrafficpolicies/status", "exportpolicies/status", "links/status"], &["patch"]),
+        ],
+    ),
+    (
+        "linkspan-events",
+        "Events lie in the namespace of what they are about, those of a Link in default.",
+        &[("events.k8s.io", &["events"], &["create", "patch"])],
+    ),
+    (
+        WRITER,
+        "Mirrors. RBAC knows no labels; the ValidatingAdmissionPolicies keep the controller to objects of its own.",
+        &[
+            ("", &["services"], WRITE),
+            ("discovery.k8s.io", &["endpointslices"], WRITE),
+            (MULTI_CLUSTER, &["serviceimports"], WRITE),
+        ],
+    ),
+];
+
+const WRITER: &str = "linkspan-writer";
+
+/// Server-side apply is a patch, and a creation where nothing is there.
+const WRITE: &[&str] = &["create", "patch", "delete"];
+
+/// What a cluster administrator grants: rights of the whole cluster and of namespaces that are not ours.
+pub(super) fn cluster(options: &Options) -> Vec<Item> {
+    let mut items = Vec::new();
+    for (name, reason, rules) in CLUSTER_ROLES {
+        items.push(Item::new(reason, cluster_role(name, part_of(), rules)));
+    }
+    for (name, ..) in CLUSTER_ROLES {
+        if name != WRITER || options.imports.is_empty() {
+            items.push(Item::new("", binding("ClusterRoleBinding", cluster_metadata(name), name, options)));
+        }
+    }
+    for namespace in &options.imports {
+        let metadata = metadata(WRITER, namespace.as_str());
+        items.push(Item::new("Mirrors in this namespace.", binding("RoleBinding", metadata, WRITER, options)));
+    }
+    items.extend(for_users());
+    items
+}
+
+/// What the owner of the namespace can grant by the rights of an owner.
+pub(super) fn namespaced(options: &Options) -> Vec<Item> {
+    let account = |name: &str, automount: bool| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": metadata(name, options.namespace()),
+            "automountServiceAccountToken": automount,
+        })
+    };
+    let role = "linkspan-leases";
+    vec![
+        Item::new("The controllers.", account(CONTROLLER, true)),
+        Item::new(
+            "The gateways. No role is bound to it, and no token for the API server is mounted.",
+            account(GATEWAY, false),
+        ),
+        Item::new(
+            "Which controller leads.",
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "Role",
+                "metadata": metadata(role, options.namespace()),
+                "rules": [
+                    { "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"] },
+                    {
+                        "apiGroups": ["coordination.k8s.io"],
+                        "resources": ["leases"],
+                        "resourceNames": [CONTROLLER],
+                        "verbs": ["get", "patch"],
+                    },
+                ],
+            }),
+        ),
+        Item::new(
+            "",
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata(role, options.namespace()),
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role },
+                "subjects": [subject(options)],
+            }),
+        ),
+    ]
+}
+
+/// What people with the rights to edit or to view a namespace may do with our kinds in it.
+fn for_users() -> [Item; 2] {
+    let labels = |aggregates: &[&str]| {
+        let mut labels = part_of();
+        for role in aggregates {
+            labels[format!("rbac.authorization.k8s.io/aggregate-to-{role}")] = json!("true");
+        }
+        labels
+    };
+    let edit: [Rule; 2] = [
+        (
+            OURS,
+            &["clustertrafficpolicies", "exportpolicies"],
+            &["create", "delete", "deletecollection", "patch", "update"],
+        ),
+        (MULTI_CLUSTER, &["serviceexports"], &["create", "delete", "deletecollection", "patch", "update"]),
+    ];
+    let view: [Rule; 2] = [
+        (OURS, &["clustertrafficpolicies", "exportpolicies"], READ),
+        (MULTI_CLUSTER, &["serviceexports", "serviceimports"], READ),
+    ];
+    [
+        Item::new(
+            "For people: whoever may edit a namespace may export its services and say who calls them. Bound to nobody by itself.",
+            cluster_role("linkspan-edit", labels(&["edit", "admin"]), &edit),
+        ),
+        Item::new(
+            "For people: whoever may view a namespace sees its exports and imports.",
+            cluster_role("linkspan-view", labels(&["view"]), &view),
+        ),
+    ]
+}
+
+fn cluster_role(name: &str, labels: Value, rules: &[Rule]) -> Value {
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|(group, resources, verbs)| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs }))
+        .collect();
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": { "name": name, "labels": labels },
+        "rules": rules,
+    })
+}
+
+fn binding(kind: &str, metadata: Value, role: &str, options: &Options) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": kind,
+        "metadata": metadata,
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+        "subjects": [subject(options)],
+    })
+}
+
+fn subject(options: &Options) -> Value {
+    json!({ "kind": "ServiceAccount", "name": CONTROLLER, "namespace": options.namespace() })
+}

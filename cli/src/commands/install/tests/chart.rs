@@ -1,0 +1,146 @@
+//! The chart renders what `linkspan install` prints.
+
+use std::path::{Path, PathBuf};
+use std::process::Command as Process;
+
+use super::{EAST, documents, installed, same};
+use serde_json::Value;
+
+/// The examples: file, values file, arguments of the same meaning.
+const EXAMPLES: [(&str, Option<&str>, &str); 2] =
+    [("default.yaml", None, ""), ("ha.yaml", Some("values-ha.yaml"), "--replicas 3 --external-traffic-policy Local")];
+
+/// Values with the arguments of the same meaning.
+const COMBINATIONS: [(&str, &str); 6] = [
+    ("stage=cluster,namespace.create=true", "--stage cluster"),
+    ("stage=namespaced", "--stage namespaced"),
+    (
+        "gateway.service.type=NodePort,gateway.service.nodePort=30143,gateway.advertise={east.example.com:4143}",
+        "--service-type NodePort --node-port 30143 --address east.example.com:4143",
+    ),
+    (
+        "gateway.service.type=ClusterIP,gateway.replicas=1,controller.replicas=1,crds.multiCluster=false,\
+         networkPolicy.enabled=false",
+        "--service-type ClusterIP --replicas 1 --controller-replicas 1 --no-multi-cluster-crds --no-network-policy",
+    ),
+    (
+        "imports.namespaces={shop,pay},imports.endpointNetworks={10.244.0.0/16,fd00:1::/64},bind=::,\
+         cluster.trustDomain=east.example,dns.clusterIP=10.96.0.11",
+        "--import-namespace shop --import-namespace pay --endpoint-cidr 10.244.0.0/16 --endpoint-cidr fd00:1::/64 --bind :: \
+         --trust-domain east.example --dns-cluster-ip 10.96.0.11",
+    ),
+    (
+        "networkPolicy.peerNetworks={192.0.2.0/24},networkPolicy.apiServerNetworks={10.0.0.1/32},image.registry=r.example/l,\
+         image.tag=v2,ca.secretName=root,gateway.service.annotations.a=b",
+        "--peer-cidr 192.0.2.0/24 --api-server-cidr 10.0.0.1/32 --image r.example/l --image-tag v2 --ca-secret root \
+         --service-annotation a=b",
+    ),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn chart() -> PathBuf {
+    root().join("deploy/charts/linkspan")
+}
+
+/// Helm itself: named, on the path, or built by `deploy/charts/build-helm`.
+fn helm() -> Option<PathBuf> {
+    let named = std::env::var_os("LINKSPAN_HELM").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = named
+        .into_iter()
+        .chain([root().join("target/tools/helm")])
+        .chain(std::env::split_paths(&path).map(|folder| folder.join("helm")))
+        .find(|candidate| candidate.is_file());
+    if found.is_none() {
+        let message = "no helm: deploy/charts/build-helm builds it; the chart itself is not rendered here";
+        assert!(std::env::var_os("LINKSPAN_REQUIRE_KUBERNETES").is_none_or(|value| value != "1"), "{message}");
+        eprintln!("NOT RUN: {message}");
+    }
+    found
+}
+
+fn render(helm: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = Process::new(helm)
+        .args(["template", "linkspan"])
+        .arg(chart())
+        .args(["--namespace", "linkspan", "--kube-version", "1.35.0"])
+        .args(arguments)
+        .output()
+        .expect("helm runs");
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).expect("UTF-8"))
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// Helm makes the namespace of a release itself.
+fn without_namespace(objects: Vec<Value>) -> Vec<Value> {
+    objects.into_iter().filter(|object| object["kind"] != "Namespace").collect()
+}
+
+/// Holds without Helm: what it rendered when the examples were written is what `linkspan install` prints now.
+#[test]
+fn examples_are_what_install_prints() {
+    for (file, _, arguments) in EXAMPLES {
+        let text = std::fs::read_to_string(chart().join("examples").join(file)).unwrap_or_default();
+        same(file, documents(&text), without_namespace(installed(&format!("{EAST} {arguments}"))));
+    }
+}
+
+#[test]
+fn examples_are_what_the_chart_renders() {
+    let Some(helm) = helm() else { return };
+    for (file, values, _) in EXAMPLES {
+        let values = values.map(|values| chart().join(values).display().to_string());
+        let mut arguments = vec!["--set", "cluster.name=east"];
+        arguments.extend(values.iter().flat_map(|values| ["--values", values]));
+        let rendered = render(&helm, &arguments).unwrap();
+        let path = chart().join("examples").join(file);
+        if std::env::var_os("LINKSPAN_REGENERATE").is_some() {
+            std::fs::write(&path, &rendered).unwrap();
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        let remedy = "run `LINKSPAN_REGENERATE=1 cargo test -p linkspan --bins chart` with helm";
+        assert!(rendered == committed, "deploy/charts/linkspan/examples/{file} is stale: {remedy}");
+    }
+}
+
+#[test]
+fn the_chart_and_install_mean_the_same() {
+    let Some(helm) = helm() else { return };
+    for (values, arguments) in COMBINATIONS {
+        let rendered = render(&helm, &["--set", "cluster.name=east", "--set", values]).unwrap();
+        let base = if arguments.contains("--ca-secret") { "--cluster-name east" } else { EAST };
+        let expected = installed(&format!("{base} {arguments}"));
+        let created = values.contains("namespace.create=true");
+        same(values, documents(&rendered), if created { expected } else { without_namespace(expected) });
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_name() {
+    let Some(helm) = helm() else { return };
+    for (values, words) in [
+        ("stage=namespaced", "cluster.name is missing"),
+        ("cluster.name=East", "name"),
+        ("cluster.name=east,gateway.replica=2", "replica"),
+        ("cluster.name=east,controller.replicas=3", "replicas"),
+        ("cluster.name=east,imports.namespaces={kube-system}", "namespaces"),
+        ("cluster.name=east,gateway.advertise={east}", "advertise"),
+    ] {
+        let error = render(&helm, &["--set", values]).unwrap_err();
+        assert!(error.contains(words), "{values}: {error}");
+    }
+}
+
+#[test]
+fn versions_agree() {
+    let chart = std::fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+    for field in ["version", "appVersion"] {
+        assert!(chart.contains(&format!("\n{field}: {}\n", env!("CARGO_PKG_VERSION"))), "{field} of the chart");
+    }
+}
