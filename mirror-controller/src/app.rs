@@ -16,24 +16,27 @@ use linkspan_runtime::admin::Admin;
 use linkspan_runtime::drain::{Drain, Guard, Signal};
 use linkspan_runtime::{build_info, task};
 use serde_json::json;
-use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
 
 use crate::ca::{Ca, CaError};
 use crate::catalog::{Accepted, Catalog, Own, Snapshot};
 use crate::config::Config;
 use crate::configuration::{self, Reports, Store};
+use crate::door::tls::AuthorityError;
 use crate::exchange::{self, Peers};
+use crate::mirror::kubernetes::ClusterIps;
 use crate::mirror::{self, MirrorSet};
-use crate::watch::directory::{self, Directory};
 use crate::watch::{Event, Problem};
 use crate::{dns, files, status};
 
 mod accepted;
+mod home;
 mod routes;
 mod state_dir;
 mod zone;
 
+use home::Home;
 use state_dir::StateDirError;
 
 /// Between two snapshots of the catalog: a burst of events becomes one.
@@ -88,6 +91,23 @@ pub enum StartError {
     /// What was in force cannot be read.
     #[error("Links and traffic policies in force: {0}")]
     Accepted(std::io::Error),
+    /// The API server cannot be asked.
+    #[error("the API server: {0}")]
+    ApiServer(#[source] kube::Error),
+    /// The gateways' port has no certificate.
+    #[error("certificate of the gateways' port: {0}")]
+    Authority(#[from] AuthorityError),
+    /// The TLS configuration is impossible.
+    #[error("cannot set TLS up: {0}")]
+    Tls(rustls::Error),
+    /// The gateways' port is not to be had.
+    #[error("cannot listen on {address}/tcp for gateways (spec.controller.listen): {error}")]
+    Gateways {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The address of the DNS server is not to be had.
     #[error("cannot listen on {address} (udp and tcp) for DNS (dns.listen): {error}")]
     Dns {
@@ -106,6 +126,8 @@ struct Channels {
     reports: Arc<watch::Sender<Reports>>,
     problems: watch::Sender<Arc<Vec<Problem>>>,
     store: Store,
+    /// On Kubernetes, what the API server gave to imports.
+    cluster_ips: watch::Sender<ClusterIps>,
 }
 
 impl App {
@@ -115,15 +137,13 @@ impl App {
     /// When an address, the state directory or the certificate authority is not to be had. Nothing runs then.
     pub async fn start(config: Config, process: &Process) -> Result<Self, StartError> {
         state_dir::prepare(&config)?;
-        let ca = Arc::new(Ca::load(&config.state("ca"), &config.trust_domain)?);
-        let given = mirror::load_addresses(&config.state("addresses.json"), config.mirror_addresses)
-            .map_err(StartError::Addresses)?;
+        let ca = Arc::new(Ca::load(&config.ca, &config.trust_domain)?);
         let in_force = accepted::load(&config.state(ACCEPTED)).map_err(StartError::Accepted)?;
         let (udp, tcp) =
             bind_dns(config.dns_listen).await.map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
-        let controller_socket = state_dir::socket(&config.state("controller.sock")).await?;
-        let exchange_socket = state_dir::socket(&config.state("exchange.sock")).await?;
+        let mut home = Home::open(&config, &ca).await?;
+        let door = home.take_configuration();
         state_dir::forget_earlier(&config)?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
@@ -135,6 +155,7 @@ impl App {
             reports: Arc::new(watch::Sender::new(Reports::new())),
             problems: watch::Sender::new(Arc::default()),
             store: Store::default(),
+            cluster_ips: home::no_cluster_ips(),
         };
         routes::register(&process.admin, &config, &channels.subscribe());
         let zone = zone::Feed::new();
@@ -143,25 +164,29 @@ impl App {
         drop(task::vital(
             "zone",
             &signal,
-            zone.run(channels.mirrors.subscribe(), channels.reports.subscribe(), signal.clone()),
+            zone.run(
+                channels.mirrors.subscribe(),
+                channels.reports.subscribe(),
+                channels.cluster_ips.subscribe(),
+                signal.clone(),
+            ),
         ));
         let serving = configuration::Context {
             store: channels.store.clone(),
             reports: Arc::clone(&channels.reports),
             ca,
-            attestor: None,
+            attestor: home.attestor.clone(),
             mirrors: channels.mirrors.subscribe(),
             signal: signal.clone(),
         };
-        drop(task::vital("configuration", &signal, configuration::serve(serving, controller_socket)));
+        drop(task::vital("configuration", &signal, configuration::serve(serving, door)));
         let stages = Stages {
             config: config.clone(),
             process: process.clone(),
             addresses,
             channels,
-            given,
+            home,
             in_force,
-            exchange_socket,
             signal: signal.clone(),
         };
         stages.start();
@@ -206,22 +231,19 @@ struct Stages {
     process: Process,
     addresses: Addresses,
     channels: Channels,
-    given: mirror::Addresses,
+    home: Home,
     in_force: Accepted,
-    exchange_socket: UnixListener,
     signal: Signal,
 }
 
 impl Stages {
     /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
     fn start(self) {
-        let Self { config, process, addresses, channels, given, in_force, exchange_socket, signal } = self;
+        let Self { config, process, addresses, channels, mut home, in_force, signal } = self;
         let ready = process.admin.readiness().register("controller");
         let registry = process.admin.registry().clone();
 
         let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
-        let source = Directory::new(config.manifests.clone(), config.state("last-good"));
-        drop(task::vital("watch", &signal, directory::run(source, events, channels.problems.clone())));
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
         let accepted = watch::Sender::new(in_force.clone());
         let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());
@@ -241,18 +263,20 @@ impl Stages {
         let mirror = mirror::Context {
             own: config.cluster.clone(),
             addresses: config.state("addresses.json"),
+            hold: home.hold,
             metrics: mirror::Metrics::register(&registry),
             signal: signal.clone(),
         };
         let applied = mirror.metrics.applied.clone();
-        let state = mirror::State::new(config.cluster.clone(), given);
+        let (fronts, exchange_door) = home.take_rest();
+        let state = mirror::State::new(config.cluster.clone(), fronts);
         let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.clone());
         let guard = signal.guard();
         drop(task::vital("exchange", &signal, {
             let mut completed = completed.clone();
             async move {
                 if first(&mut completed).await {
-                    exchange::run(exchange, exchange_socket, snapshots, peers).await;
+                    exchange::run(exchange, exchange_door, snapshots, peers).await;
                 }
                 drop::<Guard>(guard);
             }
@@ -277,7 +301,8 @@ impl Stages {
                 }
             }
         }));
-        drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, applied, ready, signal)));
+        home.run(&config, &channels, events, applied, &signal);
+        drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, ready, signal)));
     }
 }
 
@@ -331,7 +356,6 @@ async fn after_mirror(
     config: Config,
     addresses: Addresses,
     channels: Channels,
-    applied: mirror::Applied,
     ready: linkspan_runtime::readiness::Handle,
     signal: Signal,
 ) {
@@ -340,8 +364,6 @@ async fn after_mirror(
         known = generation.wait_for(|generation| *generation > 0) => if known.is_err() { return },
         () = signal.draining() => return,
     }
-    let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
-    drop(task::spawn("apply", mirror::apply::run(sink, channels.mirrors.subscribe(), applied)));
     let sources = status::Sources {
         snapshots: channels.snapshots.subscribe(),
         peers: channels.peers.subscribe(),

@@ -48,9 +48,10 @@ pub async fn gateways(client: Client, namespace: String, service: String, gatewa
     let config = config().labels(&format!("{SERVICE_NAME_LABEL}={service}"));
     follow(api, config, Duration::ZERO, |slices: &BTreeMap<_, EndpointSlice>| {
         let ready = slices.values().flat_map(|slice| &slice.endpoints).filter(|endpoint| {
-            endpoint.conditions.as_ref().is_some_and(|conditions| {
-                conditions.ready == Some(true) && conditions.terminating != Some(true)
-            })
+            endpoint
+                .conditions
+                .as_ref()
+                .is_some_and(|conditions| conditions.ready == Some(true) && conditions.terminating != Some(true))
         });
         let addresses = ready.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok());
         changed(&gateways, Some(Gateways::new(addresses)))
@@ -86,11 +87,8 @@ fn workload(pod: &Pod) -> Vec<(IpAddr, WorkloadRange)> {
     ips.filter(|_| !host)
         .filter_map(|ip| {
             let address: IpAddr = ip.parse().ok()?;
-            let range = WorkloadRange {
-                cidr: address.into(),
-                namespace: namespace.clone(),
-                service_account: account.clone(),
-            };
+            let range =
+                WorkloadRange { cidr: address.into(), namespace: namespace.clone(), service_account: account.clone() };
             Some((address, range))
         })
         .collect()
@@ -226,7 +224,8 @@ impl Attestor for TokenAttestor {
 /// # Errors
 /// When the API server cannot be asked: starting without it could give a port of one name to another.
 pub async fn ports(client: &Client, range: PortRange) -> kube::Result<Ports> {
-    let ours = ListParams::default().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE)).limit(PAGE);
+    let ours =
+        ListParams::default().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE)).limit(PAGE);
     let services = list::<Service>(client, &ours).await?;
     let slices = list::<EndpointSlice>(client, &ours).await?;
     let mut ports = Ports::new(range);
@@ -234,8 +233,7 @@ pub async fn ports(client: &Client, range: PortRange) -> kube::Result<Ports> {
         services.iter().map(|service| ((service.namespace(), service.name_any()), service)).collect();
     for slice in &slices {
         let label = |name: &str| slice.labels().get(name);
-        let Some(service) =
-            label(SERVICE_NAME_LABEL).and_then(|name| services.get(&(slice.namespace(), name.clone())))
+        let Some(service) = label(SERVICE_NAME_LABEL).and_then(|name| services.get(&(slice.namespace(), name.clone())))
         else {
             continue;
         };

@@ -151,7 +151,8 @@ impl Port {
         for root in CertificateDer::pem_slice_iter(&text) {
             roots.add(root.map_err(|_| ConfigError::Roots)?)?;
         }
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider)).build()?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider)).build()?;
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_webpki_verifier(verifier);

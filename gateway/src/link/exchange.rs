@@ -48,7 +48,12 @@ enum PipeError {
 }
 
 /// Keeps one pipe up for the peer's catalogue, whenever the link is connected. Runs until dropped.
-pub(super) async fn subscribe(links: Links, peer: ClusterName, controller: &Controller, mut connected: watch::Receiver<bool>) {
+pub(super) async fn subscribe(
+    links: Links,
+    peer: ClusterName,
+    controller: &Controller,
+    mut connected: watch::Receiver<bool>,
+) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     loop {
         if connected.wait_for(|connected| *connected).await.is_err() {
@@ -78,7 +83,12 @@ async fn subscribe_once(links: &Links, peer: &ClusterName, controller: &Controll
 }
 
 /// Serves a stream with which the peer asks for our catalogue.
-pub(super) async fn publish(peer: &ClusterName, controller: Option<&Controller>, mut send: SendHalf, mut recv: RecvHalf) {
+pub(super) async fn publish(
+    peer: &ClusterName,
+    controller: Option<&Controller>,
+    mut send: SendHalf,
+    mut recv: RecvHalf,
+) {
     send.uncount();
     recv.uncount();
     let controller = match controller {

@@ -214,10 +214,9 @@ impl Side {
             keys: setup.keys,
             certificate: Arc::clone(&certificate),
             workers: vec![Handle::current(); setup.workers],
-            controller: setup.exchange_socket.map(|exchange| crate::discovery::Controller::Sockets {
-                configuration: exchange.clone(),
-                exchange,
-            }),
+            controller: setup
+                .exchange_socket
+                .map(|exchange| crate::discovery::Controller::Sockets { configuration: exchange.clone(), exchange }),
             limits: setup.limits,
             observer: Arc::clone(&counter) as Arc<dyn Observer>,
             signal: Signal::clone(&signal),

@@ -108,12 +108,7 @@ impl Table {
 }
 
 /// Accepts until the drain.
-pub(super) async fn accept(
-    context: Arc<Context>,
-    mut door: Door,
-    table: Table,
-    feed: watch::Receiver<Arc<Feed>>,
-) {
+pub(super) async fn accept(context: Arc<Context>, mut door: Door, table: Table, feed: watch::Receiver<Arc<Feed>>) {
     let waiting = Arc::new(Semaphore::new(WAITING_MAX));
     let mut pause = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
     loop {

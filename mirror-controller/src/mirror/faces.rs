@@ -76,11 +76,7 @@ pub fn dns(wanted: &Wanted) -> dns::Service {
 /// What DNS answers while nothing of ours listens for the names in `silent`: those keep their names and lose their
 /// addresses. `given` holds the ClusterIPs that an API server gave to imports, which have no other address.
 #[must_use]
-pub fn dns_with(
-    wanted: &Wanted,
-    silent: &BTreeSet<String>,
-    given: &BTreeMap<ServiceKey, Vec<IpAddr>>,
-) -> dns::Service {
+pub fn dns_with(wanted: &Wanted, silent: &BTreeSet<String>, given: &BTreeMap<ServiceKey, Vec<IpAddr>>) -> dns::Service {
     let mut service = dns(wanted);
     if let MirrorId::Clusterset { service: key } = &wanted.id {
         service.addresses.extend(given.get(key).into_iter().flatten());
