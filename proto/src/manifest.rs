@@ -2,7 +2,8 @@
 //!
 //! In: the text of a file with any number of documents. Out: for each document an object and its line, or an error.
 //! Refuses when: the text is no YAML, a kind or apiVersion is not one of ours, a field is unknown, missing or has a wrong
-//! value. Every error names file, line, column, field, value and remedy, and costs only its own document.
+//! value. Every error names file, line, column, field, value and remedy, costs only its own document, and says what that
+//! document seems to be about ([`Subject`]).
 //! Never does: I/O, guessing (`80` is no text, `"80"` is no number, `yes` is no truth value).
 //! Numbers: [`MAX_FILE_LEN`]; nesting, nodes and alias expansion are bounded in `tree`.
 //!
@@ -12,6 +13,7 @@
 //! ```
 
 mod documents;
+mod subject;
 mod tree;
 mod typed;
 
@@ -21,6 +23,7 @@ use serde::de::DeserializeOwned;
 
 use crate::resources::{API_VERSION, FieldError, Site};
 pub use crate::resources::{Kind, Object, ObjectKey};
+pub use subject::Subject;
 use tree::{Node, Value};
 use typed::Problem;
 
@@ -44,6 +47,8 @@ pub struct ManifestError {
     pub field: String,
     /// What is wrong, with the value, and what would be right.
     pub message: String,
+    /// What the document seems to be about. Nothing can be told where the file as a whole is meant.
+    pub subject: Box<Subject>,
 }
 
 /// Reads all documents of a file, each with the line where it begins. Documents with nothing but comments are skipped; the items of a
@@ -52,17 +57,23 @@ pub struct ManifestError {
 pub fn parse(text: &str, file: &str) -> Vec<Result<(Object, usize), ManifestError>> {
     if text.len() > MAX_FILE_LEN {
         let message = format!("the file has {} bytes, at most {MAX_FILE_LEN} are read: split it", text.len());
-        return vec![Err(located(file, 1, 1, Problem::new(message)))];
+        return vec![Err(located(file, 1, 1, Problem::new(message), Subject::default()))];
     }
     let mut results = Vec::new();
     for document in documents::split(text) {
         match tree::read(document.text, document.first_line) {
-            Err(problem) => results.push(Err(located(file, document.first_line, 1, problem))),
+            Err(problem) => {
+                let subject = Subject::of_text(document.text);
+                results.push(Err(located(file, document.first_line, 1, problem, subject)));
+            }
             Ok(Node { value: Value::Null, .. }) => {}
             Ok(node) => {
                 for item in items(&node) {
                     let object = object(item).map(|object| (object, item.line));
-                    results.push(object.map_err(|problem| located(file, item.line, item.column, problem)));
+                    results.push(
+                        object
+                            .map_err(|problem| located(file, item.line, item.column, problem, Subject::of_node(item))),
+                    );
                 }
             }
         }
@@ -76,22 +87,24 @@ pub fn parse(text: &str, file: &str) -> Vec<Result<(Object, usize), ManifestErro
 /// When the file is not one Site with known fields and valid values.
 pub fn site_from_yaml(text: &str, file: &str) -> Result<Site, ManifestError> {
     let mut documents = documents::split(text).into_iter().map(|document| {
-        tree::read(document.text, document.first_line).map_err(|problem| located(file, document.first_line, 1, problem))
+        tree::read(document.text, document.first_line)
+            .map_err(|problem| located(file, document.first_line, 1, problem, Subject::of_text(document.text)))
     });
     let node = loop {
         match documents.next() {
             None => {
-                return Err(located(file, 1, 1, Problem::new("the file is empty: `linkspan site init` writes one")));
+                let problem = Problem::new("the file is empty: `linkspan site init` writes one");
+                return Err(located(file, 1, 1, problem, Subject::default()));
             }
             Some(Ok(Node { value: Value::Null, .. })) => {}
             Some(node) => break node?,
         }
     };
-    let place = |problem| located(file, node.line, node.column, problem);
+    let place = |problem| located(file, node.line, node.column, problem, Subject::of_node(&node));
     if let Some(more) = documents.find(|more| !matches!(more, Ok(Node { value: Value::Null, .. }))) {
         let more = more?;
         let message = "a second document: site.yaml holds one Site, everything else belongs into the manifests folder";
-        return Err(located(file, more.line, more.column, Problem::new(message)));
+        return Err(located(file, more.line, more.column, Problem::new(message), Subject::of_node(&more)));
     }
     site(&node).map_err(place)
 }
@@ -115,9 +128,10 @@ pub struct YamlError {
 }
 
 /// The public error; the place is that of the problem, or else the given one.
-fn located(file: &str, line: usize, column: usize, problem: Problem) -> ManifestError {
+fn located(file: &str, line: usize, column: usize, problem: Problem, subject: Subject) -> ManifestError {
     let (line, column) = problem.place.unwrap_or((line, column));
-    ManifestError { file: file.to_owned(), line, column, field: problem.field(), message: problem.message }
+    let subject = Box::new(subject);
+    ManifestError { file: file.to_owned(), line, column, field: problem.field(), message: problem.message, subject }
 }
 
 /// The items of a List, or the node itself.

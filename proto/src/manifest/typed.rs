@@ -107,7 +107,7 @@ fn unknown(found: &str, fields: &[&str]) -> String {
 }
 
 /// How many characters differ (Levenshtein), letters of either case being equal; at most 64 characters are looked at.
-fn distance(one: &str, other: &str) -> usize {
+pub(super) fn distance(one: &str, other: &str) -> usize {
     let chars = |text: &str| text.chars().take(64).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
     let (one, other) = (chars(one), chars(other));
     let mut row: Vec<usize> = (0..=other.len()).collect();
