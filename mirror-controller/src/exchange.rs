@@ -116,6 +116,12 @@ pub async fn run(
             }
             () = context.signal.draining() => break,
         }
+        // A version costs a hash over all entries, and peers are not told more often anyway (F-44): the first change goes
+        // on at once, those that follow within the interval together.
+        tokio::select! {
+            () = tokio::time::sleep(session::CHANGE_INTERVAL) => {}
+            () = context.signal.draining() => break,
+        }
     }
     followers.stop().await;
     accepting.abort();

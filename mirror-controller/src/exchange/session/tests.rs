@@ -277,6 +277,50 @@ fn a_thousand_changes_a_second_are_at_most_twenty_messages_a_second() {
     assert!(world.violations.is_empty());
 }
 
+/// F-44: what was quiet is told at once; in a storm every change still arrives soon, and no second has too many messages.
+#[test]
+fn a_single_change_goes_out_at_once_and_a_storm_is_told_in_time() {
+    let mut world = World::new(entries(0..100), 1);
+    world.run(SECOND);
+    let mut state = world.feed.current().entries.as_ref().clone();
+    state.insert(key(0), entry(0, 1000));
+    world.publish(state.clone());
+    world.run(world.delay + MS);
+    assert!(world.agrees(), "the first change waits for nothing but the wire");
+
+    world.delay = 100 * MS;
+    let mut published = Vec::new();
+    let mut arrived: Vec<Duration> = Vec::new();
+    let mut busiest = 0;
+    for second in 0..5_usize {
+        world.sent = 0;
+        for step in 0..1000_usize {
+            let value = u32::try_from(2000 + second * 1000 + step).unwrap();
+            state.insert(key(step % 100), entry(step % 100, value));
+            world.publish(state.clone());
+            published.push((world.now, step % 100, value));
+            world.run(MS);
+            let view = world.view();
+            let now = world.now;
+            // A newer value of the same entry counts for the older ones, which nobody needs any more.
+            published.retain(|(at, index, value)| {
+                let came = view.entries[&key(*index)].ports[0].ready >= *value;
+                if came {
+                    arrived.push(now - *at);
+                }
+                !came
+            });
+        }
+        busiest = busiest.max(world.sent);
+    }
+    world.run(SECOND);
+    assert!(world.agrees() && world.violations.is_empty());
+    assert!(busiest <= 20, "{busiest} messages in one second");
+    arrived.sort();
+    assert!(arrived.len() > 4000);
+    assert!(arrived[arrived.len() * 99 / 100] <= 2 * SECOND, "p99 {:?}", arrived[arrived.len() * 99 / 100]);
+}
+
 #[test]
 fn messages_stay_below_the_cap_for_the_largest_catalogue() {
     let feed = Arc::new(Feed::new(1, Arc::new(entries(0..SERVICES_MAX))));
