@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::sync::{mpsc, watch};
 
 use crate::ca::{Ca, CaError};
-use crate::catalog::{Catalog, Own, Snapshot};
+use crate::catalog::{Accepted, Catalog, Own, Snapshot};
 use crate::config::Config;
 use crate::configuration::{self, Reports, Store};
 use crate::exchange::{self, Peers};
@@ -29,6 +29,7 @@ use crate::watch::directory::{self, Directory};
 use crate::watch::{Event, Problem};
 use crate::{dns, files, status};
 
+mod accepted;
 mod routes;
 mod state_dir;
 mod zone;
@@ -37,6 +38,8 @@ use state_dir::StateDirError;
 
 /// Between two snapshots of the catalog: a burst of events becomes one.
 const CATALOG_PACE: Duration = Duration::from_millis(10);
+/// In the state directory, see [`accepted`].
+const ACCEPTED: &str = "accepted.json";
 /// Saving catalogues and closing connections takes far less.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -79,6 +82,9 @@ pub enum StartError {
     /// The addresses that were given out cannot be read.
     #[error("addresses of mirrored names: {0}")]
     Addresses(std::io::Error),
+    /// What was in force cannot be read.
+    #[error("Links and traffic policies in force: {0}")]
+    Accepted(std::io::Error),
     /// The address of the DNS server is not to be had.
     #[error("cannot listen on {address} (udp and tcp) for DNS (dns.listen): {error}")]
     Dns {
@@ -109,6 +115,7 @@ impl App {
         let ca = Arc::new(Ca::load(&config.state("ca"), &config.trust_domain)?);
         let given = mirror::load_addresses(&config.state("addresses.json"), config.mirror_addresses)
             .map_err(StartError::Addresses)?;
+        let in_force = accepted::load(&config.state(ACCEPTED)).map_err(StartError::Accepted)?;
         let (udp, tcp) =
             bind_dns(config.dns_listen).await.map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
@@ -144,6 +151,7 @@ impl App {
             addresses,
             channels,
             given,
+            in_force,
             exchange_socket,
             signal: signal.clone(),
         };
@@ -190,6 +198,7 @@ struct Stages {
     addresses: Addresses,
     channels: Channels,
     given: mirror::Addresses,
+    in_force: Accepted,
     exchange_socket: UnixListener,
     signal: Signal,
 }
@@ -197,7 +206,7 @@ struct Stages {
 impl Stages {
     /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
     fn start(self) {
-        let Self { config, process, addresses, channels, given, exchange_socket, signal } = self;
+        let Self { config, process, addresses, channels, given, in_force, exchange_socket, signal } = self;
         let ready = process.admin.readiness().register("controller");
         let registry = process.admin.registry().clone();
 
@@ -205,11 +214,14 @@ impl Stages {
         let source = Directory::new(config.manifests.clone(), config.state("last-good"));
         drop(task::vital("watch", &signal, directory::run(source, events, channels.problems.clone())));
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
-        let catalog = Catalog::new(own, config.mirror_addresses);
+        let accepted = watch::Sender::new(in_force.clone());
+        let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());
+        drop(task::spawn("accepted", keeping));
+        let catalog = Catalog::new(own, config.mirror_addresses, in_force);
         let complete = watch::Sender::new(false);
         let completed = complete.subscribe();
-        let snapshots = channels.snapshots.clone();
-        drop(task::vital("catalog", &signal, keep_catalog(catalog, catalogued, snapshots, complete, signal.clone())));
+        let outputs = CatalogOutputs { snapshots: channels.snapshots.clone(), accepted, complete };
+        drop(task::vital("catalog", &signal, keep_catalog(catalog, catalogued, outputs, signal.clone())));
 
         let exchange = exchange::Context {
             own: config.cluster.clone(),
@@ -266,12 +278,19 @@ async fn first(completed: &mut watch::Receiver<bool>) -> bool {
     completed.wait_for(|complete| *complete).await.is_ok()
 }
 
+/// What comes out of the catalog.
+struct CatalogOutputs {
+    snapshots: watch::Sender<Snapshot>,
+    /// For the next start.
+    accepted: watch::Sender<Accepted>,
+    complete: watch::Sender<bool>,
+}
+
 /// Feeds the catalog and publishes its snapshots.
 async fn keep_catalog(
     mut catalog: Catalog,
     mut events: mpsc::Receiver<Event>,
-    snapshots: watch::Sender<Snapshot>,
-    complete: watch::Sender<bool>,
+    outputs: CatalogOutputs,
     signal: Signal,
 ) {
     loop {
@@ -285,8 +304,15 @@ async fn keep_catalog(
             catalog.handle(event);
         }
         if catalog.is_complete() {
-            snapshots.send_replace(catalog.snapshot());
-            complete.send_replace(true);
+            outputs.snapshots.send_replace(catalog.snapshot());
+            outputs.complete.send_replace(true);
+            if let Some(accepted) = catalog.take_accepted() {
+                outputs.accepted.send_if_modified(|current| {
+                    let differs = *current != accepted;
+                    *current = accepted;
+                    differs
+                });
+            }
             tokio::time::sleep(CATALOG_PACE).await;
         }
     }

@@ -4,9 +4,12 @@
 //! - **Out**: a [`Snapshot`] whose unchanged parts are the same allocations as before.
 //! - **Refuses when**: an object cannot do what it asks; the report of that object says why, in a closed set of reasons.
 //! - **Never does**: export a mirror (S-42), or let one object's mistake touch another's. The order of events does not
-//!   matter: the same objects give the same snapshot. Two things remember, on purpose: a Link or traffic policy that
-//!   turns bad keeps its last good version, and an export that comes while a policy for it cannot be read is closed
-//!   until it can (S-51: fail closed for what is new, keep what was).
+//!   matter: the same objects give the same snapshot. Three things remember, on purpose:
+//!   - a Link or traffic policy that is refused keeps its last good version, also over a restart ([`Accepted`]);
+//!   - a trust domain stays with the Link that had it first (F-41), also over a restart;
+//!   - while it is in doubt whether a namespace has an ExportPolicy that cannot be read ([`Doubt`]), exports that come are
+//!     closed unless another policy selects them, those that were there keep their rules, and no policy is forgotten
+//!     (S-51: fail closed for what is new, keep what was). After a restart everything is new.
 //! - **Numbers**: [`linkspan_proto::exchange::MAX_SERVICES`] exports.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,23 +18,25 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use linkspan_proto::configuration::{Export, ExportRule, Peer, Tier};
+use linkspan_proto::configuration::{Export, ExportRule};
 use linkspan_proto::exchange::{CatalogueEntry, MAX_SERVICES};
-use linkspan_proto::names::{ClusterName, Namespace, ServiceKey, ServiceName};
+use linkspan_proto::names::{Namespace, ServiceKey, ServiceName};
 use linkspan_proto::resources::{
     ClusterTrafficPolicy, ExportPolicy, LINKERD_EXPORT_LABEL, Link, SERVICE_NAME_LABEL, ServiceExport,
 };
 
 use crate::labels;
-use crate::verdict::Verdict;
-use crate::watch::{Event, Kind, Object, ObjectKey};
+use crate::watch::{Doubt, Event, Kind, Object, ObjectKey};
 
+// What is in force, over a restart.
+pub mod accepted;
 mod export;
 mod link;
 // What the catalog publishes.
 pub mod snapshot;
 mod traffic;
 
+pub use accepted::Accepted;
 pub use link::Own;
 pub use snapshot::{ExportReport, LinkReport, Snapshot, Traffic};
 
@@ -48,13 +53,18 @@ pub struct Catalog {
     wishes: BTreeMap<ServiceKey, ServiceExport>,
     policies: BTreeMap<(Namespace, String), ExportPolicy>,
     links: BTreeMap<String, Link>,
-    /// The last good version of each Link.
-    good_links: BTreeMap<String, Peer>,
+    /// The version of each Link that is in force, or was before the restart.
+    good_links: BTreeMap<String, link::InForce>,
     traffic: BTreeMap<ObjectKey, ClusterTrafficPolicy>,
-    good_traffic: BTreeMap<ObjectKey, (ServiceKey, Vec<Tier>)>,
-    /// Policies that exist and cannot be read.
-    unreadable: BTreeSet<ObjectKey>,
-    /// Exports that came while a policy of their namespace could not be read.
+    /// The same for traffic policies.
+    good_traffic: BTreeMap<ObjectKey, ClusterTrafficPolicy>,
+    /// Whether what is in force may differ from what was told last.
+    accepted_changed: bool,
+    /// Where policies may exist that cannot be read.
+    doubt: Doubt,
+    /// Policies that went away while their namespace was in doubt.
+    lingering: BTreeSet<(Namespace, String)>,
+    /// Exports that came while their namespace was in doubt.
     closed: BTreeSet<ServiceKey>,
     /// Objects between `Init` and `InitDone`.
     replacing: Option<Vec<Event>>,
@@ -73,10 +83,13 @@ struct Dirty {
 }
 
 impl Catalog {
-    /// An empty catalog of this cluster; endpoints in `mirror_addresses` are mirrors and never exported.
+    /// A catalog of this cluster without objects; endpoints in `mirror_addresses` are mirrors and never exported. What was
+    /// accepted before a restart is in force again where its object still exists.
     #[must_use]
-    pub fn new(own: Own, mirror_addresses: IpNet) -> Self {
+    pub fn new(own: Own, mirror_addresses: IpNet, accepted: Accepted) -> Self {
         Self {
+            good_links: link::restore(&own, accepted.links),
+            good_traffic: traffic::restore(accepted.traffic),
             own,
             mirror_addresses,
             services: BTreeMap::new(),
@@ -85,10 +98,10 @@ impl Catalog {
             wishes: BTreeMap::new(),
             policies: BTreeMap::new(),
             links: BTreeMap::new(),
-            good_links: BTreeMap::new(),
             traffic: BTreeMap::new(),
-            good_traffic: BTreeMap::new(),
-            unreadable: BTreeSet::new(),
+            accepted_changed: false,
+            doubt: Doubt::default(),
+            lingering: BTreeSet::new(),
             closed: BTreeSet::new(),
             replacing: None,
             complete: false,
@@ -124,8 +137,11 @@ impl Catalog {
         for key in dirty.exports {
             self.recompute_export(&key);
         }
+        self.accepted_changed |= dirty.links || dirty.traffic;
         if dirty.links {
-            self.recompute_links();
+            let settled = link::settle(&self.own, &self.links, &mut self.good_links);
+            replace_changed(&mut self.snapshot.peers, settled.peers);
+            replace_changed(&mut self.snapshot.links, settled.reports);
         }
         if dirty.traffic {
             let settled = traffic::settle(&self.traffic, &self.good_traffic);
@@ -140,22 +156,41 @@ impl Catalog {
         self.snapshot.clone()
     }
 
+    /// What is in force as of the last snapshot, if that may differ from what was taken before: to be kept over a restart.
+    pub fn take_accepted(&mut self) -> Option<Accepted> {
+        if !std::mem::take(&mut self.accepted_changed) {
+            return None;
+        }
+        let mut links: Vec<_> = self.good_links.values().collect();
+        links.sort_by_key(|in_force| in_force.since);
+        Some(Accepted {
+            links: links.into_iter().map(|in_force| in_force.link.clone()).collect(),
+            traffic: self.good_traffic.values().cloned().collect(),
+        })
+    }
+
     fn replace(&mut self, events: Vec<Event>) {
-        let named: BTreeSet<ObjectKey> = events
-            .iter()
-            .filter_map(|event| match event {
-                Event::Apply(object) => Some(object.key()),
-                Event::Unreadable(key) => Some(key.clone()),
-                _ => None,
-            })
-            .collect();
+        let mut named: BTreeSet<ObjectKey> = BTreeSet::new();
+        let mut doubt = Doubt::default();
+        for event in &events {
+            match event {
+                Event::Apply(object) => drop(named.insert(object.key())),
+                Event::Doubt(told) => doubt.clone_from(told),
+                _ => {}
+            }
+        }
+        // What may forbid something counts before what it may forbid.
+        self.doubt(self.doubt.and(&doubt));
         let gone: Vec<_> = self.keys().into_iter().filter(|key| !named.contains(key)).collect();
-        // What cannot be read must count before what it may forbid.
-        let (unreadable, others): (Vec<_>, Vec<_>) =
-            events.into_iter().partition(|event| matches!(event, Event::Unreadable(_)));
-        for event in gone.into_iter().map(Event::Delete).chain(unreadable).chain(others) {
+        let others = events.into_iter().filter(|event| !matches!(event, Event::Doubt(_)));
+        for event in gone.into_iter().map(Event::Delete).chain(others) {
             self.change(event);
         }
+        self.doubt(doubt);
+        // From before a restart, and gone since.
+        self.good_traffic.retain(|key, _| self.traffic.contains_key(key));
+        self.dirty.links = true;
+        self.dirty.traffic = true;
     }
 
     fn keys(&self) -> Vec<ObjectKey> {
@@ -172,7 +207,6 @@ impl Catalog {
         keys.extend(self.policies.keys().map(|(namespace, name)| key(Kind::ExportPolicy, namespace.as_str(), name)));
         keys.extend(self.links.keys().map(|name| key(Kind::Link, "", name)));
         keys.extend(self.traffic.keys().cloned());
-        keys.extend(self.unreadable.iter().cloned());
         keys
     }
 
@@ -180,16 +214,13 @@ impl Catalog {
         match event {
             Event::Apply(object) => self.apply(*object),
             Event::Delete(key) => self.delete(&key),
-            Event::Unreadable(key) => drop(self.unreadable.insert(key)),
+            Event::Doubt(doubt) => self.doubt(doubt),
             Event::Init | Event::InitDone => {}
         }
     }
 
     fn apply(&mut self, object: Object) {
         let key = object.key();
-        if self.unreadable.remove(&key) {
-            self.reopen(&key.namespace);
-        }
         match object {
             Object::Service(service) => {
                 if let Some(key) = service_key(&key) {
@@ -205,15 +236,12 @@ impl Catalog {
                 }
             }
             Object::Link(link) => {
-                if let Ok(peer) = link::check(&self.own, &key.name, &link) {
-                    self.good_links.insert(key.name.clone(), peer);
-                }
                 self.links.insert(key.name, link);
                 self.dirty.links = true;
             }
             Object::ClusterTrafficPolicy(policy) => {
-                if let Ok(good) = traffic::check(&key, &policy) {
-                    self.good_traffic.insert(key.clone(), good);
+                if traffic::check(&key, &policy).is_ok() {
+                    self.good_traffic.insert(key.clone(), policy.clone());
                 }
                 self.traffic.insert(key, policy);
                 self.dirty.traffic = true;
@@ -221,16 +249,15 @@ impl Catalog {
             Object::ExportPolicy(policy) => {
                 if let Ok(namespace) = Namespace::parse(&key.namespace) {
                     self.touch_namespace(&namespace);
-                    self.policies.insert((namespace, key.name), policy);
+                    let id = (namespace, key.name);
+                    self.lingering.remove(&id);
+                    self.policies.insert(id, policy);
                 }
             }
         }
     }
 
     fn delete(&mut self, key: &ObjectKey) {
-        if self.unreadable.remove(key) {
-            self.reopen(&key.namespace);
-        }
         match key.kind {
             Kind::Service => {
                 if let Some(key) = service_key(key) {
@@ -258,7 +285,13 @@ impl Catalog {
             Kind::ExportPolicy => {
                 if let Ok(namespace) = Namespace::parse(&key.namespace) {
                     self.touch_namespace(&namespace);
-                    self.policies.remove(&(namespace, key.name.clone()));
+                    let id = (namespace, key.name.clone());
+                    if self.doubt.covers(&key.namespace) && self.policies.contains_key(&id) {
+                        // It may be what cannot be read.
+                        self.lingering.insert(id);
+                    } else {
+                        self.policies.remove(&id);
+                    }
                 }
             }
         }
@@ -297,19 +330,23 @@ impl Catalog {
         self.dirty.exports.extend(exports.cloned());
     }
 
-    /// A policy of this namespace can be read again, or is gone.
-    fn reopen(&mut self, namespace: &str) {
-        if !self.is_doubtful(namespace) {
-            let closed = std::mem::take(&mut self.closed);
-            let (reopened, closed): (BTreeSet<_>, BTreeSet<_>) =
-                closed.into_iter().partition(|key| key.namespace.as_str() == namespace);
-            self.closed = closed;
-            self.dirty.exports.extend(reopened);
+    /// Takes over what is in doubt, and lets go of what was kept because of doubts that are gone.
+    fn doubt(&mut self, doubt: Doubt) {
+        let closed = std::mem::take(&mut self.closed);
+        let (closed, reopened): (BTreeSet<_>, BTreeSet<_>) =
+            closed.into_iter().partition(|key| doubt.covers(key.namespace.as_str()));
+        self.closed = closed;
+        self.dirty.exports.extend(reopened);
+        let lingering = std::mem::take(&mut self.lingering);
+        for id in lingering {
+            if doubt.covers(id.0.as_str()) {
+                self.lingering.insert(id);
+            } else {
+                self.touch_namespace(&id.0);
+                self.policies.remove(&id);
+            }
         }
-    }
-
-    fn is_doubtful(&self, namespace: &str) -> bool {
-        self.unreadable.iter().any(|key| key.kind == Kind::ExportPolicy && key.namespace == namespace)
+        self.doubt = doubt;
     }
 
     fn recompute_export(&mut self, key: &ServiceKey) {
@@ -328,11 +365,12 @@ impl Catalog {
             remove(&mut self.snapshot.reachable, key);
             return;
         }
-        if !self.snapshot.exports.contains_key(key) && self.is_doubtful(key.namespace.as_str()) {
+        if !self.snapshot.exports.contains_key(key) && self.doubt.covers(key.namespace.as_str()) {
             self.closed.insert(key.clone());
         }
         let rules = self.rules(key);
-        let rules = if rules.is_none() && self.closed.contains(key) { Some(Vec::new()) } else { rules };
+        let closed = rules.is_none() && self.closed.contains(key);
+        let rules = if closed { Some(Vec::new()) } else { rules };
         let outcome = export::Wish {
             key,
             export: wish,
@@ -343,8 +381,10 @@ impl Catalog {
         }
         .decide();
         let mut report = outcome.report;
-        if self.closed.contains(key) {
-            note_closed(&mut report);
+        if closed {
+            note(&mut report, "closed to everybody, because an ExportPolicy for it may be what cannot be read");
+        } else if self.lingering.iter().any(|(namespace, _)| *namespace == key.namespace) {
+            note(&mut report, "policies that went away still count, because they may be what cannot be read");
         }
         put(&mut self.snapshot.exports, key, report);
         match outcome.exported {
@@ -380,31 +420,6 @@ impl Catalog {
         rules
     }
 
-    fn recompute_links(&mut self) {
-        let mut peers: BTreeMap<ClusterName, Arc<Peer>> = BTreeMap::new();
-        let mut reports: BTreeMap<String, Arc<LinkReport>> = BTreeMap::new();
-        for (name, link) in &self.links {
-            let good = self.good_links.get(name);
-            if let Some(peer) = good {
-                peers.insert(peer.cluster.clone(), Arc::new(peer.clone()));
-            }
-            let verdict = match link::check(&self.own, name, link) {
-                Ok(_) => Verdict::new("Accepted", true, "Accepted", "the Link is in force"),
-                Err(mut verdict) => {
-                    if good.is_some() {
-                        verdict.message += "; the version before stays in force";
-                    }
-                    verdict
-                }
-            };
-            let report = LinkReport { generation: link.metadata.generation, verdict, in_force: good.is_some() };
-            reports.insert(name.clone(), Arc::new(report));
-        }
-        link::settle_domains(&mut peers, &mut reports);
-        replace_changed(&mut self.snapshot.peers, peers);
-        replace_changed(&mut self.snapshot.links, reports);
-    }
-
     /// The snapshot with the exports beyond the cap taken out and told so.
     fn capped(&self) -> Snapshot {
         let mut snapshot = self.snapshot.clone();
@@ -422,11 +437,10 @@ impl Catalog {
     }
 }
 
-fn note_closed(report: &mut ExportReport) {
+fn note(report: &mut ExportReport, what: &str) {
     for verdict in &mut report.verdicts {
         if verdict.kind == "Ready" && verdict.holds() {
-            verdict.message +=
-                "; closed to everybody, because an ExportPolicy of this namespace cannot be read (see manifests.yaml)";
+            verdict.message += &format!("; {what} (see manifests.yaml)");
         }
     }
 }

@@ -6,10 +6,12 @@
 //!
 //! - **In**: files (see [`directory`]).
 //! - **Out**: [`Event`]s in order; [`Problem`]s as a whole list.
-//! - **Refuses when**: an object cannot be read. It is reported, its last good state stays, everything else goes on.
+//! - **Refuses when**: an object cannot be read. It is reported, its last good state stays, everything else goes on. Where
+//!   it has none and may be an ExportPolicy, that is told as a [`Doubt`].
 //! - **Never does**: judge what an object means; that is the catalog's part.
 //! - **Numbers**: [`EVENTS`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -35,10 +37,43 @@ pub enum Event {
     Apply(Box<Object>),
     /// An object is gone.
     Delete(ObjectKey),
-    /// An object is there, cannot be read, and has no last good state. What it would forbid must not happen.
-    Unreadable(ObjectKey),
+    /// All that is in doubt from now on; what was in doubt before and is not named is no more. A source tells it before
+    /// the changes that raise it, and after those that settle it.
+    Doubt(Doubt),
     /// All objects came.
     InitDone,
+}
+
+/// Where there may be an ExportPolicy that cannot be read and has no last good state. What it would forbid must not happen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doubt {
+    /// In any namespace: nothing tells which.
+    pub site: bool,
+    /// In these namespaces.
+    pub namespaces: BTreeSet<String>,
+}
+
+impl Doubt {
+    /// Whether a policy of this namespace may be missing.
+    #[must_use]
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.site || self.namespaces.contains(namespace)
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let namespaces = self.namespaces.union(&other.namespaces).cloned().collect();
+        Self { site: self.site || other.site, namespaces }
+    }
+
+    /// One more namespace, or the whole site where nothing tells which.
+    pub fn raise(&mut self, namespace: Option<&str>) {
+        match namespace {
+            Some(namespace) => drop(self.namespaces.insert(namespace.to_owned())),
+            None => self.site = true,
+        }
+    }
 }
 
 /// Something in a source that cannot be used.
@@ -57,6 +92,13 @@ pub struct Problem {
     pub field: String,
     /// What is wrong with it.
     pub message: String,
+}
+
+impl Problem {
+    /// Of a line, or of the whole file where that is 0.
+    pub(crate) fn at_line(file: &str, line: usize, message: String) -> Self {
+        Self { file: file.to_owned(), line, column: 0, field: String::new(), message }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -111,6 +111,72 @@ async fn restarts_and_lost_peers_withdraw_nothing() {
     east.stop().await;
 }
 
+/// A version that is refused costs nothing of what is in force, whether the controller runs, restarts or was not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_leaves_the_last_good_state_over_restarts() {
+    let (mut east, west) = Site::pair().await;
+    let refused = fs::read_to_string(east.manifests().join("link-west.yaml")).unwrap().replace("west.", "changed.");
+    let policy = "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolicy\nmetadata: {name: closed, namespace: shop}\nspec: {allow: []}\n";
+    east.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
+    east.write("policy.yaml", policy);
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    gateway.until("the export", |all| all.contains_key("export shop/web") && all.contains_key("peer west")).await;
+    eventually("the state to be saved", async || {
+        east.state("accepted.json").is_some_and(|text| text.contains("west."))
+    })
+    .await;
+    gateway.drain_updates().await;
+    let before = gateway.resources.clone();
+    let Resource::Export(export) = &before["export shop/web"] else { panic!() };
+    assert_eq!(export.rules, Some(vec![]), "closed by its policy");
+    drop(gateway);
+    east.stop().await;
+
+    east.write("link-west.yaml", &refused);
+    east.write("policy.yaml", &policy.replace("kind: ExportPolicy", "kind: ExportPolcy"));
+    for ends_well in [true, false] {
+        east.start().await;
+        let mut gateway = Gateway::connect(&east, "boot-2").await;
+        gateway.until("the first configuration", |all| !all.is_empty()).await;
+        assert_eq!(gateway.resources, before);
+        eventually("the cause", async || {
+            east.state("status/links/west.yaml").is_some_and(|text| text.contains("reason: InvalidTrustBundle"))
+                && east.state("status/manifests.yaml").is_some_and(|text| text.contains("policy.yaml"))
+        })
+        .await;
+        if ends_well { east.stop().await } else { east.kill() }
+    }
+    drop(west);
+}
+
+/// S-51: on a first start there is no last good state; what cannot be read must not leave the default in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_was_never_readable_closes_what_it_may_concern() {
+    let (mut east, _west) = Site::pair().await;
+    east.stop().await;
+    east.write("web.yaml", &service("web", &[("10.0.0.1", true)], true));
+    east.write("policy.yaml", "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolcy\nmetadata: {name: a, namespace: shop}\nspec: {allow: []}\n");
+    east.start().await;
+    let mut gateway = Gateway::connect(&east, "boot-1").await;
+    gateway.until("the export", |all| all.contains_key("export shop/web")).await;
+    let rules = |all: &BTreeMap<String, Resource>| match &all["export shop/web"] {
+        Resource::Export(export) => export.rules.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(rules(&gateway.resources), Some(vec![]));
+    eventually("the cause", async || {
+        let problems = east.admin("/manifests").await.to_string();
+        problems.contains("ExportPolcy") && problems.contains("namespace shop")
+    })
+    .await;
+    eventually("the cause at the export", async || {
+        east.state("status/exports/shop.web.yaml").is_some_and(|text| text.contains("closed to everybody"))
+    })
+    .await;
+    fs::remove_file(east.manifests().join("policy.yaml")).unwrap();
+    gateway.until("the end of the doubt", |all| rules(all).is_none()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_sites_in_a_ring_mirror_each_other_without_a_loop() {
     let names = ["east", "north", "west"];

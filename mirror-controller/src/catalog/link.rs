@@ -89,31 +89,99 @@ fn check_bundle(bundle: &str, trust_domain: &TrustDomain) -> Result<(), String> 
     Ok(())
 }
 
-/// Of several Links with one trust domain the first by name is in force: two peers must never vouch for each other.
-pub(super) fn settle_domains(
-    peers: &mut BTreeMap<ClusterName, Arc<Peer>>,
-    reports: &mut BTreeMap<String, Arc<LinkReport>>,
-) {
-    let mut holders: BTreeMap<TrustDomain, ClusterName> = BTreeMap::new();
-    peers.retain(|cluster, peer| {
-        let holder = holders.entry(peer.trust_domain.clone()).or_insert_with(|| cluster.clone());
-        if holder == cluster {
-            return true;
+/// The version of a Link that is in force.
+#[derive(Debug)]
+pub(super) struct InForce {
+    pub(super) link: Link,
+    peer: Peer,
+    /// Its place in the order in which Links came into force.
+    pub(super) since: usize,
+}
+
+/// What came of all Links.
+pub(super) struct Settled {
+    pub(super) peers: BTreeMap<ClusterName, Arc<Peer>>,
+    pub(super) reports: BTreeMap<String, Arc<LinkReport>>,
+}
+
+/// What was in force before a restart, in the order in which it came into force, as far as it still can be.
+pub(super) fn restore(own: &Own, links: Vec<Link>) -> BTreeMap<String, InForce> {
+    let mut in_force = BTreeMap::new();
+    for (since, link) in links.into_iter().enumerate() {
+        let name = link.metadata.name.clone().unwrap_or_default();
+        match check(own, &name, &link).and_then(|peer| unclaimed(&name, peer, &in_force)) {
+            Ok(peer) => drop(in_force.insert(name, InForce { link, peer, since })),
+            Err(verdict) => {
+                let reason = verdict.message;
+                tracing::warn!(link = %Clean(&name), reason, "a Link that was in force is so no more");
+            }
         }
-        let report = LinkReport {
-            generation: reports.get(cluster.as_str()).and_then(|report| report.generation),
-            verdict: Verdict::new(
-                "Accepted",
-                false,
-                "TrustDomainInUse",
-                format!(
-                    "{} belongs to the Link {holder} already; each peer needs a trust domain of its own",
-                    peer.trust_domain
-                ),
+    }
+    in_force
+}
+
+/// Takes over each declared version that can be used; one that cannot leaves the version before in force. A trust domain
+/// belongs to the Link that had it first, since two peers must never vouch for each other (F-41); of Links that come
+/// together, to the first by name.
+pub(super) fn settle(
+    own: &Own,
+    declared: &BTreeMap<String, Link>,
+    in_force: &mut BTreeMap<String, InForce>,
+) -> Settled {
+    in_force.retain(|name, _| declared.contains_key(name));
+    let mut next = in_force.values().map(|link| link.since + 1).max().unwrap_or(0);
+    let mut order: Vec<_> = declared.iter().map(|(name, link)| (name, link, check(own, name, link))).collect();
+    order.sort_by_key(|(name, ..)| in_force.get(*name).map_or(usize::MAX, |link| link.since));
+    let mut verdicts = BTreeMap::new();
+    loop {
+        let mut changed = false;
+        for (name, link, checked) in &order {
+            let outcome = checked.clone().and_then(|peer| unclaimed(name, peer, in_force));
+            let verdict = match outcome {
+                Ok(peer) => {
+                    let since = in_force.get(*name).map(|old| old.since);
+                    changed |= in_force.get(*name).is_none_or(|old| old.peer != peer);
+                    let since = since.unwrap_or_else(|| {
+                        next += 1;
+                        next - 1
+                    });
+                    in_force.insert((*name).clone(), InForce { link: (*link).clone(), peer, since });
+                    Verdict::new("Accepted", true, "Accepted", "the Link is in force")
+                }
+                Err(verdict) => verdict,
+            };
+            verdicts.insert((*name).clone(), verdict);
+        }
+        // What one Link gave up another may have waited for. Each takes over its declared version once at most.
+        if !changed {
+            break;
+        }
+    }
+    let peers = in_force.values().map(|link| (link.peer.cluster.clone(), Arc::new(link.peer.clone()))).collect();
+    let report = |(name, mut verdict): (String, Verdict)| {
+        let stands = in_force.contains_key(&name);
+        if stands && !verdict.holds() {
+            verdict.message += "; the version before stays in force";
+        }
+        let generation = declared.get(&name).and_then(|link| link.metadata.generation);
+        (name, Arc::new(LinkReport { generation, verdict, in_force: stands }))
+    };
+    Settled { peers, reports: verdicts.into_iter().map(report).collect() }
+}
+
+/// Whether no other Link has the peer's trust domain.
+fn unclaimed(name: &str, peer: Peer, in_force: &BTreeMap<String, InForce>) -> Result<Peer, Verdict> {
+    let holder = in_force.iter().find(|(other, link)| *other != name && link.peer.trust_domain == peer.trust_domain);
+    match holder {
+        None => Ok(peer),
+        Some((holder, _)) => Err(Verdict::new(
+            "Accepted",
+            false,
+            "TrustDomainInUse",
+            format!(
+                "{} belongs to the Link {holder} already; each peer needs a trust domain of its own",
+                peer.trust_domain
             ),
-            in_force: false,
-        };
-        reports.insert(cluster.to_string(), Arc::new(report));
-        false
-    });
+        )),
+    }
 }

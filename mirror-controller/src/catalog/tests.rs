@@ -5,18 +5,34 @@ use linkspan_proto::configuration::DefaultPolicy;
 use linkspan_proto::exchange::Protocol;
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::manifest;
-use linkspan_proto::names::EndpointName;
+use linkspan_proto::names::{ClusterName, EndpointName};
 use linkspan_proto::resources::PROXY_PROTOCOL_ANNOTATION;
 use proptest::prelude::*;
 
 use super::*;
 
 fn catalog() -> Catalog {
+    restarted(Accepted::default())
+}
+
+fn restarted(accepted: Accepted) -> Catalog {
     let own = Own {
         cluster: ClusterName::parse("east").unwrap(),
         trust_domain: TrustDomain::parse("east.linkspan.internal").unwrap(),
     };
-    Catalog::new(own, "127.80.0.0/12".parse().unwrap())
+    // As over a restart: through the text on disk.
+    let accepted = Accepted::parse(&accepted.to_text().unwrap()).unwrap();
+    Catalog::new(own, "127.80.0.0/12".parse().unwrap(), accepted)
+}
+
+/// The first complete view of a source that has these objects.
+fn list(catalog: &mut Catalog, objects: &[Object]) -> Snapshot {
+    catalog.handle(Event::Init);
+    for object in objects {
+        catalog.handle(Event::Apply(Box::new(object.clone())));
+    }
+    catalog.handle(Event::InitDone);
+    catalog.snapshot()
 }
 
 fn objects(text: &str) -> Vec<Object> {
@@ -234,31 +250,64 @@ fn policies_of_the_namespace_become_rules() {
     assert_eq!(rules(&mut catalog), None);
 }
 
+/// In doubt: the namespace `shop`, or the whole site.
+fn doubt(site: bool) -> Event {
+    let mut doubt = Doubt::default();
+    doubt.raise((!site).then_some("shop"));
+    Event::Doubt(doubt)
+}
+
+const NO_DOUBT: fn() -> Event = || Event::Doubt(Doubt::default());
+
 #[test]
-fn an_export_that_comes_with_an_unreadable_policy_is_closed_and_an_old_one_stays() {
-    let unreadable = || {
-        Event::Unreadable(ObjectKey { kind: Kind::ExportPolicy, namespace: "shop".to_owned(), name: "p".to_owned() })
-    };
+fn an_export_that_comes_in_doubt_is_closed_and_an_old_one_stays() {
     let rules = |catalog: &mut Catalog| catalog.snapshot().reachable[&key("shop/web")].rules.clone();
     let all = format!("{SERVICE}---{SLICE}---{EXPORT}");
+    for site in [false, true] {
+        let mut fresh = catalog();
+        fresh.handle(Event::Init);
+        fresh.handle(doubt(site));
+        apply(&mut fresh, &all);
+        assert!(!fresh.is_complete());
+        fresh.handle(Event::InitDone);
+        assert!(fresh.is_complete());
+        assert_eq!(rules(&mut fresh), Some(vec![]));
+        assert!(fresh.snapshot().exports[&key("shop/web")].verdicts[1].message.contains("cannot be read"));
+        apply(&mut fresh, &all.replace("namespace: shop", "namespace: bank"));
+        let elsewhere = fresh.snapshot().reachable[&key("bank/web")].rules.clone();
+        assert_eq!(elsewhere, if site { Some(vec![]) } else { None });
+        fresh.handle(NO_DOUBT());
+        assert_eq!(rules(&mut fresh), None);
 
-    let mut fresh = catalog();
-    fresh.handle(Event::Init);
-    apply(&mut fresh, &all);
-    fresh.handle(unreadable());
-    assert!(!fresh.is_complete());
-    fresh.handle(Event::InitDone);
-    assert!(fresh.is_complete());
-    assert_eq!(rules(&mut fresh), Some(vec![]));
-    assert!(fresh.snapshot().exports[&key("shop/web")].verdicts[1].message.contains("cannot be read"));
-    delete(&mut fresh, Kind::ExportPolicy, "p");
-    assert_eq!(rules(&mut fresh), None);
+        let mut old = catalog();
+        apply(&mut old, &all);
+        old.snapshot();
+        old.handle(doubt(site));
+        assert_eq!(rules(&mut old), None, "what held before still holds");
+    }
+}
 
-    let mut old = catalog();
-    apply(&mut old, &all);
-    old.snapshot();
-    old.handle(unreadable());
-    assert_eq!(rules(&mut old), None, "what held before still holds");
+/// Neither a rename nor a relist lifts a policy while it may be what cannot be read.
+#[test]
+fn a_policy_that_goes_away_in_doubt_still_counts() {
+    let policy = "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolicy\nmetadata: {name: closed, namespace: shop}\nspec: {allow: []}\n";
+    let rules = |catalog: &mut Catalog| catalog.snapshot().reachable[&key("shop/web")].rules.clone();
+    let all = format!("{SERVICE}---{SLICE}---{EXPORT}");
+    let mut catalog = catalog();
+    apply(&mut catalog, &format!("{all}---\n{policy}"));
+    assert_eq!(rules(&mut catalog), Some(vec![]));
+    catalog.handle(doubt(true));
+    delete(&mut catalog, Kind::ExportPolicy, "closed");
+    assert_eq!(rules(&mut catalog), Some(vec![]));
+    assert!(catalog.snapshot().exports[&key("shop/web")].verdicts[1].message.contains("still count"));
+    catalog.handle(doubt(false));
+    catalog.handle(Event::Init);
+    apply(&mut catalog, &all);
+    catalog.handle(doubt(false));
+    catalog.handle(Event::InitDone);
+    assert_eq!(rules(&mut catalog), Some(vec![]));
+    catalog.handle(NO_DOUBT());
+    assert_eq!(rules(&mut catalog), None);
 }
 
 /// The root of `west.linkspan.internal`.
@@ -271,13 +320,24 @@ fn bundle() -> &'static str {
     })
 }
 
-fn link(name: &str, domain: &str) -> Object {
-    let bundle: String = bundle().lines().map(|line| format!("    {line}\n")).collect();
+fn link_with(name: &str, domain: &str, bundle: &str) -> Object {
+    let bundle: String = bundle.lines().map(|line| format!("    {line}\n")).collect();
     let text = format!(
         "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata: {{name: {name}}}\nspec:\n  trustDomain: {domain}\n  \
          addresses: [\"west.example.com:4143\"]\n  trustBundle: |\n{bundle}"
     );
     objects(&text).remove(0)
+}
+
+fn link(name: &str, domain: &str) -> Object {
+    link_with(name, domain, bundle())
+}
+
+/// A root that vouches for no trust domain in particular: any Link may have it.
+fn plain_bundle() -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
 }
 
 fn accepted(snapshot: &Snapshot, name: &str) -> (bool, String) {
@@ -316,6 +376,85 @@ fn a_link_is_checked_as_a_whole() {
     assert!(snapshot.links["west"].in_force);
     delete(&mut catalog, Kind::Link, "west");
     assert!(catalog.snapshot().peers.is_empty());
+}
+
+/// F-41: a trust domain stays with the Link that had it first, whatever sorts first, and over a restart.
+#[test]
+fn a_trust_domain_stays_with_the_link_that_had_it_first() {
+    let domain = "west.linkspan.internal";
+    let (west, newcomer) = (link("west", domain), link("a-newcomer", domain));
+    let holds = |snapshot: &Snapshot| {
+        assert_eq!(accepted(snapshot, "west"), (true, "Accepted".to_owned()));
+        assert_eq!(accepted(snapshot, "a-newcomer"), (false, "TrustDomainInUse".to_owned()));
+        assert!(snapshot.links["a-newcomer"].verdict.message.contains("Link west"));
+        assert_eq!(snapshot.peers.keys().map(ClusterName::as_str).collect::<Vec<_>>(), ["west"]);
+    };
+    let mut catalog = catalog();
+    let before = list(&mut catalog, std::slice::from_ref(&west));
+    let known = catalog.take_accepted().unwrap();
+    catalog.handle(Event::Apply(Box::new(newcomer.clone())));
+    let after = catalog.snapshot();
+    holds(&after);
+    assert!(Arc::ptr_eq(&before.peers, &after.peers), "the first is not touched");
+    holds(&list(&mut restarted(catalog.take_accepted().unwrap()), &[newcomer.clone(), west.clone()]));
+    holds(&list(&mut restarted(known), &[newcomer.clone(), west]));
+    delete(&mut catalog, Kind::Link, "west");
+    assert_eq!(accepted(&catalog.snapshot(), "a-newcomer"), (true, "Accepted".to_owned()), "free again");
+}
+
+#[test]
+fn a_link_that_wants_anothers_trust_domain_keeps_its_own() {
+    let bundle = plain_bundle();
+    let link = |name: &str, domain: &str| link_with(name, &format!("{domain}.linkspan.internal"), &bundle);
+    let domains = |snapshot: &Snapshot| {
+        let peers = snapshot.peers.values();
+        peers
+            .map(|peer| format!("{}={}", peer.cluster, peer.trust_domain.as_str().split('.').next().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let mut catalog = catalog();
+    list(&mut catalog, &[link("north", "north"), link("west", "west")]);
+    catalog.handle(Event::Apply(Box::new(link("west", "north"))));
+    let snapshot = catalog.snapshot();
+    assert_eq!(domains(&snapshot), ["north=north", "west=west"]);
+    assert_eq!(accepted(&snapshot, "west"), (false, "TrustDomainInUse".to_owned()));
+    assert!(snapshot.links["west"].in_force);
+    catalog.handle(Event::Apply(Box::new(link("north", "south"))));
+    assert_eq!(domains(&catalog.snapshot()), ["north=south", "west=north"], "what one gives up the other takes");
+}
+
+#[test]
+fn the_last_good_versions_outlive_a_restart() {
+    let policy = |weight: u32| {
+        objects(&format!(
+            "apiVersion: linkspan.io/v1alpha1\nkind: ClusterTrafficPolicy\nmetadata: {{name: web, namespace: shop}}\n\
+             spec: {{service: web, tiers: [{{clusters: {{east: {weight}}}}}]}}\n"
+        ))
+        .remove(0)
+    };
+    let good = [link("west", "west.linkspan.internal"), policy(7)];
+    let refused = [link("west", "changed.linkspan.internal"), policy(0)];
+    let mut catalog = catalog();
+    let before = list(&mut catalog, &good);
+    let known = catalog.take_accepted().unwrap();
+    assert!(catalog.take_accepted().is_none());
+    // Refused while the controller runs, or while it does not: both times the version before is what a restart finds.
+    list(&mut catalog, &refused);
+    for kept in [known, catalog.take_accepted().unwrap()] {
+        let mut catalog = restarted(kept);
+        let after = list(&mut catalog, &refused);
+        assert_eq!(after.peers, before.peers);
+        assert_eq!(accepted(&after, "west"), (false, "InvalidTrustBundle".to_owned()));
+        assert!(after.links["west"].in_force);
+        let traffic = &after.traffic[&key("shop/web")];
+        assert_eq!((traffic.tiers[0].clusters.values().sum::<u32>(), traffic.verdict.holds()), (7, false));
+
+        let kept = catalog.take_accepted().unwrap();
+        let gone = list(&mut catalog, &[]);
+        assert!(gone.peers.is_empty() && gone.traffic.is_empty());
+        assert!(list(&mut restarted(kept), &[]).peers.is_empty(), "what is not declared is not in force");
+        assert_eq!(catalog.take_accepted(), Some(Accepted::default()));
+    }
 }
 
 #[test]
@@ -401,14 +540,14 @@ fn pool() -> Vec<Object> {
         }
     }
     all.push(link("west", "west.linkspan.internal"));
-    all.push(link("north", "west.linkspan.internal"));
     all
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// The same objects give the same snapshot, whatever happened before and in whatever order they came.
+    /// The same objects give the same snapshot, whatever happened before and in whatever order they came (but for what the
+    /// catalog remembers on purpose).
     #[test]
     fn any_order_gives_the_same_snapshot(ops in prop::collection::vec((0..29_usize, prop::bool::weighted(0.3), prop::bool::ANY), 0..80)) {
         let pool = pool();

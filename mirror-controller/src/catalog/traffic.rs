@@ -9,7 +9,7 @@ use linkspan_proto::resources::ClusterTrafficPolicy;
 
 use super::snapshot::Traffic;
 use crate::verdict::Verdict;
-use crate::watch::ObjectKey;
+use crate::watch::{Kind, ObjectKey};
 
 /// Checks one policy by itself.
 pub(super) fn check(key: &ObjectKey, policy: &ClusterTrafficPolicy) -> Result<(ServiceKey, Vec<Tier>), Verdict> {
@@ -29,16 +29,27 @@ pub(super) fn check(key: &ObjectKey, policy: &ClusterTrafficPolicy) -> Result<(S
     Ok((ServiceKey::new(namespace, policy.spec.service.clone()), tiers))
 }
 
+/// What was in force before a restart, as far as it still can be.
+pub(super) fn restore(policies: Vec<ClusterTrafficPolicy>) -> BTreeMap<ObjectKey, ClusterTrafficPolicy> {
+    let key = |policy: &ClusterTrafficPolicy| ObjectKey {
+        kind: Kind::ClusterTrafficPolicy,
+        namespace: policy.metadata.namespace.clone().unwrap_or_default(),
+        name: policy.metadata.name.clone().unwrap_or_default(),
+    };
+    let policies = policies.into_iter().map(|policy| (key(&policy), policy));
+    policies.filter(|(key, policy)| check(key, policy).is_ok()).collect()
+}
+
 /// Of several policies for one service the first by name holds.
 pub(super) fn settle(
     policies: &BTreeMap<ObjectKey, ClusterTrafficPolicy>,
-    good: &BTreeMap<ObjectKey, (ServiceKey, Vec<Tier>)>,
+    good: &BTreeMap<ObjectKey, ClusterTrafficPolicy>,
 ) -> BTreeMap<ServiceKey, Arc<Traffic>> {
     let mut settled: BTreeMap<ServiceKey, Traffic> = BTreeMap::new();
     for (key, policy) in policies {
-        let Some((service, tiers)) = good.get(key) else { continue };
+        let Some(Ok((service, tiers))) = good.get(key).map(|good| check(key, good)) else { continue };
         let name = &key.name;
-        if let Some(first) = settled.get_mut(service) {
+        if let Some(first) = settled.get_mut(&service) {
             if first.verdict.holds() {
                 let message = format!("policy {} is in force; {name} is for the same service and is not", first.policy);
                 first.verdict = Verdict::new("Accepted", false, "PolicyConflict", message);
@@ -52,7 +63,7 @@ pub(super) fn settle(
                 verdict
             }
         };
-        settled.insert(service.clone(), Traffic { policy: name.clone(), tiers: tiers.clone(), verdict });
+        settled.insert(service, Traffic { policy: name.clone(), tiers, verdict });
     }
     settled.into_iter().map(|(service, traffic)| (service, Arc::new(traffic))).collect()
 }

@@ -3,26 +3,32 @@
 //! - **In**: `*.yaml` and `*.yml` in one folder, several documents a file. Hidden files, editors' backups and everything
 //!   else are passed over.
 //! - **Out**: events and problems, as [`super`] says. A change is told in well under a second.
-//! - **Refuses when**: a file is larger than [`manifest::MAX_FILE_LEN`], is no regular file, or does not parse.
-//! - **Never does**: delete because it could not look: a folder or file that cannot be read keeps what it held.
+//! - **Refuses when**: a file is larger than [`manifest::MAX_FILE_LEN`], is no regular file (a folder, a FIFO, a link that
+//!   leads nowhere), or does not parse. All of these keep what they held, and are reported.
+//! - **Never does**: delete because it could not look: a folder or file that cannot be read keeps what it held, also over a
+//!   restart, and nothing is told before every file that is there at the start was looked into. Wait for a FIFO's writer.
 //! - **Numbers**: [`QUIET`], [`POLL`], [`POLL_ALONE`].
 
-use std::collections::BTreeMap;
-use std::fs::{self, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use linkspan_proto::manifest;
+use linkspan_proto::manifest::{self, Subject};
 use linkspan_runtime::text::Clean;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::folder::{Document, Folder};
-use super::{Event, Kind, ObjectKey, Problem};
-use crate::files;
+use super::folder::{Document, Folder, GRACE};
+use super::{Event, Problem};
+use copies::Copies;
+use listing::{Found, list, read_file};
+
+// What files held when they were last read, over a restart.
+mod copies;
+// What is in a folder, and how it is read.
+mod listing;
 
 /// A file is read when it looked the same twice, this far apart: whoever writes a file in several steps is done by then.
 pub const QUIET: Duration = Duration::from_millis(40);
@@ -32,46 +38,43 @@ pub const POLL: Duration = Duration::from_millis(400);
 pub const POLL_ALONE: Duration = Duration::from_millis(200);
 /// Looking takes at most one part in this many of the time, however large the folder is.
 const POLL_SHARE: u32 = 20;
-/// The parser's own limit, checked before a byte is read.
-const FILE_MAX: u64 = manifest::MAX_FILE_LEN as u64;
-/// A file that changes without end is read anyway after this many looks.
+/// A file that changes without end is read anyway after this many looks, about a second.
 const RESTLESS_LOOKS: u32 = 25;
 
 /// A folder that is watched.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    /// Where copies of files are kept as they were when they last parsed, so that a restart knows their objects.
-    last_good: PathBuf,
+    copies: Copies,
     folder: Folder,
     seen: BTreeMap<String, Seen>,
+    start: Start,
+}
+
+/// How far the first complete view has come.
+#[derive(Debug)]
+enum Start {
+    /// The folder could not be listed yet.
+    Unlisted,
+    /// These files were there, or before the restart, and were not looked into yet.
+    Waiting { since: Instant, files: BTreeSet<String> },
+    /// Everything was told once.
+    Told,
 }
 
 #[derive(Debug)]
 struct Seen {
-    stamp: Stamp,
+    found: Found,
     since: Instant,
     looks: u32,
     read: bool,
+    /// Reading failed for a reason that may pass by itself.
+    again: bool,
 }
 
-/// What tells a changed file from an unchanged one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            inode: metadata.ino(),
-        }
+impl Seen {
+    const fn new(found: Found, since: Instant, looks: u32) -> Self {
+        Self { found, since, looks, read: false, again: false }
     }
 }
 
@@ -84,13 +87,16 @@ pub struct Look {
     pub problems: Vec<Problem>,
     /// When to look again at the latest, because something is not settled.
     pub again: Option<Instant>,
+    /// Whether everything that was there at the start is known. Before that there are no events.
+    pub complete: bool,
 }
 
 impl Directory {
-    /// Watches `path`; keeps copies of good files in `last_good`.
+    /// Watches `path`; keeps copies of what files held in `last_good`.
     #[must_use]
     pub fn new(path: PathBuf, last_good: PathBuf) -> Self {
-        Self { path, last_good, folder: Folder::default(), seen: BTreeMap::new() }
+        let copies = Copies::new(last_good);
+        Self { path, copies, folder: Folder::default(), seen: BTreeMap::new(), start: Start::Unlisted }
     }
 
     /// Looks once. Blocks on the file system.
@@ -98,79 +104,143 @@ impl Directory {
         let mut again = None;
         let mut trouble = None;
         match list(&self.path) {
-            Ok(names) => {
-                self.seen.retain(|name, _| names.contains_key(name));
+            Ok(found) => {
+                if matches!(self.start, Start::Unlisted) {
+                    self.begin(&found, now);
+                }
+                self.seen.retain(|name, _| found.contains_key(name));
                 let gone: Vec<_> =
-                    self.folder.names().filter(|name| !names.contains_key(*name)).map(str::to_owned).collect();
+                    self.folder.names().filter(|name| !found.contains_key(*name)).map(str::to_owned).collect();
                 for name in gone {
-                    self.folder.gone(&name);
-                    self.forget(&name);
+                    self.folder.gone(&name, now);
                 }
-                for (name, stamp) in names {
-                    again = again.into_iter().chain(self.look_at(&name, stamp, now)).min();
+                for (name, found) in found {
+                    again = again.into_iter().chain(self.look_at(&name, found, now)).min();
                 }
+                again = again.into_iter().chain(self.wait_for_the_first(now)).min();
             }
-            Err(error) => trouble = Some(problem(".", format!("the folder cannot be read: {error}"))),
+            Err(error) => trouble = Some(Problem::at_line(".", 0, format!("the folder cannot be read: {error}"))),
         }
-        let (events, missing) = self.folder.settle(now);
+        let complete = matches!(self.start, Start::Told);
+        let (events, missing) = if complete { self.folder.settle(now) } else { (Vec::new(), None) };
+        if complete {
+            for name in self.folder.take_forgotten() {
+                self.copies.forget(&name);
+            }
+            self.copies.keep_link_files(self.folder.link_files());
+        }
         let mut problems = self.folder.problems();
         problems.extend(trouble);
-        Look { events, problems, again: again.into_iter().chain(missing).min() }
+        Look { events, problems, again: again.into_iter().chain(missing).min(), complete }
+    }
+
+    /// The first listing: what must be looked into before anything is told. A file that is only known from before may be
+    /// between two steps of an editor.
+    fn begin(&mut self, found: &BTreeMap<String, Found>, now: Instant) {
+        let files = found.keys().cloned().chain(self.copies.names()).collect();
+        self.start = Start::Waiting { since: now, files };
+        self.folder = Folder::new(self.copies.link_files());
+    }
+
+    /// Strikes out what is known by now; says when to look again if something is left.
+    fn wait_for_the_first(&mut self, now: Instant) -> Option<Instant> {
+        let Start::Waiting { since, files } = &mut self.start else { return None };
+        let given_up = *since + GRACE;
+        let (seen, copies) = (&self.seen, &self.copies);
+        let mut again = None;
+        files.retain(|name| match seen.get(name) {
+            Some(seen) => !seen.read,
+            None if now < given_up => {
+                again = Some(given_up);
+                true
+            }
+            None => {
+                copies.forget(name);
+                false
+            }
+        });
+        if files.is_empty() {
+            self.start = Start::Told;
+        }
+        again
     }
 
     /// Reads a file if it is new and at rest; says when to look again if it is not at rest.
-    fn look_at(&mut self, name: &str, stamp: Stamp, now: Instant) -> Option<Instant> {
-        let seen = self.seen.entry(name.to_owned()).or_insert(Seen { stamp, since: now, looks: 0, read: false });
-        if seen.stamp != stamp {
-            *seen = Seen { stamp, since: now, looks: if seen.read { 0 } else { seen.looks + 1 }, read: false };
+    fn look_at(&mut self, name: &str, found: Found, now: Instant) -> Option<Instant> {
+        let seen = self.seen.entry(name.to_owned()).or_insert_with(|| Seen::new(found, now, 0));
+        if seen.found != found {
+            *seen = Seen::new(found, now, if seen.read { 0 } else { seen.looks + 1 });
         }
-        if seen.read {
+        if seen.read && !seen.again {
             return None;
         }
         if now < seen.since + QUIET && seen.looks < RESTLESS_LOOKS {
             return Some(seen.since + QUIET);
         }
+        let mut restless = now < seen.since + QUIET;
         seen.read = true;
-        let path = self.path.join(name);
-        match read_file(&path) {
+        seen.again = false;
+        if let Some(trouble) = found.trouble {
+            self.cannot_read(name, trouble);
+            return None;
+        }
+        match read_file(&self.path.join(name)) {
             Ok((text, after)) => {
-                if after != stamp {
+                if after != found.stamp {
                     // Changed while we read: what we have may be half of it.
-                    *seen = Seen { stamp: after, since: now, looks: seen.looks + 1, read: false };
+                    let now_found = Found { stamp: after, trouble: None };
+                    *seen = Seen::new(now_found, now, seen.looks + 1);
                     if seen.looks < RESTLESS_LOOKS {
                         return Some(now + QUIET);
                     }
                     seen.read = true;
+                    restless = true;
                 }
-                self.take(name, &text);
+                self.take(name, &text, restless);
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.folder.unreadable(name, problem(name, format!("cannot be read: {error}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Gone a moment ago; the next listing knows whether for good.
+                seen.read = false;
+                return Some(now + QUIET);
+            }
+            Err(error) => {
+                // What is wrong with the file itself is looked at again when the file changes.
+                seen.again = !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge);
+                self.cannot_read(name, &format!("cannot be read: {error}"));
+            }
         }
         None
     }
 
-    fn take(&mut self, name: &str, text: &str) {
-        let read = parse(name, text);
-        let kept = self.last_good.join(name);
-        if read.problems.is_empty() {
-            if !matches!(fs::read(&kept), Ok(old) if old == text.as_bytes())
-                && let Err(error) = files::write_atomically(&kept, text.as_bytes(), 0o600)
-            {
-                tracing::warn!(file = name, %error, "cannot keep a copy of a good manifest");
-            }
-        } else if !self.folder.names().any(|known| known == name)
-            && let Ok((old, _)) = read_file(&kept)
-        {
-            // The first look after a start, and the file is broken: what it held before the start still holds.
-            self.folder.read(name, parse(name, &old).documents, Vec::new(), Vec::new());
-        }
-        self.folder.read(name, read.documents, read.problems, read.broken);
+    fn cannot_read(&mut self, name: &str, why: &str) {
+        self.recall(name);
+        self.folder.unreadable(name, Problem::at_line(name, 0, why.to_owned()));
     }
 
-    fn forget(&self, name: &str) {
-        if let Err(error) = files::remove(&self.last_good.join(name)) {
-            tracing::warn!(file = name, %error, "cannot remove the copy of a manifest");
+    fn take(&mut self, name: &str, text: &str, restless: bool) {
+        let mut read = parse(name, text);
+        if restless {
+            // It may be half of what is meant, and end between two documents: what it does not show is not gone.
+            let message = "changes all the time and was read as it is; write a new file beside it and rename that";
+            read.problems.push(Problem::at_line(name, 0, message.to_owned()));
+            read.broken.push(Subject::default());
+        }
+        if read.problems.is_empty() {
+            self.folder.read(name, read.documents, read.problems, read.broken);
+            self.copies.keep(name, text);
+        } else {
+            self.recall(name);
+            self.folder.read(name, read.documents, read.problems, read.broken);
+            self.copies.keep_objects(name, self.folder.objects(name));
+        }
+    }
+
+    /// The first look after a start, and the file is no good: what it held before the start still holds.
+    fn recall(&mut self, name: &str) {
+        if !self.folder.knows(name)
+            && let Some(old) = self.copies.recall(name)
+        {
+            self.folder.read(name, parse(name, &old).documents, Vec::new(), Vec::new());
         }
     }
 }
@@ -181,8 +251,7 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: wa
     let watcher = announce(&directory.path, Arc::clone(&announced));
     let poll = if watcher.is_some() { POLL } else { POLL_ALONE };
     let mut directory = Some(directory);
-    let mut initial = Some(Vec::new());
-    let began = Instant::now();
+    let mut told = false;
     loop {
         let Some(mut taken) = directory.take() else { return };
         let started = Instant::now();
@@ -198,25 +267,15 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: wa
         directory = Some(taken);
         report(&problems, look.problems);
         let settled = look.again.is_none();
-        match &mut initial {
-            Some(first) => {
-                first.extend(look.events);
-                // Files that do not come to rest must not hold up all others.
-                if settled || began.elapsed() > POLL {
-                    let first = initial.take().unwrap_or_default();
-                    for event in [Event::Init].into_iter().chain(first).chain([Event::InitDone]) {
-                        if events.send(event).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-            None => {
-                for event in look.events {
-                    if events.send(event).await.is_err() {
-                        return;
-                    }
-                }
+        let mut batch = look.events;
+        if look.complete && !told {
+            told = true;
+            batch.insert(0, Event::Init);
+            batch.push(Event::InitDone);
+        }
+        for event in batch {
+            if events.send(event).await.is_err() {
+                return;
             }
         }
         let pause = poll.max(started.elapsed() * POLL_SHARE);
@@ -268,49 +327,11 @@ fn report(sender: &watch::Sender<Arc<Vec<Problem>>>, problems: Vec<Problem>) {
     });
 }
 
-/// The manifests in a folder.
-fn list(path: &Path) -> io::Result<BTreeMap<String, Stamp>> {
-    let mut names = BTreeMap::new();
-    for item in fs::read_dir(path)? {
-        let item = item?;
-        // A name that is no UTF-8 cannot be reported either.
-        let Ok(name) = item.file_name().into_string() else { continue };
-        if !is_manifest(&name) {
-            continue;
-        }
-        // Follows links. What vanished since is not there.
-        match fs::metadata(item.path()) {
-            Ok(metadata) if metadata.is_file() => drop(names.insert(name, Stamp::of(&metadata))),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(names)
-}
-
-/// Whether a file of this name is a manifest: not hidden (editors' swap files, our own temporary files), not a backup.
-fn is_manifest(name: &str) -> bool {
-    let path = Path::new(name);
-    !name.starts_with(['.', '#', '~'])
-        && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
-}
-
-fn read_file(path: &Path) -> io::Result<(String, Stamp)> {
-    let mut file = fs::File::open(path)?;
-    if file.metadata()?.size() > FILE_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 8 MiB; split it"));
-    }
-    let mut text = String::new();
-    file.by_ref().take(FILE_MAX).read_to_string(&mut text)?;
-    Ok((text, Stamp::of(&file.metadata()?)))
-}
-
 /// What one file's text comes to.
 struct Parsed {
     documents: Vec<Document>,
     problems: Vec<Problem>,
-    broken: Vec<ObjectKey>,
+    broken: Vec<Subject>,
 }
 
 fn parse(name: &str, text: &str) -> Parsed {
@@ -319,7 +340,7 @@ fn parse(name: &str, text: &str) -> Parsed {
         match document {
             Ok((object, line)) => parsed.documents.push(Document { object, line }),
             Err(error) => {
-                parsed.broken.extend(guess(text, error.line));
+                parsed.broken.push(*error.subject);
                 parsed.problems.push(Problem {
                     file: name.to_owned(),
                     line: error.line,
@@ -331,30 +352,6 @@ fn parse(name: &str, text: &str) -> Parsed {
         }
     }
     parsed
-}
-
-/// Which object the broken document around `line` seems to be about, by its lines alone: it may be no YAML at all.
-fn guess(text: &str, line: usize) -> Option<ObjectKey> {
-    let lines: Vec<&str> = text.lines().collect();
-    let at = line.saturating_sub(1).min(lines.len());
-    let is_border = |line: &&str| line.trim_end() == "---";
-    let start = lines.iter().take(at).rposition(is_border).map_or(0, |border| border + 1);
-    let end = lines.iter().skip(start).position(is_border).map_or(lines.len(), |length| start + length);
-    let document = lines.get(start..end)?;
-    let value = |name: &str| {
-        // `metadata: {name: a, namespace: b}` on one line, or each on its own.
-        document.iter().flat_map(|line| line.split(['{', ',', '}'])).find_map(|piece| {
-            let (key, value) = piece.split_once(':')?;
-            (key.trim() == name).then(|| value.trim().trim_matches(['"', '\'']).to_owned())
-        })
-    };
-    let kind = value("kind")?;
-    let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
-    Some(ObjectKey { kind, namespace: value("namespace").unwrap_or_default(), name: value("name").unwrap_or_default() })
-}
-
-fn problem(file: &str, message: String) -> Problem {
-    Problem { file: file.to_owned(), line: 0, column: 0, field: String::new(), message }
 }
 
 #[cfg(test)]

@@ -2,14 +2,20 @@
 //!
 //! - A file in which something does not parse keeps the objects that it had and does not show now: one of the broken
 //!   documents may be theirs. Documents of it that do parse take effect.
-//! - One object in two files is a conflict: the first file by name holds, the other is reported.
+//! - A broken document that may be an ExportPolicy (see [`Subject::may_be_export_policy`]) and for which no kept object can
+//!   stand puts the namespace that it names in doubt, or the whole site where it names none. So does a file that cannot be
+//!   read at all and held nothing before.
+//! - One object in two files is a conflict: the first file by name holds, the other is reported. Only a Link stays with the
+//!   file that held it first: nobody takes over a peer's name by a name that sorts first (F-41).
 //! - An object that vanishes is deleted only when it is still missing [`GRACE`] later: editors write a new file, move the
-//!   old one away and rename, and in between the object exists nowhere.
+//!   old one away and rename, and in between the object exists nowhere. While a broken document names it, it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{Event, Object, ObjectKey, Problem};
+use linkspan_proto::manifest::Subject;
+
+use super::{Doubt, Event, Kind, Object, ObjectKey, Problem};
 
 /// How long an object must be missing before it is deleted. Longer than an editor needs between two of its steps, and
 /// together with the delay of [`super::directory`] well below the second in which a change must be in force.
@@ -27,8 +33,10 @@ pub struct Document {
 #[derive(Debug, Default)]
 struct File {
     objects: BTreeMap<ObjectKey, Document>,
-    /// Objects that broken documents seem to be about.
-    broken: Vec<ObjectKey>,
+    /// Objects that the file had and does not show now.
+    hidden: BTreeSet<ObjectKey>,
+    /// What the broken documents seem to be about.
+    broken: Vec<Subject>,
     problems: Vec<Problem>,
 }
 
@@ -36,51 +44,74 @@ struct File {
 #[derive(Debug, Default)]
 pub struct Folder {
     files: BTreeMap<String, File>,
+    /// What files held that vanished within [`GRACE`], in case they come back broken.
+    vanished: BTreeMap<String, (Instant, BTreeMap<ObjectKey, Document>)>,
+    /// Files that did not come back.
+    forgotten: Vec<String>,
     /// What was told as events, so far.
     present: BTreeMap<ObjectKey, Object>,
     missing: BTreeMap<ObjectKey, Instant>,
-    /// Broken objects without a last good state, as told.
-    unreadable: BTreeSet<ObjectKey>,
-    conflicts: Vec<Problem>,
+    /// As told.
+    doubt: Doubt,
+    /// The file that holds each Link.
+    link_files: BTreeMap<String, String>,
+    /// Problems that come of several files, or of one file and what was before.
+    joint: Vec<Problem>,
 }
 
 impl Folder {
-    /// A file was read: its documents, what of it did not parse, and which objects that seems to be about.
-    pub fn read(&mut self, name: &str, documents: Vec<Document>, mut problems: Vec<Problem>, broken: Vec<ObjectKey>) {
-        let previous = self.files.remove(name).unwrap_or_default();
+    /// A folder in which these files held the Links before a restart, by the Links' names.
+    #[must_use]
+    pub fn new(link_files: BTreeMap<String, String>) -> Self {
+        Self { link_files, ..Self::default() }
+    }
+
+    /// A file was read: its documents, what of it did not parse, and what that seems to be about.
+    pub fn read(&mut self, name: &str, documents: Vec<Document>, mut problems: Vec<Problem>, broken: Vec<Subject>) {
+        let previous = self.take_file(name);
         // A definition that comes twice is a problem too, but nothing is hidden by it.
         let something_is_hidden = !problems.is_empty();
         let mut objects = BTreeMap::new();
         for document in documents {
             let key = document.object.key();
             if let Some(first) = objects.get::<ObjectKey>(&key).map(|first: &Document| first.line) {
-                problems.push(Problem {
-                    file: name.to_owned(),
-                    line: document.line,
-                    column: 0,
-                    field: String::new(),
-                    message: format!("{key} is defined twice; the one in line {first} holds"),
-                });
+                let message = format!("{key} is defined twice; the one in line {first} holds");
+                problems.push(Problem::at_line(name, document.line, message));
             } else {
                 objects.insert(key, document);
             }
         }
+        let mut hidden = BTreeSet::new();
         if something_is_hidden {
             for (key, document) in previous.objects {
-                objects.entry(key).or_insert(document);
+                objects.entry(key).or_insert_with_key(|key| {
+                    hidden.insert(key.clone());
+                    document
+                });
             }
         }
-        self.files.insert(name.to_owned(), File { objects, broken, problems });
+        self.files.insert(name.to_owned(), File { objects, hidden, broken, problems });
     }
 
     /// A file is there and cannot be read at all: what it held stays.
     pub fn unreadable(&mut self, name: &str, problem: Problem) {
-        self.files.entry(name.to_owned()).or_default().problems = vec![problem];
+        let objects = self.take_file(name).objects;
+        let hidden = objects.keys().cloned().collect();
+        let file = File { objects, hidden, broken: vec![Subject::default()], problems: vec![problem] };
+        self.files.insert(name.to_owned(), file);
     }
 
     /// A file is gone.
-    pub fn gone(&mut self, name: &str) {
-        self.files.remove(name);
+    pub fn gone(&mut self, name: &str, now: Instant) {
+        if let Some(file) = self.files.remove(name) {
+            self.vanished.insert(name.to_owned(), (now, file.objects));
+        }
+    }
+
+    /// What is known of a file, also when it was gone for a moment.
+    fn take_file(&mut self, name: &str) -> File {
+        let back = self.vanished.remove(name).map(|(_, objects)| File { objects, ..File::default() });
+        self.files.remove(name).or(back).unwrap_or_default()
     }
 
     /// The names of the files that hold something.
@@ -88,75 +119,165 @@ impl Folder {
         self.files.keys().map(String::as_str)
     }
 
+    /// Whether the file was told of.
+    #[must_use]
+    pub fn knows(&self, name: &str) -> bool {
+        self.files.contains_key(name) || self.vanished.contains_key(name)
+    }
+
+    /// The files that are gone for good since this was asked last.
+    pub fn take_forgotten(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// The objects of a file, also those that it does not show now.
+    pub fn objects(&self, name: &str) -> impl Iterator<Item = &Object> {
+        self.files.get(name).into_iter().flat_map(|file| file.objects.values().map(|document| &document.object))
+    }
+
+    /// The file that holds each Link, by the Link's name.
+    #[must_use]
+    pub const fn link_files(&self) -> &BTreeMap<String, String> {
+        &self.link_files
+    }
+
     /// Everything that is wrong now, in the order of files and lines.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<_> =
-            self.files.values().flat_map(|file| &file.problems).chain(&self.conflicts).cloned().collect();
+            self.files.values().flat_map(|file| &file.problems).chain(&self.joint).cloned().collect();
         problems.sort();
         problems
     }
 
     /// The events that lead from what was told before to what holds now, and when to ask again.
     pub fn settle(&mut self, now: Instant) -> (Vec<Event>, Option<Instant>) {
-        let mut events = Vec::new();
+        self.joint.clear();
+        let forgotten = &mut self.forgotten;
+        self.vanished.retain(|name, (since, _)| {
+            let may_come_back = now < *since + GRACE;
+            if !may_come_back {
+                forgotten.push(name.clone());
+            }
+            may_come_back
+        });
+        let mut events = self.settle_objects();
+        events.extend(self.settle_missing(now));
+        let doubt = self.find_doubt();
+        if doubt != self.doubt {
+            // Raised before anything else changes, settled after everything has.
+            let both = doubt.and(&self.doubt);
+            if both != self.doubt {
+                events.insert(0, Event::Doubt(both.clone()));
+            }
+            if both != doubt {
+                events.push(Event::Doubt(doubt.clone()));
+            }
+            self.doubt = doubt;
+        }
+        let pending = self.missing.values().chain(self.vanished.values().map(|(since, _)| since));
+        let next = pending.min().map(|since| *since + GRACE);
+        (events, next)
+    }
+
+    /// Finds which file holds each object; tells what differs, and notes what is missing no more.
+    fn settle_objects(&mut self) -> Vec<Event> {
         let mut holders: BTreeMap<&ObjectKey, (&str, &Document)> = BTreeMap::new();
         let mut conflicts = Vec::new();
         for (name, file) in &self.files {
             for (key, document) in &file.objects {
-                if let Some((holder, first)) = holders.get(key) {
-                    conflicts.push(Problem {
-                        file: name.clone(),
-                        line: document.line,
-                        column: 0,
-                        field: String::new(),
-                        message: format!("{key} is defined in {holder}:{} too; that one holds", first.line),
-                    });
-                } else {
-                    holders.insert(key, (name, document));
-                }
+                let found = (name.as_str(), document);
+                let Some(first) = holders.get(key).copied() else {
+                    holders.insert(key, found);
+                    continue;
+                };
+                let held_before = key.kind == Kind::Link && self.link_files.get(&key.name) == Some(name);
+                let (holder, other) = if held_before { (found, first) } else { (first, found) };
+                holders.insert(key, holder);
+                let message = format!("{key} is defined in {}:{} too; that one holds", holder.0, holder.1.line);
+                conflicts.push(Problem::at_line(other.0, other.1.line, message));
             }
         }
-        for (key, (_, document)) in &holders {
+        let mut events = Vec::new();
+        for (key, (file, document)) in &holders {
             if self.present.get(key) != Some(&document.object) {
                 events.push(Event::Apply(Box::new(document.object.clone())));
                 self.present.insert((*key).clone(), document.object.clone());
             }
-        }
-        let held: BTreeSet<&ObjectKey> = holders.into_keys().collect();
-        self.missing.retain(|key, _| !held.contains(key));
-        for key in self.present.keys().filter(|key| !held.contains(key)) {
-            self.missing.entry(key.clone()).or_insert(now);
-        }
-        self.conflicts = conflicts;
-        let due: Vec<_> =
-            self.missing.iter().filter(|(_, since)| now >= **since + GRACE).map(|(key, _)| key.clone()).collect();
-        for key in due {
-            self.missing.remove(&key);
-            self.present.remove(&key);
-            events.push(Event::Delete(key));
-        }
-        self.settle_unreadable(&mut events);
-        let next = self.missing.values().min().map(|since| *since + GRACE);
-        (events, next)
-    }
-
-    fn settle_unreadable(&mut self, events: &mut Vec<Event>) {
-        let now: BTreeSet<_> = self
-            .files
-            .values()
-            .flat_map(|file| &file.broken)
-            .filter(|key| !self.present.contains_key(key))
-            .cloned()
-            .collect();
-        for key in self.unreadable.difference(&now) {
-            // One that came to be readable was told as such already.
-            if !self.present.contains_key(key) {
-                events.push(Event::Delete(key.clone()));
+            if key.kind == Kind::Link && self.link_files.get(&key.name).map(String::as_str) != Some(*file) {
+                self.link_files.insert(key.name.clone(), (*file).to_owned());
             }
         }
-        events.extend(now.difference(&self.unreadable).cloned().map(Event::Unreadable));
-        self.unreadable = now;
+        self.missing.retain(|key, _| !holders.contains_key(key));
+        self.joint = conflicts;
+        events
+    }
+
+    /// Tells what is missing for long enough.
+    fn settle_missing(&mut self, now: Instant) -> Vec<Event> {
+        let broken: BTreeSet<ObjectKey> =
+            self.files.values().flat_map(|file| &file.broken).filter_map(Subject::key).collect();
+        self.missing.retain(|key, _| !broken.contains(key));
+        let held: BTreeSet<&ObjectKey> = self.files.values().flat_map(|file| file.objects.keys()).collect();
+        for key in self.present.keys().filter(|key| !held.contains(key) && !broken.contains(key)) {
+            self.missing.entry(key.clone()).or_insert(now);
+        }
+        let due: Vec<_> =
+            self.missing.iter().filter(|(_, since)| now >= **since + GRACE).map(|(key, _)| key.clone()).collect();
+        for key in &due {
+            self.missing.remove(key);
+            self.present.remove(key);
+        }
+        let present = &self.present;
+        self.link_files.retain(|name, _| {
+            present.contains_key(&ObjectKey { kind: Kind::Link, namespace: String::new(), name: name.clone() })
+        });
+        due.into_iter().map(Event::Delete).collect()
+    }
+
+    /// What is in doubt now, and says so in [`Self::joint`].
+    fn find_doubt(&mut self) -> Doubt {
+        let mut doubt = Doubt::default();
+        for (name, file) in &self.files {
+            let mut of_file = Doubt::default();
+            for subject in file.without_stand_in(&self.present) {
+                of_file.raise(subject.namespace.as_deref());
+            }
+            if of_file == Doubt::default() {
+                continue;
+            }
+            let place = if of_file.site {
+                "the whole site".to_owned()
+            } else {
+                let names: Vec<_> = of_file.namespaces.iter().map(String::as_str).collect();
+                format!("namespace {}", names.join(", "))
+            };
+            let message = format!(
+                "what cannot be read here may be an ExportPolicy: exports of {place} that are new (after a restart: all) and \
+                 that no policy selects are closed to everybody until it is corrected or removed"
+            );
+            self.joint.push(Problem::at_line(name, 0, message));
+            doubt = doubt.and(&of_file);
+        }
+        doubt
+    }
+}
+
+impl File {
+    /// The broken documents that may be an ExportPolicy and for which nothing stands that is in force: neither the object
+    /// that they name, nor one that this file had and does not show now.
+    fn without_stand_in(&self, present: &BTreeMap<ObjectKey, Object>) -> Vec<&Subject> {
+        let mut spare = self.hidden.clone();
+        // Those that say what they are take what is theirs, before those that could be anything.
+        let mut broken: Vec<&Subject> = self.broken.iter().collect();
+        broken.sort_by_key(|subject| (subject.kind.is_none(), subject.name.is_none()));
+        broken.retain(|subject| {
+            let stand_in = spare.iter().find(|key| subject.may_be(key)).cloned();
+            let stands = stand_in.is_some_and(|key| spare.remove(&key))
+                || subject.key().is_some_and(|key| present.contains_key(&key));
+            subject.may_be_export_policy() && !stands
+        });
+        broken
     }
 }
 

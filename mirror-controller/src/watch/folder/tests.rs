@@ -13,8 +13,28 @@ fn service(name: &str, port: u16) -> Document {
     Document { object, line }
 }
 
-fn key(name: &str) -> ObjectKey {
-    service(name, 1).object.key()
+fn policy(name: &str) -> Document {
+    let text = format!(
+        "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{allow: []}}\n"
+    );
+    let (object, line) = manifest::parse(&text, "a").remove(0).unwrap();
+    Document { object, line }
+}
+
+fn link(address: &str) -> Document {
+    let spec = linkspan_proto::resources::LinkSpec {
+        trust_domain: linkspan_proto::identity::TrustDomain::parse("west.linkspan.internal").unwrap(),
+        trust_bundle: String::new(),
+        addresses: vec![address.parse().unwrap()],
+        default_policy: linkspan_proto::configuration::DefaultPolicy::Allow,
+    };
+    Document { object: Object::Link(linkspan_proto::resources::Link::new("west", spec)), line: 1 }
+}
+
+/// What a broken document says of itself; an empty text is what cannot be told.
+fn about(kind: &str, namespace: &str, name: &str) -> Subject {
+    let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Subject { kind: told(kind), api_version: None, namespace: told(namespace), name: told(name) }
 }
 
 fn broken() -> Vec<Problem> {
@@ -27,7 +47,8 @@ fn applied(events: &[Event]) -> Vec<String> {
         .map(|event| match event {
             Event::Apply(object) => format!("+{}", object.name()),
             Event::Delete(key) => format!("-{}", key.name),
-            Event::Unreadable(key) => format!("?{}", key.name),
+            Event::Doubt(doubt) if doubt.site => "?".to_owned(),
+            Event::Doubt(doubt) => format!("?{}", doubt.namespaces.iter().cloned().collect::<Vec<_>>().join(",")),
             Event::Init | Event::InitDone => unreachable!("a folder does not tell these"),
         })
         .collect()
@@ -57,7 +78,7 @@ fn an_object_that_moves_between_files_is_no_event() {
     let mut folder = Folder::default();
     folder.read("a.yaml", vec![service("web", 80)], vec![], vec![]);
     folder.settle(now);
-    folder.gone("a.yaml");
+    folder.gone("a.yaml", now);
     assert_eq!(applied(&folder.settle(now).0), Vec::<String>::new());
     folder.read("b.yaml", vec![service("web", 80)], vec![], vec![]);
     assert_eq!(folder.settle(now + GRACE * 2), (vec![], None));
@@ -69,7 +90,7 @@ fn a_broken_file_keeps_what_it_does_not_show() {
     let mut folder = Folder::default();
     folder.read("a.yaml", vec![service("web", 80), service("api", 80)], vec![], vec![]);
     folder.settle(now);
-    folder.read("a.yaml", vec![service("web", 81)], broken(), vec![key("api")]);
+    folder.read("a.yaml", vec![service("web", 81)], broken(), vec![about("Service", "shop", "api")]);
     let (events, next) = folder.settle(now);
     assert_eq!(applied(&events), ["+web"], "what parses takes effect");
     assert_eq!(next, None, "what is hidden is not missing");
@@ -97,25 +118,126 @@ fn one_object_in_two_files_is_a_conflict_and_the_first_holds() {
     assert!(problems[0].message.contains("defined twice"), "{problems:?}");
     assert_eq!(problems[1].file, "b.yaml");
     assert!(problems[1].message.contains("defined in a.yaml:1 too"), "{problems:?}");
-    folder.gone("a.yaml");
+    folder.gone("a.yaml", now);
     let (events, _) = folder.settle(now);
     assert_eq!(applied(&events), ["+web"]);
     assert!(folder.problems().is_empty());
 }
 
 #[test]
-fn an_object_that_was_never_readable_is_told_so() {
+fn what_may_be_a_policy_puts_its_namespace_in_doubt_or_the_site() {
+    let now = Instant::now();
+    for (subjects, expected) in [
+        (vec![about("ExportPolicy", "shop", "closed")], "?shop"),
+        (vec![about("ExportPolcy", "shop", "")], "?shop"),
+        (vec![about("ExportPolicy", "", "closed")], "?"),
+        (vec![about("", "shop", "")], "?shop"),
+        (vec![about("", "", "")], "?"),
+        (vec![about("", "shop", ""), about("ExportPolicy", "bank", "a")], "?bank,shop"),
+    ] {
+        let mut folder = Folder::default();
+        folder.read("a.yaml", vec![service("web", 80)], broken(), subjects.clone());
+        assert_eq!(applied(&folder.settle(now).0), [expected, "+web"], "{subjects:?}");
+        assert_eq!(applied(&folder.settle(now).0), Vec::<String>::new());
+        assert!(folder.problems().iter().any(|problem| problem.message.contains("closed to everybody")));
+        folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+        let events = applied(&folder.settle(now).0);
+        assert_eq!(events, ["+closed", "?"], "the doubt ends behind what settles it");
+        assert!(folder.problems().is_empty());
+    }
+    let mut folder = Folder::default();
+    let deployment = Subject { api_version: Some("apps/v1".to_owned()), ..about("Deployment", "", "") };
+    folder.read("a.yaml", vec![], broken(), vec![about("Service", "shop", "web"), deployment]);
+    folder.unreadable("b.yaml", broken().remove(0));
+    assert_eq!(applied(&folder.settle(now).0), ["?"], "a file that cannot be read may hold anything");
+    folder.gone("b.yaml", now);
+    assert_eq!(folder.settle(now).0, [Event::Doubt(Doubt::default())]);
+}
+
+#[test]
+fn what_was_in_force_stands_for_what_cannot_be_read() {
+    let now = Instant::now();
+    let held = || {
+        let mut folder = Folder::default();
+        folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+        folder.settle(now);
+        folder
+    };
+    for subject in [about("ExportPolicy", "shop", "closed"), about("ExportPolcy", "", ""), about("", "", "")] {
+        let mut folder = held();
+        folder.read("a.yaml", vec![service("web", 80)], broken(), vec![subject.clone()]);
+        assert_eq!(folder.settle(now), (vec![], None), "{subject:?}");
+    }
+    // One object stands for one document, and not for one that names another.
+    for subjects in [
+        vec![about("", "", ""), about("", "", "")],
+        vec![about("ExportPolicy", "shop", "closed"), about("", "", "")],
+        vec![about("ExportPolicy", "", "other")],
+    ] {
+        let mut folder = held();
+        folder.read("a.yaml", vec![service("web", 80)], broken(), subjects.clone());
+        assert_eq!(applied(&folder.settle(now).0), ["?"], "{subjects:?}");
+    }
+    let mut folder = held();
+    folder.unreadable("a.yaml", broken().remove(0));
+    assert_eq!(folder.settle(now), (vec![], None));
+}
+
+/// Renaming a file and breaking it at once must not lift a policy.
+#[test]
+fn what_a_broken_document_names_is_not_deleted() {
     let now = Instant::now();
     let mut folder = Folder::default();
-    folder.read("a.yaml", vec![], broken(), vec![key("web")]);
-    assert_eq!(applied(&folder.settle(now).0), ["?web"]);
-    assert_eq!(applied(&folder.settle(now).0), Vec::<String>::new());
+    folder.read("a.yaml", vec![policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.read("b.yaml", vec![], broken(), vec![about("ExportPolicy", "shop", "closed")]);
+    folder.settle(now);
+    assert_eq!(folder.settle(now + GRACE * 9), (vec![], None));
+    folder.gone("b.yaml", now + GRACE * 9);
+    folder.settle(now + GRACE * 9);
+    assert_eq!(applied(&folder.settle(now + GRACE * 10).0), ["-closed"]);
+}
+
+#[test]
+fn a_file_that_comes_back_broken_keeps_what_it_held() {
+    let now = Instant::now();
+    let mut folder = Folder::default();
     folder.read("a.yaml", vec![service("web", 80)], vec![], vec![]);
-    assert_eq!(applied(&folder.settle(now).0), ["+web"]);
-    folder.read("b.yaml", vec![], broken(), vec![key("api")]);
-    assert_eq!(applied(&folder.settle(now).0), ["?api"]);
-    folder.gone("b.yaml");
-    assert_eq!(applied(&folder.settle(now).0), ["-api"]);
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    assert_eq!(folder.settle(now), (vec![], Some(now + GRACE)));
+    folder.read("a.yaml", vec![], broken(), vec![about("", "", "")]);
+    assert_eq!(folder.settle(now + GRACE * 2), (vec![], None));
+    assert!(folder.take_forgotten().is_empty());
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    folder.settle(now + GRACE);
+    assert_eq!(folder.take_forgotten(), ["a.yaml"]);
+    folder.read("a.yaml", vec![], broken(), vec![about("", "", "")]);
+    assert_eq!(applied(&folder.settle(now + GRACE * 2).0), ["?"], "after that it is a new file");
+}
+
+/// F-41: a file that sorts first takes over no Link.
+#[test]
+fn a_link_stays_with_the_file_that_held_it_first() {
+    let now = Instant::now();
+    let mut folder = Folder::default();
+    folder.read("link-west.yaml", vec![link("one:1")], vec![], vec![]);
+    assert_eq!(applied(&folder.settle(now).0), ["+west"]);
+    folder.read("a.yaml", vec![link("two:2")], vec![], vec![]);
+    assert_eq!(folder.settle(now), (vec![], None));
+    let problems = folder.problems();
+    assert_eq!(problems[0].file, "a.yaml");
+    assert!(problems[0].message.contains("defined in link-west.yaml:1 too; that one holds"), "{problems:?}");
+
+    let mut restarted = Folder::new(folder.link_files().clone());
+    for (name, document) in [("a.yaml", link("two:2")), ("link-west.yaml", link("one:1"))] {
+        restarted.read(name, vec![document], vec![], vec![]);
+    }
+    assert_eq!(restarted.settle(now).0, [Event::Apply(Box::new(link("one:1").object))]);
+    restarted.gone("link-west.yaml", now);
+    assert_eq!(restarted.settle(now).0, [Event::Apply(Box::new(link("two:2").object))], "until it lets go");
 }
 
 proptest! {
@@ -129,7 +251,7 @@ proptest! {
         for (file, services, op) in ops {
             let name = format!("{file}.yaml");
             if op == 0 {
-                folder.gone(&name);
+                folder.gone(&name, now);
                 files.remove(&name);
             } else {
                 let documents: Vec<_> = services.iter().map(|(index, port)| service(&format!("s{index}"), *port)).collect();

@@ -1,0 +1,103 @@
+//! What each file held when it was last read, below `state/last-good/`, so that a restart knows what a broken file stands
+//! for. A copy is the file itself while all of it parses; else the objects that it holds, those that it does not show among
+//! them: what was in force a moment before the restart, and not only what once was in a file without a mistake.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use linkspan_proto::manifest;
+use linkspan_proto::resources::Object;
+
+use super::listing::{is_manifest, read_file};
+use crate::files;
+
+/// Which file holds each Link. Hidden, so that no manifest has this name.
+const LINK_FILES: &str = ".link-files.json";
+
+/// The folder of copies.
+#[derive(Debug)]
+pub(super) struct Copies {
+    folder: PathBuf,
+    /// As written.
+    link_files: BTreeMap<String, String>,
+}
+
+impl Copies {
+    pub(super) const fn new(folder: PathBuf) -> Self {
+        Self { folder, link_files: BTreeMap::new() }
+    }
+
+    /// Keeps a file all of which parses.
+    pub(super) fn keep(&self, name: &str, text: &str) {
+        let path = self.folder.join(name);
+        if !matches!(fs::read(&path), Ok(old) if old == text.as_bytes())
+            && let Err(error) = files::write_atomically(&path, text.as_bytes(), 0o600)
+        {
+            tracing::warn!(file = name, %error, "cannot keep a copy of a good manifest");
+        }
+    }
+
+    /// Keeps the objects of a file in which something does not parse.
+    pub(super) fn keep_objects<'a>(&self, name: &str, objects: impl Iterator<Item = &'a Object>) {
+        let documents: Result<Vec<_>, _> = objects.map(manifest::to_yaml).collect();
+        match documents {
+            Ok(documents) if documents.is_empty() => {}
+            Ok(documents) => self.keep(name, &documents.join("---\n")),
+            Err(error) => tracing::warn!(file = name, %error, "cannot keep a copy of a manifest's objects"),
+        }
+    }
+
+    /// What a file held.
+    pub(super) fn recall(&self, name: &str) -> Option<String> {
+        match read_file(&self.folder.join(name)) {
+            Ok((text, _)) => Some(text),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(file = name, %error, "cannot read the copy of a manifest");
+                }
+                None
+            }
+        }
+    }
+
+    pub(super) fn forget(&self, name: &str) {
+        if let Err(error) = files::remove(&self.folder.join(name)) {
+            tracing::warn!(file = name, %error, "cannot remove the copy of a manifest");
+        }
+    }
+
+    /// The files of which there is a copy.
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter(|name| is_manifest(name)).collect()
+    }
+
+    /// Which file held each Link.
+    pub(super) fn link_files(&mut self) -> BTreeMap<String, String> {
+        let path = self.folder.join(LINK_FILES);
+        match fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)) {
+            Ok(link_files) => self.link_files = link_files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "not known which file held each Link; the first by name does");
+            }
+        }
+        self.link_files.clone()
+    }
+
+    pub(super) fn keep_link_files(&mut self, link_files: &BTreeMap<String, String>) {
+        if self.link_files == *link_files {
+            return;
+        }
+        let written = serde_json::to_vec(link_files)
+            .map_err(io::Error::other)
+            .and_then(|bytes| files::write_atomically(&self.folder.join(LINK_FILES), &bytes, 0o600));
+        match written {
+            Ok(()) => self.link_files.clone_from(link_files),
+            Err(error) => tracing::warn!(%error, "cannot keep which file holds each Link"),
+        }
+    }
+}
