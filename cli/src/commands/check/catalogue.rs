@@ -252,7 +252,8 @@ fn policies(checks: &mut Checks<'_>) {
 /// The policies in the manifests. Files that do not parse have been named by an earlier check.
 fn traffic_policies(checks: &Checks<'_>) -> Vec<ClusterTrafficPolicy> {
     let files = super::site::yaml_files(checks.folder.manifests());
-    let texts = files.iter().filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
+    let files = files.iter().filter(|file| file.is_file());
+    let texts = files.filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
     let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
     objects
         .filter_map(|object| match object {

@@ -50,6 +50,11 @@ async fn manifests(checks: &mut Checks<'_>) {
     for file in yaml_files(dir.clone()) {
         files += 1;
         let shown = file.strip_prefix(checks.folder.dir()).unwrap_or(&file).display().to_string();
+        if !file.is_file() {
+            // Never opened: reading a FIFO would wait for a writer.
+            errors.push(format!("{shown}: is no regular file"));
+            continue;
+        }
         match fs::read_to_string(&file) {
             Ok(text) => {
                 for document in manifest::parse(&text, &shown) {
@@ -75,8 +80,8 @@ async fn manifests(checks: &mut Checks<'_>) {
             GROUP,
             "the manifests are valid",
             error,
-            "correct it at this place; until then the last good state of this object stays in force, and all others are \
-             not touched",
+            "correct it at this place; until then the last good state of this object stays in force; if it may be an \
+             ExportPolicy and has none, new exports that it may concern are closed",
         );
     }
 }
@@ -110,13 +115,13 @@ impl Problem {
     }
 }
 
-/// The files that the controller watches.
+/// What has a manifest's name in the folder that the controller watches, whether it is a file or not.
 pub(super) fn yaml_files(dir: PathBuf) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|file| {
         let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        !hidden && file.is_file() && file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+        !hidden && file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
     });
     files.sort();
     files
