@@ -96,7 +96,16 @@ impl Folder {
             Ok(text) => text,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 // A wrong folder, or a site.yaml that does not parse, is what keeps it from running.
-                self.site()?;
+                if let Err(error) = self.site() {
+                    if !self.dir.join(site::SITE_FILE).exists() {
+                        return Err(error);
+                    }
+                    return Err(error.context(format!(
+                        "the {half} of the site in {dir} does not run; correct {}, then start the site with `linkspan site run \
+                         --dir {dir}`",
+                        site::SITE_FILE
+                    )));
+                }
                 bail!(
                     "the {half} of the site in {dir} does not run; start the site with `linkspan site run --dir {dir}`"
                 )
@@ -146,7 +155,7 @@ mod tests {
         let site = dir.path().join("site.yaml");
         fs::write(&site, "gatewy: {}").expect("written");
         let error = told().await;
-        assert!(error.contains("site.yaml:1"), "what keeps it from running: {error}");
+        assert!(error.contains("site.yaml:1") && error.contains("site run"), "what keeps it from running: {error}");
         fs::write(&site, "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec: {}\n")
             .expect("written");
         let error = told().await;

@@ -79,9 +79,10 @@ impl Cluster {
     }
 
     async fn until_linked(&mut self) {
+        // A peer that has just left is "alive" a moment longer: probes have not failed yet.
         self.controller
             .report(|report| match report {
-                Report::Links { links } => links.first().filter(|link| link.alive).map(|_| ()),
+                Report::Links { links } => links.first().filter(|link| link.alive && link.connections > 0).map(|_| ()),
                 _ => None,
             })
             .await;

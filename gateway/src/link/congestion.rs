@@ -3,8 +3,9 @@
 //! After a blackout of two seconds the congestion window is full of packets that are lost but not yet declared so: nothing
 //! more may be sent until the next probe timeout of QUIC, whose back-off may then lie seconds ahead. Our health probes
 //! would wait behind it, and a link that works again would be judged dead. RFC 9002 section 7.5 exempts probes from the
-//! window; quinn exempts its own only. So each health probe in doubt raises the window by a little. An acknowledgement
-//! takes the raise back; it also tells quinn what was lost, so everything else recovers at the same moment.
+//! window; quinn exempts its own only. So each health probe in doubt, and each answer to one, raises the window by a little,
+//! right before it is written: whatever room there is, bulk data takes. An acknowledgement takes the raise back; it also
+//! tells quinn what was lost, so everything else recovers at the same moment.
 
 use std::any::Any;
 use std::sync::Arc;

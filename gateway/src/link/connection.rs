@@ -11,7 +11,7 @@ use linkspan_runtime::task;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf};
+use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf, congestion};
 
 /// After a goaway for the end of the process, streams that were opened before it arrived are still served for so long.
 const SHUT_GRACE: Duration = Duration::from_secs(1);
@@ -29,6 +29,8 @@ pub(super) struct Connection {
     /// Replaced when the Link object changes without touching trust.
     pub(super) info: ArcSwap<PeerInfo>,
     pub(super) streams: Arc<Streams>,
+    /// Probes go unanswered.
+    in_doubt: AtomicBool,
     /// Since when the peer knows that this gateway ends.
     shut: OnceLock<Instant>,
 }
@@ -36,7 +38,28 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(id: ConnectionId, quinn: quinn::Connection, worker: usize, info: Arc<PeerInfo>) -> Self {
         let streams = Arc::new(Streams::default());
-        Self { id, quinn, worker, info: ArcSwap::new(info), streams, shut: OnceLock::new() }
+        Self {
+            id,
+            quinn,
+            worker,
+            info: ArcSwap::new(info),
+            streams,
+            in_doubt: AtomicBool::new(false),
+            shut: OnceLock::new(),
+        }
+    }
+
+    /// Takes in whether probes go unanswered.
+    pub(super) fn doubt(&self, in_doubt: bool) {
+        self.in_doubt.store(in_doubt, Ordering::Relaxed);
+    }
+
+    /// Makes room beyond a full congestion window for a probe or for the answer to one, if the path is in doubt. To be
+    /// called right before it is written: bulk data takes whatever room there is.
+    pub(super) fn make_room(&self) {
+        if self.in_doubt.load(Ordering::Relaxed) {
+            congestion::nudge(&self.quinn);
+        }
     }
 
     /// The peer is told that this gateway ends.

@@ -163,7 +163,7 @@ impl Driver {
             Message::Hello { id, hello } => self.hello(id, &hello, now),
             Message::GoAway { id, leave } => self.state.handle(Event::GoAway { connection: id, leave }, now),
             Message::Closed { id, error } => self.closed(id, &error, now),
-            Message::Probed { id, probe, answered } => self.probed(id, probe, answered, now),
+            Message::Probed { id, probe, result } => self.probed(id, probe, result, now),
         }
         Next::Go
     }

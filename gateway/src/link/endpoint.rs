@@ -20,7 +20,7 @@ use super::congestion::NudgedFactory;
 use super::keys::Keys;
 use super::socket::{LinkSocket, Network, Steering, WorkerIds};
 
-/// A connection that heard nothing for so long is dead. Above the blackout of 2 s that is survived and the 3.5 s after
+/// A connection that heard nothing for so long is dead. Above the blackout of 2 s that is survived and the 3.7 s after
 /// which probes give up; also the most that a handshake may stall (S-27).
 const IDLE: Duration = Duration::from_secs(5);
 

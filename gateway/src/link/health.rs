@@ -7,10 +7,13 @@
 //! ```
 //!
 //! - In: answers and failures of probes, which travel as streams of kind `Probe` over the data path itself.
-//! - Out: [`Verdict::Down`] between 2.5 and 3.5 s after the path died: a blackout of 2 s is survived (F-05), a dead peer is
+//! - Out: [`Verdict::Down`] between 2.5 and 3.7 s after the path died: a blackout of 2 s is survived (F-05), a dead peer is
 //!   withdrawn within 4 s (F-02, F-04). [`Verdict::Up`] again after two answers in a row.
+//! - A probe that was late before the path died counts against it only from when nothing was carried any more. A peer that
+//!   acknowledges packets and answers no probe is down after [`DOWN_AT_LAST`] (F-48).
 //! - Never does: change its verdict for want of news: a connection without an answer yet keeps the verdict it was given.
-//! - Numbers: [`PROBE_EVERY`], [`PROBE_TIMEOUT`], [`PROBE_FAST`], [`DOWN_MISSES`], [`DOWN_AFTER`], [`UP_ANSWERS`].
+//! - Numbers: [`PROBE_EVERY`], [`PROBE_TIMEOUT`], [`PROBE_FAST`], [`DOWN_MISSES`], [`DOWN_AFTER`], [`DOWN_AT_LAST`],
+//!   [`UP_ANSWERS`].
 
 use std::time::{Duration, Instant};
 
@@ -27,8 +30,13 @@ pub(super) const PROBE_FAST: Duration = Duration::from_millis(200);
 /// Unanswered probes in a row before the verdict falls.
 pub(super) const DOWN_MISSES: u32 = 3;
 
-/// And how long ago the first of them must have been sent. Above 2 s plus a round trip, below 4 s minus [`PROBE_EVERY`].
+/// And how long ago the first of them must have been sent, and the last packet been acknowledged. Above 2 s plus a round
+/// trip, below 4 s minus [`PROBE_EVERY`].
 pub(super) const DOWN_AFTER: Duration = Duration::from_millis(2500);
+
+/// How long ago the first of them must have been sent even though packets were acknowledged since. Above [`DOWN_AFTER`] by
+/// what a probe may be late on a full path whose packets get lost.
+pub(super) const DOWN_AT_LAST: Duration = Duration::from_millis(3000);
 
 /// Answers in a row before the verdict rises.
 pub(super) const UP_ANSWERS: u32 = 2;
@@ -48,6 +56,13 @@ pub(super) struct Probe {
     pub(super) sent: Instant,
 }
 
+/// A probe was not answered within [`PROBE_TIMEOUT`], or the peer refused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Missed {
+    /// The peer acknowledged packets in that time.
+    pub(super) carried: bool,
+}
+
 /// The health of one connection.
 #[derive(Debug)]
 pub(super) struct Health {
@@ -56,6 +71,8 @@ pub(super) struct Health {
     /// Unanswered in a row, and when the first of them was sent.
     misses: u32,
     missing_since: Option<Instant>,
+    /// When a missed probe said last that the path carried something.
+    carried: Option<Instant>,
     /// When the newest answered probe was sent: older ones that fail now say nothing.
     answered: Option<Instant>,
     answers: u32,
@@ -64,7 +81,7 @@ pub(super) struct Health {
 impl Health {
     /// A new connection: it inherits the link's verdict until it proves its own, and is probed at once.
     pub(super) fn new(verdict: Verdict, now: Instant) -> Self {
-        Self { verdict, next: now, misses: 0, missing_since: None, answered: None, answers: 0 }
+        Self { verdict, next: now, misses: 0, missing_since: None, carried: None, answered: None, answers: 0 }
     }
 
     /// A probe to send, if one is due.
@@ -94,15 +111,20 @@ impl Health {
         self.next = self.next.max(now).min(now + self.pace());
     }
 
-    /// The probe was not answered within [`PROBE_TIMEOUT`], or the peer refused it.
-    pub(super) fn miss(&mut self, probe: Probe, now: Instant) {
+    /// The probe failed.
+    pub(super) fn miss(&mut self, probe: Probe, missed: Missed, now: Instant) {
         if self.answered.is_some_and(|answered| answered >= probe.sent) {
             return;
         }
         self.answers = 0;
         self.misses += 1;
+        if missed.carried {
+            self.carried = Some(now);
+        }
         let since = *self.missing_since.get_or_insert(probe.sent);
-        if self.misses >= DOWN_MISSES && now.duration_since(since) >= DOWN_AFTER {
+        let silent_since = self.carried.map_or(since, |carried| carried.max(since));
+        let is_over = now.duration_since(silent_since) >= DOWN_AFTER || now.duration_since(since) >= DOWN_AT_LAST;
+        if self.misses >= DOWN_MISSES && is_over {
             self.verdict = Verdict::Down;
         }
         self.next = self.next.min(now + PROBE_FAST);

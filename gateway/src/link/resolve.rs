@@ -4,10 +4,14 @@
 //! ten seconds at most.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::TryFutureExt;
+use futures::future::Either;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::net::NetError;
 
 use super::state::{Answer, MAX_ADDRESSES, Trouble};
 use super::trouble::trouble;
@@ -16,13 +20,20 @@ use super::trouble::trouble;
 /// a lost packet (hickory asks again, and another server, after 5 s or less), below the ten seconds between rounds.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(6);
 
+/// How long a family may take when the other has answered. RFC 8305 section 3 waits 50 ms before a user's connection; a link
+/// is not in such a hurry, and would rather know all addresses.
+const OTHER_FAMILY: Duration = Duration::from_secs(1);
+
 /// Looks all of them up at the same time. Succeeds if any does; IPv6 and IPv4 alternate (RFC 8305 section 4).
 pub(super) async fn resolve(addresses: &[String]) -> Result<Answer, Trouble> {
     let mut found: Vec<SocketAddr> = Vec::new();
-    let mut failed = None;
+    let (mut failed, mut is_complete) = (None, true);
     for result in futures::future::join_all(addresses.iter().map(|address| resolve_one(address))).await {
         match result {
-            Ok(more) => found.extend(more),
+            Ok(more) => {
+                is_complete &= more.is_complete;
+                found.extend(more.addresses);
+            }
             Err(trouble) => failed = Some(trouble),
         }
     }
@@ -31,13 +42,13 @@ pub(super) async fn resolve(addresses: &[String]) -> Result<Answer, Trouble> {
     found.truncate(MAX_ADDRESSES);
     match failed {
         Some(trouble) if found.is_empty() => Err(trouble),
-        failed => Ok(Answer { addresses: found, is_complete: failed.is_none() }),
+        failed => Ok(Answer { addresses: found, is_complete: is_complete && failed.is_none() }),
     }
 }
 
-async fn resolve_one(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
+async fn resolve_one(address: &str) -> Result<Answer, Trouble> {
     if let Ok(literal) = address.parse::<SocketAddr>() {
-        return Ok(vec![literal]);
+        return Ok(Answer { addresses: vec![literal], is_complete: true });
     }
     let bad = || trouble("InvalidAddress", format!("{address:?} is not host:port; correct the Link's addresses"));
     let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
@@ -48,16 +59,48 @@ async fn resolve_one(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
     let failed = |error: &dyn std::fmt::Display| {
         trouble("ResolveFailed", format!("cannot look up {host}: {error}; does the name exist, is DNS reachable?"))
     };
-    let mut builder = TokioResolver::builder_tokio().map_err(|error| failed(&error))?;
-    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    // A name with a dot is a full name: no detour over the search list.
-    builder.options_mut().ndots = 1;
-    let resolver = builder.build().map_err(|error| failed(&error))?;
-    let lookup = match tokio::time::timeout(LOOKUP_TIMEOUT, resolver.lookup_ip(host)).await {
-        Ok(lookup) => lookup.map_err(|error| failed(&error))?,
+    let families = either(
+        look_up(host, LookupIpStrategy::Ipv4Only).map_err(|error| failed(&error)),
+        look_up(host, LookupIpStrategy::Ipv6Only).map_err(|error| failed(&error)),
+    );
+    let (ips, is_complete) = match tokio::time::timeout(LOOKUP_TIMEOUT, families).await {
+        Ok(found) => found?,
         Err(_) => return Err(failed(&format_args!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()))),
     };
-    Ok(alternate(lookup.iter().collect()).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+    let addresses = alternate(ips).into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+    Ok(Answer { addresses, is_complete })
+}
+
+/// The addresses of one family.
+async fn look_up(host: &str, family: LookupIpStrategy) -> Result<Vec<IpAddr>, NetError> {
+    let mut builder = TokioResolver::builder_tokio()?;
+    builder.options_mut().ip_strategy = family;
+    // A name with a dot is a full name: no detour over the search list.
+    builder.options_mut().ndots = 1;
+    Ok(builder.build()?.lookup_ip(host).await?.iter().collect())
+}
+
+/// What either family has. A name that stands in the hosts file with one family is asked for in DNS with the other, and a
+/// DNS server that does not answer must not keep what was found. Says too whether both were answered.
+async fn either<E>(
+    four: impl Future<Output = Result<Vec<IpAddr>, E>>,
+    six: impl Future<Output = Result<Vec<IpAddr>, E>>,
+) -> Result<(Vec<IpAddr>, bool), E> {
+    let (four, six) = (pin!(four), pin!(six));
+    let (first, second) = match futures::future::select(four, six).await {
+        Either::Left((first, six)) => (first, Either::Left(six)),
+        Either::Right((first, four)) => (first, Either::Right(four)),
+    };
+    match first {
+        Ok(mut found) => {
+            let other = tokio::time::timeout(OTHER_FAMILY, second).await;
+            let is_complete = other.is_ok();
+            found.extend(other.into_iter().flatten().flatten());
+            Ok((found, is_complete))
+        }
+        // The error of the family that says more: an answer that there is none comes before silence does.
+        Err(error) => second.await.map(|found| (found, true)).map_err(|_| error),
+    }
 }
 
 fn alternate(mut ips: Vec<IpAddr>) -> Vec<IpAddr> {
@@ -99,6 +142,22 @@ mod tests {
     async fn a_name_without_an_answer_leaves_the_others() {
         let found = resolve(&["nonsense:0".to_owned(), "192.0.2.1:4143".to_owned()]).await.unwrap();
         assert_eq!(found, Answer { addresses: vec!["192.0.2.1:4143".parse().unwrap()], is_complete: false });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_family_that_is_not_answered_keeps_nothing_back() {
+        let four = || vec!["192.0.2.1".parse::<IpAddr>().unwrap()];
+        let six = || vec!["2001:db8::1".parse::<IpAddr>().unwrap()];
+        let silence = std::future::pending::<Result<Vec<IpAddr>, &str>>;
+        let late = || async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok::<_, &str>(six())
+        };
+        assert_eq!(either(async { Ok(four()) }, silence()).await, Ok((four(), false)));
+        assert_eq!(either(silence(), late()).await, Ok((six(), false)));
+        assert_eq!(either(async { Ok(four()) }, late()).await, Ok(([four(), six()].concat(), true)));
+        assert_eq!(either(async { Err("no such name") }, late()).await, Ok((six(), true)));
+        assert_eq!(either(async { Err("no such name") }, async { Err("silence") }).await, Err("no such name"));
     }
 
     #[test]

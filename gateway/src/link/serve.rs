@@ -91,7 +91,7 @@ async fn serve_stream(
     };
     match header.kind {
         kind if is_crowded && kind != StreamKind::Probe => refuse(&mut send, &mut recv, Refusal::Overloaded),
-        StreamKind::Probe => answer_probe(send).await,
+        StreamKind::Probe => answer_probe(&connection, send).await,
         StreamKind::Exchange => {
             let Some(_pipe) = Counted::below(&link.pipes, exchange::PIPES_PER_PEER) else {
                 return refuse(&mut send, &mut recv, Refusal::Overloaded);
@@ -114,8 +114,10 @@ fn refuse(send: &mut SendHalf, recv: &mut RecvHalf, why: Refusal) {
     recv.stop(why);
 }
 
-async fn answer_probe(mut send: SendHalf) {
+async fn answer_probe(connection: &Connection, mut send: SendHalf) {
     send.prioritise(PROBE_PRIORITY);
+    // After a blackout our window is as full as the peer's.
+    connection.make_room();
     let answered = match send.write(Bytes::from_static(PROBE_ANSWER)).await {
         Ok(()) => send.finish(),
         Err(error) => Err(error),

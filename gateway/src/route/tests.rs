@@ -15,7 +15,7 @@ impl RouteTable {
 
     /// The table after this one.
     pub(crate) fn then(&self, snapshot: &Arc<Snapshot>) -> Self {
-        self.next(snapshot, tokio::time::Instant::now())
+        self.next(snapshot, Instant::now())
     }
 }
 

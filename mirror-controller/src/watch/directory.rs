@@ -167,7 +167,7 @@ impl Directory {
 
     /// Reads a file if it is new and at rest; says when to look again if it is not at rest.
     fn look_at(&mut self, name: &str, found: Found, now: Instant) -> Option<Instant> {
-        let seen = self.seen.entry(name.to_owned()).or_insert(Seen::new(found, now, 0));
+        let seen = self.seen.entry(name.to_owned()).or_insert_with(|| Seen::new(found, now, 0));
         if seen.found != found {
             *seen = Seen::new(found, now, if seen.read { 0 } else { seen.looks + 1 });
         }

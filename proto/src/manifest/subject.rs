@@ -165,7 +165,7 @@ mod tests {
         let listed: String = broken.lines().map(|line| format!("  {line}\n")).collect();
         for text in [
             broken.clone(),
-            format!("apiVersion: v1\nkind: List\nitems:\n-{}", &listed[1..]),
+            format!("apiVersion: v1\nkind: List\nitems:\n- {}", listed.trim_start()),
             POLICY.replace("kind: ExportPolicy", "kind: ExportPolcy"),
             POLICY.replace("kind: ExportPolicy", "kind: exportpolicies"),
             POLICY.replace("apiVersion: linkspan.io/v1alpha1", "apiVersion: linkspan/v1"),

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +61,7 @@ impl Direction {
 
     fn pass(&mut self, packet: &[u8]) {
         self.seen += 1;
-        if self.drop_every == 0 || self.seen % self.drop_every != 0 {
+        if self.drop_every == 0 || !self.seen.is_multiple_of(self.drop_every) {
             drop(self.queue.send((Instant::now() + self.delay, packet.to_vec())));
         }
     }
@@ -74,20 +75,21 @@ async fn main() -> Result<()> {
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let (length, client) = front.recv_from(&mut buffer).await?;
-        if !forward.contains_key(&client) {
-            let back = Arc::new(UdpSocket::bind((args.listen.ip(), 0)).await?);
-            let mut backward = Direction::new(&args, Arc::clone(&front), client);
-            let from = Arc::clone(&back);
-            tokio::spawn(async move {
-                let mut buffer = vec![0; DATAGRAM];
-                while let Ok((length, _)) = from.recv_from(&mut buffer).await {
-                    backward.pass(&buffer[..length]);
-                }
-            });
-            forward.insert(client, Direction::new(&args, back, args.to));
-        }
-        if let Some(direction) = forward.get_mut(&client) {
-            direction.pass(&buffer[..length]);
-        }
+        let direction = match forward.entry(client) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let back = Arc::new(UdpSocket::bind((args.listen.ip(), 0)).await?);
+                let mut backward = Direction::new(&args, Arc::clone(&front), client);
+                let from = Arc::clone(&back);
+                tokio::spawn(async move {
+                    let mut buffer = vec![0; DATAGRAM];
+                    while let Ok((length, _)) = from.recv_from(&mut buffer).await {
+                        backward.pass(&buffer[..length]);
+                    }
+                });
+                new.insert(Direction::new(&args, back, args.to))
+            }
+        };
+        direction.pass(&buffer[..length]);
     }
 }

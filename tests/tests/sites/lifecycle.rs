@@ -114,7 +114,7 @@ fn a_restart_keeps_every_mirrored_address_and_port() {
     // Every port is open and nothing else: 8000 leads to a server, the others to backends that do not run.
     let ports = |east: &Site| -> Vec<String> {
         east.host
-            .sh("ss -Htln | awk '{print $4}' | grep -E '^127[.](8[0-9]|9[0-5])[.]' | sort")
+            .sh("ss -Htln | awk '{print $4}' | grep -E '^127[.](8[0-9]|9[0-5])[.]' | sort -u")
             .lines()
             .map(str::to_owned)
             .collect()

@@ -8,7 +8,7 @@ use linkspan_proto::control::Hello;
 use quinn::ConnectionError;
 
 use crate::link::connection::ConnectionId;
-use crate::link::health::Probe;
+use crate::link::health::{Missed, Probe};
 use crate::link::state::{Answer, AttemptId, Leave, Trouble};
 use crate::link::tls::PeerTrust;
 
@@ -51,5 +51,5 @@ pub(in crate::link) enum Message {
     /// A connection is gone.
     Closed { id: ConnectionId, error: ConnectionError },
     /// A probe was answered after this time, or not.
-    Probed { id: ConnectionId, probe: Probe, answered: Option<Duration> },
+    Probed { id: ConnectionId, probe: Probe, result: Result<Duration, Missed> },
 }

@@ -9,8 +9,8 @@ use linkspan_runtime::task;
 
 use super::{Driver, Message};
 use crate::link::connection::{Connection, ConnectionId};
-use crate::link::health::{PROBE_TIMEOUT, Probe, Verdict};
-use crate::link::{congestion, serve};
+use crate::link::health::{Missed, PROBE_TIMEOUT, Probe, Verdict};
+use crate::link::serve;
 
 /// An answer has one byte; a peer that sends more than this does not answer, it floods.
 const MOST: usize = 16;
@@ -21,34 +21,33 @@ impl Driver {
         for (id, standing) in &mut self.standing {
             let Some(health) = &mut standing.health else { continue };
             let Some(probe) = health.poll(now) else { continue };
-            if health.is_in_doubt() {
-                congestion::nudge(&standing.connection.quinn);
-            }
             let (id, connection, inbox) = (*id, Arc::clone(&standing.connection), self.link.inbox.clone());
             // Ends with its timeout.
             drop(task::spawn("link_probe", async move {
-                let answered = send(&connection).await;
-                drop(inbox.send(Message::Probed { id, probe, answered }).await);
+                let result = send(&connection).await;
+                drop(inbox.send(Message::Probed { id, probe, result }).await);
             }));
         }
     }
 
     /// Takes the result of a probe in.
-    pub(super) fn probed(&mut self, id: ConnectionId, probe: Probe, answered: Option<Duration>, now: Instant) {
-        let Some(health) = self.standing.get_mut(&id).and_then(|standing| standing.health.as_mut()) else { return };
+    pub(super) fn probed(&mut self, id: ConnectionId, probe: Probe, result: Result<Duration, Missed>, now: Instant) {
+        let Some(standing) = self.standing.get_mut(&id) else { return };
+        let Some(health) = &mut standing.health else { return };
         let before = health.verdict();
-        match answered {
-            Some(took) => {
+        match result {
+            Ok(took) => {
                 health.answer(probe, now);
                 self.figures.probe = Some(took);
             }
-            None => health.miss(probe, now),
+            Err(missed) => health.miss(probe, missed, now),
         }
+        standing.connection.doubt(health.is_in_doubt());
         if before != health.verdict() {
             let verdict = if health.verdict() == Verdict::Up { "up" } else { "down" };
             tracing::info!(peer = %self.link.cluster, connection = id.0, verdict, "probes changed their verdict");
         }
-        self.shared.config.observer.probe(&self.link.cluster, answered.is_some());
+        self.shared.config.observer.probe(&self.link.cluster, result.is_ok());
     }
 
     /// Shows the data path what may be used, and everybody how the link stands.
@@ -97,15 +96,18 @@ impl Driver {
 }
 
 /// One probe; how long its answer took, if it came in time.
-async fn send(connection: &Connection) -> Option<Duration> {
+async fn send(connection: &Connection) -> Result<Duration, Missed> {
     let started = tokio::time::Instant::now();
+    // Acknowledged is what went there, by what came back: the path carried both ways.
+    let acknowledgements = || connection.quinn.stats().frame_rx.acks;
+    let acknowledged = acknowledgements();
     let Some(opened) = connection.try_open() else {
         // All stream credit is in use, which says that there is much to carry, not that the path is dead. What still
         // comes in is the answer; keep-alives make it one packet a second at least.
         let received = || connection.quinn.stats().udp_rx.datagrams;
         let before = received();
         tokio::time::sleep(PROBE_TIMEOUT).await;
-        return (received() > before).then(|| started.elapsed());
+        return if received() > before { Ok(started.elapsed()) } else { Err(Missed { carried: false }) };
     };
     let exchange = async {
         let (mut send, mut recv) = opened.ok()?;
@@ -113,6 +115,7 @@ async fn send(connection: &Connection) -> Option<Duration> {
         recv.uncount();
         send.prioritise(serve::PROBE_PRIORITY);
         let header = StreamHeader::new(StreamKind::Probe).encode().ok()?;
+        connection.make_room();
         send.write(header).await.ok()?;
         send.finish().ok()?;
         let mut seen = 0;
@@ -124,5 +127,8 @@ async fn send(connection: &Connection) -> Option<Duration> {
         }
         Some(())
     };
-    tokio::time::timeout(PROBE_TIMEOUT, exchange).await.ok().flatten().map(|()| started.elapsed())
+    match tokio::time::timeout(PROBE_TIMEOUT, exchange).await {
+        Ok(Some(())) => Ok(started.elapsed()),
+        Ok(None) | Err(_) => Err(Missed { carried: acknowledgements() > acknowledged }),
+    }
 }

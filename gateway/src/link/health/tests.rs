@@ -8,6 +8,8 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
+const SILENT: Missed = Missed { carried: false };
+
 /// Sends the probes of a [`Health`] over a path that is dead in one interval, and notes changes of the verdict.
 struct Path {
     health: Health,
@@ -15,6 +17,10 @@ struct Path {
     now: Instant,
     rtt: Duration,
     dead: (Duration, Duration),
+    /// For so long before that, it loses probes and carries other packets.
+    lossy: Duration,
+    /// It carries other packets even while it is dead: nobody answers.
+    is_deaf: bool,
     flying: Vec<(Instant, Option<Instant>, Probe)>,
     changes: Vec<(Duration, Verdict)>,
 }
@@ -23,7 +29,17 @@ impl Path {
     fn new(rtt: Duration, dead: (Duration, Duration)) -> Self {
         let start = Instant::now();
         let health = Health::new(Verdict::Up, start);
-        Self { health, start, now: start, rtt, dead, flying: Vec::new(), changes: Vec::new() }
+        Self {
+            health,
+            start,
+            now: start,
+            rtt,
+            dead,
+            lossy: Duration::ZERO,
+            is_deaf: false,
+            flying: Vec::new(),
+            changes: Vec::new(),
+        }
     }
 
     fn is_dead(&self, at: Instant) -> bool {
@@ -38,7 +54,8 @@ impl Path {
             if let Some(probe) = self.health.poll(self.now) {
                 let back = self.now + self.rtt;
                 // No retransmission here: the worst case. A transport that repeats lost probes is only better.
-                let answered = !self.is_dead(self.now) && !self.is_dead(back) && self.rtt < PROBE_TIMEOUT;
+                let is_lost = self.is_dead(self.now) || self.is_dead(back) || self.is_dead(self.now + self.lossy);
+                let answered = !is_lost && self.rtt < PROBE_TIMEOUT;
                 self.flying.push((self.now + PROBE_TIMEOUT, answered.then_some(back), probe));
             }
             let now = self.now;
@@ -51,7 +68,9 @@ impl Path {
                 !(answer || *expires <= now)
             });
             for (answer, probe) in done {
-                if answer { self.health.answer(probe, now) } else { self.health.miss(probe, now) }
+                let (sent, ended) = (probe.sent.duration_since(self.start), now.duration_since(self.start));
+                let carried = self.is_deaf || sent < self.dead.0 || ended > self.dead.1.saturating_add(self.rtt);
+                if answer { self.health.answer(probe, now) } else { self.health.miss(probe, Missed { carried }, now) }
             }
             if self.health.verdict() != before {
                 self.changes.push((self.now.duration_since(self.start), self.health.verdict()));
@@ -82,6 +101,43 @@ fn a_blackout_of_two_seconds_is_survived_at_any_moment() {
             path.run(died + 8000 * MS);
             assert!(path.changes.is_empty(), "rtt {rtt} ms, died at {died:?}: {:?}", path.changes);
         }
+    }
+}
+
+#[test]
+fn probes_that_were_lost_before_a_blackout_do_not_shorten_it() {
+    for lossy in [100, 300, 600] {
+        for offset in (0..1000).step_by(7) {
+            let died = 5000 * MS + offset * MS;
+            let mut path = Path::new(20 * MS, (died, died + 2000 * MS));
+            path.lossy = lossy * MS;
+            path.run(died + 8000 * MS);
+            assert!(path.changes.is_empty(), "lossy for {lossy} ms, died at {died:?}: {:?}", path.changes);
+        }
+    }
+}
+
+#[test]
+fn a_path_that_loses_probes_before_it_dies_is_withdrawn_no_later() {
+    for offset in (0..1000).step_by(7) {
+        let died = 5000 * MS + offset * MS;
+        let mut path = Path::new(20 * MS, (died, Duration::MAX));
+        path.lossy = 600 * MS;
+        path.run(died + 6000 * MS);
+        let [(down, Verdict::Down)] = path.changes[..] else { panic!("{:?}", path.changes) };
+        assert!(down - died < 3700 * MS, "died at {died:?}, down after {:?}", down - died);
+    }
+}
+
+#[test]
+fn a_peer_that_acknowledges_and_never_answers_is_withdrawn_too() {
+    for offset in (0..1000).step_by(7) {
+        let deaf = 5000 * MS + offset * MS;
+        let mut path = Path::new(20 * MS, (deaf, Duration::MAX));
+        path.is_deaf = true;
+        path.run(deaf + 6000 * MS);
+        let [(down, Verdict::Down)] = path.changes[..] else { panic!("{:?}", path.changes) };
+        assert!(down - deaf < PROBE_EVERY + DOWN_AT_LAST + PROBE_FAST, "{:?}", down - deaf);
     }
 }
 
@@ -121,7 +177,7 @@ fn an_old_probe_that_fails_late_says_nothing() {
     let old = health.poll(now).expect("due");
     let new = health.poll(now + PROBE_EVERY).expect("due");
     health.answer(new, now + PROBE_EVERY + MS);
-    health.miss(old, now + PROBE_EVERY + 2 * MS);
+    health.miss(old, SILENT, now + PROBE_EVERY + 2 * MS);
     assert!(!health.is_in_doubt());
 }
 
@@ -156,7 +212,7 @@ proptest! {
                 health.answer(probe, now);
                 (misses, answers) = (0, answers + 1);
             } else {
-                health.miss(probe, now);
+                health.miss(probe, SILENT, now);
                 (misses, answers) = (misses + 1, 0);
             }
             if before != health.verdict() {

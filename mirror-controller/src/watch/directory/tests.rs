@@ -358,7 +358,7 @@ fn a_broken_policy_puts_its_namespace_in_doubt() {
         (broken.clone(), "?shop"),
         (format!("{}---\n{}", named("other"), broken), "?shop"),
         (POLICY.replace("spec: {allow: []}", "spec: {allow: ["), "?shop"),
-        (format!("apiVersion: v1\nkind: List\nitems:\n-{}", &listed[1..]), "?shop"),
+        (format!("apiVersion: v1\nkind: List\nitems:\n- {}", listed.trim_start()), "?shop"),
         (POLICY.replace("kind: ExportPolicy", "kind: ExportPolcy"), "?shop"),
         (POLICY.replace("linkspan.io/v1alpha1", "linkspan.io/v1"), "?shop"),
         (POLICY.replace("namespace", "namepsace"), "?"),
