@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use linkspan_proto::manifest;
 use serde_json::Value;
 
-use super::{Event, Kind, ObjectKey, Problem};
+use super::{Doubt, Event, Kind, ObjectKey, Problem};
 
 /// What the watch of one kind says.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +32,8 @@ pub struct Intake {
     /// Events that wait until every kind came once; `None` afterwards.
     initial: Option<Vec<Event>>,
     awaited: BTreeSet<Kind>,
+    /// As told.
+    doubt: Doubt,
     /// What is wrong, by object.
     problems: BTreeMap<ObjectKey, Problem>,
 }
@@ -69,7 +71,28 @@ impl Intake {
                 self.awaited.remove(&kind);
             }
         }
+        self.settle_doubt(&mut events);
         self.tell(events)
+    }
+
+    /// Tells what policies that cannot be read put in doubt: raised before anything else changes, settled after.
+    fn settle_doubt(&mut self, events: &mut Vec<Event>) {
+        let mut doubt = Doubt::default();
+        let policies = self.kinds.get(&Kind::ExportPolicy);
+        for key in policies.into_iter().flat_map(|watched| &watched.unreadable) {
+            doubt.raise(Some(&key.namespace));
+        }
+        if doubt == self.doubt {
+            return;
+        }
+        let both = doubt.and(&self.doubt);
+        if both != self.doubt {
+            events.insert(0, Event::Doubt(both.clone()));
+        }
+        if both != doubt {
+            events.push(Event::Doubt(doubt.clone()));
+        }
+        self.doubt = doubt;
     }
 
     /// Whether every kind came once.
@@ -115,8 +138,8 @@ impl Intake {
                 events.push(Event::Apply(Box::new(object)));
             }
             Err(error) => {
-                if !watched.good.contains(&key) && watched.unreadable.insert(key.clone()) {
-                    events.push(Event::Unreadable(key.clone()));
+                if !watched.good.contains(&key) {
+                    watched.unreadable.insert(key.clone());
                 }
                 let kept = if watched.good.contains(&key) { "; the version before stays in force" } else { "" };
                 let problem = Problem {
@@ -134,7 +157,8 @@ impl Intake {
     fn gone(&mut self, key: &ObjectKey, events: &mut Vec<Event>) {
         let watched = self.kinds.entry(key.kind).or_default();
         self.problems.remove(key);
-        if watched.good.remove(key) | watched.unreadable.remove(key) {
+        watched.unreadable.remove(key);
+        if watched.good.remove(key) {
             events.push(Event::Delete(key.clone()));
         }
     }
@@ -167,7 +191,7 @@ mod tests {
             Event::InitDone => "done".to_owned(),
             Event::Apply(object) => format!("+{}", object.name()),
             Event::Delete(key) => format!("-{}", key.name),
-            Event::Unreadable(key) => format!("?{}", key.name),
+            Event::Doubt(doubt) => format!("?{}", doubt.namespaces.iter().cloned().collect::<Vec<_>>().join(",")),
         };
         events.iter().map(name).collect()
     }
@@ -213,11 +237,11 @@ mod tests {
     fn a_bad_object_costs_only_itself_and_keeps_its_last_good_state() {
         let mut intake = ready();
         let bad = policy(&json!("web"));
-        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Object(bad.clone()))), ["?web"]);
+        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Object(bad.clone()))), ["?shop"]);
         assert!(intake.take(Kind::ExportPolicy, Seen::Object(bad.clone())).is_empty(), "told once");
         let problem = &intake.problems()[0];
         assert!(problem.file.contains("shop/web") && !problem.message.is_empty(), "{problem}");
-        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Object(policy(&json!(["web"]))))), ["+web"]);
+        assert_eq!(told(&intake.take(Kind::ExportPolicy, Seen::Object(policy(&json!(["web"]))))), ["+web", "?"]);
         assert!(intake.problems().is_empty());
         assert!(intake.take(Kind::ExportPolicy, Seen::Object(bad)).is_empty(), "the good one stays");
         assert!(intake.problems()[0].message.contains("stays in force"));
