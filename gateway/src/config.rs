@@ -52,6 +52,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     pub config: Option<PathBuf>,
 
+    /// The name of this pod, for its log.
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    pub pod_name: Option<String>,
+
+    /// The address of this pod, for its log.
+    #[arg(long, value_name = "IP", requires = "kubernetes")]
+    pub pod_ip: Option<std::net::IpAddr>,
+
     /// How log lines look: text for people, json for machines.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
