@@ -139,22 +139,24 @@ impl Home {
         drop(task::vital("namespaces", signal, cluster::namespaces(client.clone(), namespaces)));
         drop(task::vital("pods", signal, cluster::workloads(client.clone(), workloads)));
         drop(task::spawn("workloads", tell_workloads(channels.store.clone(), pods)));
+        // One controller: the Deployment has one replica.
+        let (leader, leading) = watch::channel(true);
         let keeping = kubernetes::Context {
             client,
             sets: channels.mirrors.subscribe(),
             gateways: ready,
             namespaces: present,
-            // One controller: see the Deployment's strategy.
-            leading: watch::channel(true).1,
+            leading,
             cluster_ips: channels.cluster_ips.clone(),
             metrics: applied,
             signal: signal.clone(),
         };
         let store = channels.store.clone();
-        drop(task::spawn("apply", async move {
+        drop(task::vital("apply", signal, async move {
             if known(&store).await {
                 kubernetes::run(keeping).await;
             }
+            drop(leader);
         }));
     }
 }
