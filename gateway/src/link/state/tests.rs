@@ -129,7 +129,11 @@ impl World {
             match action {
                 Action::Resolve => {
                     let (addresses, is_complete) = (self.sides[side].addresses.clone(), self.sides[side].is_answered);
-                    self.later(MS, side, Event::Resolved(Ok(Answer { addresses, is_complete })));
+                    self.later(
+                        MS,
+                        side,
+                        Event::Resolved(Ok(Answer { addresses, is_complete, silent: Silent::default() })),
+                    );
                 }
                 Action::Dial { attempt, worker, address } => {
                     let when = self.now - self.start;
@@ -449,6 +453,23 @@ fn a_partial_answer_of_dns_moves_nothing() {
 }
 
 #[test]
+fn a_silent_family_keeps_its_addresses_and_holds_nothing_else_up() {
+    let mut state = LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, 1);
+    let now = Instant::now();
+    state.handle(Event::Configured { dialable: true }, now);
+    let (old, new, six) = (address("192.0.2.2:1"), address("192.0.2.3:1"), address("[2001:db8::1]:1"));
+    let mut answer = |addresses: &[SocketAddr], silent| {
+        let answer = Answer { addresses: addresses.to_vec(), is_complete: true, silent };
+        state.handle(Event::Resolved(Ok(answer)), now);
+        state.addresses.clone()
+    };
+    assert_eq!(answer(&[old, six], Silent::default()), [old, six]);
+    let silent = Silent { four: false, six: true };
+    assert_eq!(answer(&[new], silent), [new, six], "the hosts file moved it; IPv6 was not answered");
+    assert_eq!(answer(&[new], Silent::default()), [new]);
+}
+
+#[test]
 fn a_name_that_cannot_be_looked_up_moves_nothing_and_keeps_its_addresses() {
     let mut world = World::new([1, 1], [&["192.0.2.2:4143", "192.0.2.3:4143"], &[]]);
     world.run(2000 * MS);
@@ -563,7 +584,7 @@ fn the_more_telling_trouble_is_kept() {
     let now = Instant::now();
     state.handle(Event::Configured { dialable: true }, now);
     let addresses = vec![address("192.0.2.2:1"), address("192.0.2.3:1")];
-    state.handle(Event::Resolved(Ok(Answer { addresses, is_complete: true })), now);
+    state.handle(Event::Resolved(Ok(Answer { addresses, is_complete: true, silent: Silent::default() })), now);
     let trust = Trouble { reason: "TrustBundleMismatch", message: String::new() };
     state.handle(Event::DialFailed { attempt: AttemptId(1), trouble: trust.clone() }, now);
     state.handle(
