@@ -47,6 +47,8 @@ struct World {
     next_id: u64,
     /// Whether packets from side 0 to side 1, and back, get through.
     open: bool,
+    /// What control streams carry once they do again: they lose nothing while their connection lives.
+    held: Vec<Happening>,
     /// Which worker of the acceptor the n-th handshake reaches.
     draws: Box<dyn FnMut() -> u32>,
 }
@@ -86,6 +88,7 @@ impl World {
             order: 0,
             next_id: 0,
             open: true,
+            held: Vec::new(),
             draws: Box::new(move || {
                 turn += 1;
                 turn - 1
@@ -143,10 +146,9 @@ impl World {
                 }
                 Action::Abandon { .. } => {}
                 Action::GoAway { connection, leave } => {
-                    if let Some(&(theirs, life)) = self.sides[side].wires.get(&connection)
-                        && self.open
-                    {
-                        self.at(5 * MS, Happening::Event(1 - side, life, Event::GoAway { connection: theirs, leave }));
+                    if let Some(&(theirs, life)) = self.sides[side].wires.get(&connection) {
+                        let told = Happening::Event(1 - side, life, Event::GoAway { connection: theirs, leave });
+                        if self.open { self.at(5 * MS, told) } else { self.held.push(told) }
                     }
                 }
                 Action::Finish { connection } => {
@@ -179,6 +181,9 @@ impl World {
         if let Some((theirs, life)) = self.sides[side].wires.remove(&connection) {
             if self.open {
                 self.at(5 * MS, Happening::Event(1 - side, life, Event::Closed { connection: theirs, trouble: None }));
+            } else {
+                // Nobody repeats the close; the other side notices the silence.
+                self.at(5000 * MS, Happening::Idle(1 - side, life, theirs));
             }
             self.later(MS, side, Event::Closed { connection, trouble: None });
         } else {
@@ -254,14 +259,25 @@ impl World {
                 }
             }
             Happening::Idle(side, life, connection) => {
-                let silent = self.sides[side].wires.get(&connection).is_some_and(|(_, theirs)| {
-                    !self.open || self.sides[1 - side].life != *theirs || !self.sides[1 - side].up
+                let silent = self.sides[side].wires.get(&connection).is_some_and(|(theirs, life)| {
+                    let other = &self.sides[1 - side];
+                    !self.open || other.life != *life || !other.up || !other.wires.contains_key(theirs)
                 });
                 if self.sides[side].life == life && silent {
                     self.sides[side].wires.remove(&connection);
                     let trouble = Some(Trouble { reason: "TimedOut", message: String::new() });
                     self.tell(side, Event::Closed { connection, trouble });
                 }
+            }
+        }
+    }
+
+    /// Cuts the network, or makes it whole.
+    fn set_open(&mut self, open: bool) {
+        self.open = open;
+        if open {
+            for told in std::mem::take(&mut self.held) {
+                self.at(5 * MS, told);
             }
         }
     }
@@ -637,7 +653,7 @@ proptest! {
             match deed {
                 Deed::Wait(time) => world.run(MS * time),
                 Deed::Cut(open) => {
-                    world.open = open;
+                    world.set_open(open);
                     world.silence();
                 }
                 Deed::Kill(side) => world.kill(side),
@@ -653,7 +669,7 @@ proptest! {
                 Deed::Rotate(_) | Deed::Move(..) => {}
             }
         }
-        world.open = true;
+        world.set_open(true);
         for side in 0..2 {
             if !world.sides[side].up {
                 world.restart(side);
