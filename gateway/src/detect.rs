@@ -87,7 +87,7 @@ pub enum DetectError {
     #[error("the client closed before its first byte")]
     Closed,
     /// No preface on a port that is declared HTTP/2.
-    #[error("no HTTP/2 preface within 10 s")]
+    #[error("closed or silent for 10 s before a whole HTTP/2 preface")]
     NoPreface,
     /// The client's socket failed.
     #[error("the client's socket failed: {0}")]

@@ -13,7 +13,8 @@
 //!   QUERY (NOTIMP). A message that is itself a response, or too short for a header, gets no reply: two servers must
 //!   never answer each other.
 //! - **Withholds when**: the gateway says that it does not listen at a mirror's address. Whoever answers there then is not
-//!   our gateway: a wildcard listener (0.0.0.0:8080) of another program takes the port at every mirrored address. The name
+//!   our gateway: a wildcard listener (0.0.0.0:8080) of another program takes the port at every mirrored address. (An import
+//!   of several clusters is withheld only for all of its ports, or one of them could take it from the others.) The name
 //!   still exists, without records (NOERROR and the SOA, RFC 2308). Not SERVFAIL: resolvers take that for an ill server and
 //!   turn away from it for the other names, too, while this is a true answer that they forget after 5 s and ask again.
 //! - **Never does**: forward, recurse, transfer zones, or answer with an address that came from a peer. Catalogues carry

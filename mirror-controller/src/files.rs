@@ -20,7 +20,8 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Resu
     replace(path, bytes, mode, true)
 }
 
-/// As [`write_atomically`], without waiting for the disk. For what is made anew at the next start anyway.
+/// As [`write_atomically`], without waiting for the disk. For what is made anew at the next start anyway, and for what
+/// must not hold a change up: a crash of this process loses nothing, one of the machine perhaps the newest copy.
 ///
 /// # Errors
 /// Whatever the system says; the old content is still there then.

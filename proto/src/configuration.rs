@@ -302,6 +302,9 @@ pub struct Rejection {
     pub reason: String,
     /// One sentence with the remedy.
     pub message: String,
+    /// Of a mirror: the ports that nothing listens on. Empty where the whole resource is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
 }
 
 /// The state of the link to one peer, as conditions, the CLI and `/links` on the admin port show it.

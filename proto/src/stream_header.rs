@@ -173,6 +173,10 @@ impl StreamHeader {
 
 /// What the bytes so far amount to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "taken apart at once, once a stream; a box would be an allocation for each"
+)]
 pub enum Decoded {
     /// A header.
     Complete {

@@ -1,7 +1,7 @@
 //! Who listens in the way of a mirror: the kernel's socket tables, and the processes that hold the sockets.
 //!
 //! - **In**: `/proc/PID/net/tcp` and `tcp6` of the gateway (its network namespace may not be ours), `/proc/*/fd`.
-//! - **Out**: an [`Occupant`]: the address it listens on, and the process as far as this user may see it.
+//! - **Out**: an `Occupant`: the address it listens on, and the process as far as this user may see it.
 //! - **Never does**: fail. Where `/proc` tells nothing there is no occupant, and the gateway's own words stand.
 
 use std::collections::BTreeMap;

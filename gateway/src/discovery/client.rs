@@ -224,6 +224,7 @@ mod tests {
             resource: ResourceKey { kind: ResourceKind::Mirror, name: format!("{number:0253}") },
             reason: "SocketShareUsedUp".to_owned(),
             message: "x".repeat(250),
+            ports: vec![80],
         };
         let few: Vec<_> = (0..100).map(complaint).collect();
         assert_eq!(bounded(few.clone()), few);

@@ -4,12 +4,13 @@
 //! more may be sent until the next probe timeout of QUIC, whose back-off may then lie seconds ahead. Our health probes
 //! would wait behind it, and a link that works again would be judged dead. RFC 9002 section 7.5 exempts probes from the
 //! window; quinn exempts its own only. So each health probe in doubt, and each answer to one, raises the window by a little,
-//! right before it is written: whatever room there is, bulk data takes. An acknowledgement takes the raise back; it also
-//! tells quinn what was lost, so everything else recovers at the same moment.
+//! right before it is written: whatever room there is, bulk data takes. The acknowledgement of a packet that was sent since
+//! takes the raise back; it also tells quinn what was lost before it, so everything else recovers at the same moment. An
+//! acknowledgement of older packets, late from before the blackout, does not: what was sent since is still in flight.
 
 use std::any::Any;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
@@ -34,7 +35,7 @@ pub(super) struct NudgedFactory(Arc<CubicConfig>);
 impl ControllerFactory for NudgedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = Arc::clone(&self.0).build(now, current_mtu);
-        Box::new(Nudged { inner, mtu: current_mtu.into(), extra: Arc::default() })
+        Box::new(Nudged { inner, mtu: current_mtu.into(), raise: Arc::default() })
     }
 }
 
@@ -42,21 +43,46 @@ impl ControllerFactory for NudgedFactory {
 struct Nudged {
     inner: Box<dyn Controller>,
     mtu: u64,
-    /// In packets.
-    extra: Arc<AtomicU64>,
+    raise: Arc<Raise>,
+}
+
+/// How far the window is raised, and since when.
+#[derive(Default)]
+struct Raise {
+    packets: AtomicU64,
+    since: Mutex<Option<Instant>>,
 }
 
 /// Raises the window of a connection that does not hear from its peer.
 pub(super) fn nudge(connection: &quinn::Connection) {
     let Ok(controller) = connection.congestion_state().into_any().downcast::<Nudged>() else { return };
-    controller.raise();
+    // Through tokio like quinn's own clock.
+    controller.raise.more(tokio::time::Instant::now().into_std());
 }
 
-impl Nudged {
-    fn raise(&self) {
-        let raise = |extra: u64| if extra == 0 { FIRST } else { (extra + FURTHER).min(MOST) };
-        // The closure always gives a value, so this cannot fail.
-        let _before = self.extra.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |extra| Some(raise(extra)));
+impl Raise {
+    fn more(&self, now: Instant) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let packets = match self.packets.load(Ordering::Relaxed) {
+            0 => {
+                *since = Some(now);
+                FIRST
+            }
+            packets => (packets + FURTHER).min(MOST),
+        };
+        self.packets.store(packets, Ordering::Relaxed);
+    }
+
+    /// A packet that was sent at this time has arrived.
+    fn acknowledged(&self, sent: Instant) {
+        // The usual case, for each packet: no lock.
+        if self.packets.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_none_or(|since| sent >= since) {
+            self.packets.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -66,7 +92,7 @@ impl Controller for Nudged {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.extra.store(0, Ordering::Relaxed);
+        self.raise.acknowledged(sent);
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -84,7 +110,7 @@ impl Controller for Nudged {
     }
 
     fn window(&self) -> u64 {
-        self.inner.window() + self.extra.load(Ordering::Relaxed) * self.mtu
+        self.inner.window() + self.raise.packets.load(Ordering::Relaxed) * self.mtu
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -93,7 +119,7 @@ impl Controller for Nudged {
 
     fn clone_box(&self) -> Box<dyn Controller> {
         // The raise is shared on purpose: a clone is how it is reached, and how a path is continued after a rebind.
-        Box::new(Self { inner: self.inner.clone_box(), mtu: self.mtu, extra: Arc::clone(&self.extra) })
+        Box::new(Self { inner: self.inner.clone_box(), mtu: self.mtu, raise: Arc::clone(&self.raise) })
     }
 
     fn initial_window(&self) -> u64 {
@@ -107,6 +133,8 @@ impl Controller for Nudged {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -116,16 +144,31 @@ mod tests {
             controller.on_mtu_update(mtu);
             let before = controller.window();
             let clone = || controller.clone_box().into_any().downcast::<Nudged>().expect("what the factory makes");
-            clone().raise();
+            clone().raise.more(Instant::now());
             assert_eq!(controller.window(), before + FIRST * u64::from(mtu));
             for _ in 0..50 {
                 let before = controller.window();
-                clone().raise();
+                clone().raise.more(Instant::now());
                 assert!(controller.window() - before >= 4 * u64::from(mtu));
             }
             let most = controller.window();
-            clone().raise();
+            clone().raise.more(Instant::now());
             assert_eq!(controller.window(), most);
         }
+    }
+
+    #[test]
+    fn only_what_was_sent_since_takes_a_raise_back() {
+        let (raise, now) = (Raise::default(), Instant::now());
+        let later = |millis| now + Duration::from_millis(millis);
+        raise.more(later(1000));
+        raise.more(later(1200));
+        let raised = raise.packets.load(Ordering::Relaxed);
+        assert_eq!(raised, FIRST + FURTHER);
+        // Sent before the blackout; its acknowledgement comes with the peer's first packet after it.
+        raise.acknowledged(later(10));
+        assert_eq!(raise.packets.load(Ordering::Relaxed), raised);
+        raise.acknowledged(later(1001));
+        assert_eq!(raise.packets.load(Ordering::Relaxed), 0);
     }
 }

@@ -191,7 +191,7 @@ impl Links {
                 Ok(config) => Some(Arc::new(config)),
                 Err((reason, message)) => {
                     let resource = ResourceKey { kind: ResourceKind::Peer, name: peer.cluster.to_string() };
-                    rejections.push(Rejection { resource, reason: reason.to_owned(), message });
+                    rejections.push(Rejection { resource, reason: reason.to_owned(), message, ports: Vec::new() });
                     old.filter(|old| !domains.contains_key(&old.peer.trust_domain))
                 }
             };

@@ -7,13 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::TryFutureExt;
 use futures::future::Either;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
 use hickory_resolver::net::NetError;
 
-use super::state::{Answer, MAX_ADDRESSES, Trouble};
+use super::state::{Answer, MAX_ADDRESSES, Silent, Trouble};
 use super::trouble::trouble;
 
 /// How long a name may take: a DNS server that does not answer must not keep the other addresses from being dialled. Above
@@ -27,11 +26,12 @@ const OTHER_FAMILY: Duration = Duration::from_secs(1);
 /// Looks all of them up at the same time. Succeeds if any does; IPv6 and IPv4 alternate (RFC 8305 section 4).
 pub(super) async fn resolve(addresses: &[String]) -> Result<Answer, Trouble> {
     let mut found: Vec<SocketAddr> = Vec::new();
-    let (mut failed, mut is_complete) = (None, true);
+    let (mut failed, mut silent) = (None, Silent::default());
     for result in futures::future::join_all(addresses.iter().map(|address| resolve_one(address))).await {
         match result {
             Ok(more) => {
-                is_complete &= more.is_complete;
+                silent.four |= more.silent.four;
+                silent.six |= more.silent.six;
                 found.extend(more.addresses);
             }
             Err(trouble) => failed = Some(trouble),
@@ -42,13 +42,13 @@ pub(super) async fn resolve(addresses: &[String]) -> Result<Answer, Trouble> {
     found.truncate(MAX_ADDRESSES);
     match failed {
         Some(trouble) if found.is_empty() => Err(trouble),
-        failed => Ok(Answer { addresses: found, is_complete: is_complete && failed.is_none() }),
+        failed => Ok(Answer { addresses: found, is_complete: failed.is_none(), silent }),
     }
 }
 
 async fn resolve_one(address: &str) -> Result<Answer, Trouble> {
     if let Ok(literal) = address.parse::<SocketAddr>() {
-        return Ok(Answer { addresses: vec![literal], is_complete: true });
+        return Ok(Answer { addresses: vec![literal], is_complete: true, silent: Silent::default() });
     }
     let bad = || trouble("InvalidAddress", format!("{address:?} is not host:port; correct the Link's addresses"));
     let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
@@ -59,19 +59,47 @@ async fn resolve_one(address: &str) -> Result<Answer, Trouble> {
     let failed = |error: &dyn std::fmt::Display| {
         trouble("ResolveFailed", format!("cannot look up {host}: {error}; does the name exist, is DNS reachable?"))
     };
-    let families = either(
-        look_up(host, LookupIpStrategy::Ipv4Only).map_err(|error| failed(&error)),
-        look_up(host, LookupIpStrategy::Ipv6Only).map_err(|error| failed(&error)),
-    );
-    let (ips, is_complete) = match tokio::time::timeout(LOOKUP_TIMEOUT, families).await {
-        Ok(found) => found?,
-        Err(_) => return Err(failed(&format_args!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()))),
-    };
+    let (ips, silent) = either(family(host, LookupIpStrategy::Ipv4Only), family(host, LookupIpStrategy::Ipv6Only))
+        .await
+        .map_err(|silence| failed(&silence))?;
     let addresses = alternate(ips).into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
-    Ok(Answer { addresses, is_complete })
+    Ok(Answer { addresses, is_complete: true, silent })
 }
 
-/// The addresses of one family.
+/// Why a family has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Silence {
+    /// The resolver gave up.
+    #[error("{0}")]
+    Failed(String),
+    /// It took too long.
+    #[error("no answer within {} s", LOOKUP_TIMEOUT.as_secs())]
+    TooLong,
+    /// The answer is that there are none.
+    #[error("it has no address")]
+    NoAddress,
+}
+
+/// Neither family has an address.
+struct NoAddress;
+
+impl From<NoAddress> for Silence {
+    fn from(_: NoAddress) -> Self {
+        Self::NoAddress
+    }
+}
+
+/// The addresses of one family: none, if the answer is that there are none.
+async fn family(host: &str, family: LookupIpStrategy) -> Result<Vec<IpAddr>, Silence> {
+    match tokio::time::timeout(LOOKUP_TIMEOUT, look_up(host, family)).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) if error.is_no_records_found() => Ok(Vec::new()),
+        Ok(Err(error)) => Err(Silence::Failed(error.to_string())),
+        Err(_) => Err(Silence::TooLong),
+    }
+}
+
+/// Asks for one family.
 async fn look_up(host: &str, family: LookupIpStrategy) -> Result<Vec<IpAddr>, NetError> {
     let mut builder = TokioResolver::builder_tokio()?;
     builder.options_mut().ip_strategy = family;
@@ -81,25 +109,33 @@ async fn look_up(host: &str, family: LookupIpStrategy) -> Result<Vec<IpAddr>, Ne
 }
 
 /// What either family has. A name that stands in the hosts file with one family is asked for in DNS with the other, and a
-/// DNS server that does not answer must not keep what was found. Says too whether both were answered.
-async fn either<E>(
+/// DNS server that does not answer must not keep what was found. Says too which was not answered.
+async fn either<E: From<NoAddress>>(
     four: impl Future<Output = Result<Vec<IpAddr>, E>>,
     six: impl Future<Output = Result<Vec<IpAddr>, E>>,
-) -> Result<(Vec<IpAddr>, bool), E> {
+) -> Result<(Vec<IpAddr>, Silent), E> {
     let (four, six) = (pin!(four), pin!(six));
-    let (first, second) = match futures::future::select(four, six).await {
+    let select = futures::future::select(four, six).await;
+    let four_first = matches!(select, Either::Left(_));
+    let (first, second) = match select {
         Either::Left((first, six)) => (first, Either::Left(six)),
         Either::Right((first, four)) => (first, Either::Right(four)),
     };
-    match first {
-        Ok(mut found) => {
-            let other = tokio::time::timeout(OTHER_FAMILY, second).await;
-            let is_complete = other.is_ok();
-            found.extend(other.into_iter().flatten().flatten());
-            Ok((found, is_complete))
+    let second = match &first {
+        Ok(found) if !found.is_empty() => tokio::time::timeout(OTHER_FAMILY, second).await.ok(),
+        // The family that is left may still know the peer.
+        _ => Some(second.await),
+    };
+    let silent = |first: bool| Silent { four: first == four_first, six: first != four_first };
+    match (first, second) {
+        (Ok(mut found), Some(Ok(more))) => {
+            found.extend(more);
+            if found.is_empty() { Err(NoAddress.into()) } else { Ok((found, Silent::default())) }
         }
-        // The error of the family that says more: an answer that there is none comes before silence does.
-        Err(error) => second.await.map(|found| (found, true)).map_err(|_| error),
+        (Ok(found), Some(Err(_)) | None) if !found.is_empty() => Ok((found, silent(false))),
+        (Err(_), Some(Ok(found))) if !found.is_empty() => Ok((found, silent(true))),
+        (Err(error), _) | (_, Some(Err(error))) => Err(error),
+        (Ok(_), None) => Err(NoAddress.into()),
     }
 }
 
@@ -141,23 +177,30 @@ mod tests {
     #[tokio::test]
     async fn a_name_without_an_answer_leaves_the_others() {
         let found = resolve(&["nonsense:0".to_owned(), "192.0.2.1:4143".to_owned()]).await.unwrap();
-        assert_eq!(found, Answer { addresses: vec!["192.0.2.1:4143".parse().unwrap()], is_complete: false });
+        let addresses = vec!["192.0.2.1:4143".parse().unwrap()];
+        assert_eq!(found, Answer { addresses, is_complete: false, silent: Silent::default() });
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_family_that_is_not_answered_keeps_nothing_back() {
         let four = || vec!["192.0.2.1".parse::<IpAddr>().unwrap()];
         let six = || vec!["2001:db8::1".parse::<IpAddr>().unwrap()];
-        let silence = std::future::pending::<Result<Vec<IpAddr>, &str>>;
+        let silence = std::future::pending::<Result<Vec<IpAddr>, Silence>>;
+        let failed = |what: &str| Silence::Failed(what.to_owned());
         let late = || async {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            Ok::<_, &str>(six())
+            Ok::<_, Silence>(six())
         };
-        assert_eq!(either(async { Ok(four()) }, silence()).await, Ok((four(), false)));
-        assert_eq!(either(silence(), late()).await, Ok((six(), false)));
-        assert_eq!(either(async { Ok(four()) }, late()).await, Ok(([four(), six()].concat(), true)));
-        assert_eq!(either(async { Err("no such name") }, late()).await, Ok((six(), true)));
-        assert_eq!(either(async { Err("no such name") }, async { Err("silence") }).await, Err("no such name"));
+        let (no_four, no_six) = (Silent { four: true, six: false }, Silent { four: false, six: true });
+        let both = Silent::default();
+        assert_eq!(either(async { Ok(four()) }, silence()).await, Ok((four(), no_six)));
+        assert_eq!(either(silence(), late()).await, Ok((six(), no_four)));
+        assert_eq!(either(async { Ok(four()) }, late()).await, Ok(([four(), six()].concat(), both)));
+        assert_eq!(either(async { Ok(Vec::new()) }, late()).await, Ok((six(), both)));
+        assert_eq!(either(async { Err(failed("broken")) }, late()).await, Ok((six(), no_four)), "it may have more");
+        assert_eq!(either(async { Ok(four()) }, async { Err(failed("broken")) }).await, Ok((four(), no_six)));
+        assert_eq!(either(async { Err(failed("a")) }, async { Err(failed("b")) }).await, Err(failed("a")));
+        assert_eq!(either(async { Ok(Vec::new()) }, async { Ok(Vec::new()) }).await, Err(Silence::NoAddress));
     }
 
     #[test]

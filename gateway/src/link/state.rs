@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use linkspan_proto::names::ClusterName;
 
 use super::connection::ConnectionId;
-pub(super) use event::{Action, Answer, AttemptId, CloseWhy, Event, HelloFacts, Leave, Trouble};
+pub(super) use event::{Action, Answer, AttemptId, CloseWhy, Event, HelloFacts, Leave, Silent, Trouble};
 use known::Known;
 use slot::{Replace, Slot};
 

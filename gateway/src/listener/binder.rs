@@ -192,6 +192,9 @@ impl Binder {
                     let count = refused.entry(owner.clone()).or_default();
                     *count += 1;
                     if *count > REFUSALS_SHOWN {
+                        // Not shown, and still told: DNS must not give out an address at which nobody of ours listens.
+                        let told = (*address, "SocketShareUsedUp", String::new());
+                        complaints.entry(mirror).or_default().push(told);
                         continue;
                     }
                     ("SocketShareUsedUp", explain_share(owner.as_ref(), budget))
@@ -264,6 +267,7 @@ fn rejection(mirror: &str, ports: &[(SocketAddr, &'static str, String)]) -> Reje
         resource: ResourceKey { kind: ResourceKind::Mirror, name: mirror.to_owned() },
         reason: reason.to_owned(),
         message,
+        ports: ports.iter().map(|(address, ..)| address.port()).collect(),
     }
 }
 

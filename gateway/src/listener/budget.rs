@@ -115,10 +115,10 @@ impl Ledger {
         let room = self.room(owner);
         let half = self.budget.share / 2;
         let held = self.held(owner);
-        let sockets = wished.min(half.saturating_sub(held)).max(1);
-        if room < sockets {
+        if room == 0 {
             return None;
         }
+        let sockets = wished.min(half.saturating_sub(held)).min(room).max(1);
         let grant = Grant { owner: owner.cloned(), sockets };
         self.add(&grant);
         Some(grant)

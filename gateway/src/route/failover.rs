@@ -9,8 +9,8 @@
 //!
 //! - In: whether the tier is healthy enough, at each change of a link's health or of the configuration; an `Instant`.
 //! - Out: whether it is held back, and until when.
-//! - Never does: read a clock; delay a failover (a pick looks at the tier's health itself, and a held tier is only ever one
-//!   that was left); hold a tier that never served, so that nothing waits at a start or after a change of the policy; hold
+//! - Never does: read a clock; delay a failover to a tier that has been healthy (a pick looks at the tier's health itself; one
+//!   that is held still serves where no other is healthy enough, by its place among those with any healthy cluster); hold a tier that never served, so that nothing waits at a start or after a change of the policy; hold
 //!   the only tier.
 //! - Numbers: [`DWELL`].
 

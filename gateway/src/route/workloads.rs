@@ -29,7 +29,7 @@ impl WorkloadTable {
         for range in &workloads.ranges {
             let cidr = range.cidr.trunc();
             let identity = SpiffeId::workload(trust_domain, &range.namespace, &range.service_account);
-            table.ranges.entry(cidr).or_insert(Source::new(identity, Assurance::Network));
+            table.ranges.entry(cidr).or_insert_with(|| Source::new(identity, Assurance::Network));
             match cidr {
                 IpNet::V4(net) => table.lengths_v4.push(net.prefix_len()),
                 IpNet::V6(net) => table.lengths_v6.push(net.prefix_len()),

@@ -1,6 +1,5 @@
 //! The DNS zone, made anew from the mirrors whenever what DNS answers changes, and from what the gateways say of them.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::configuration::{GatewayState, Reports};
 use crate::dns::Zone;
+use crate::mirror::faces::{Silence, Silent};
 use crate::mirror::kubernetes::ClusterIps;
 use crate::mirror::{MirrorSet, faces};
 
@@ -43,7 +43,7 @@ impl Feed {
         signal: Signal,
     ) {
         let mut served = 0;
-        let mut withheld = Arc::new(BTreeSet::new());
+        let mut withheld = Arc::new(Silent::new());
         let mut given = ClusterIps::default();
         loop {
             let set = sets.borrow_and_update().clone();
@@ -57,11 +57,11 @@ impl Feed {
                 given = now_given;
                 served = set.dns_version;
                 if let Some(silent) = changed {
-                    match silent.first() {
+                    match silent.keys().next() {
                         Some(first) => tracing::warn!(
                             names = silent.len(),
                             first,
-                            "DNS withholds the addresses at which the gateway does not listen"
+                            "the gateway does not listen at every port; DNS withholds addresses where that matters"
                         ),
                         None => tracing::info!("DNS withholds no address any more: the gateway listens at all"),
                     }
@@ -90,20 +90,30 @@ impl Feed {
     }
 }
 
-/// The names for which no gateway listens, or `None` while no gateway can say.
+/// The names with ports at which no gateway listens, or `None` while no gateway can say. What that means for a name is
+/// decided in [`faces::dns_with`].
 ///
-/// A complaint counts for any reason, and for any port: it may hide that another program listens there (without the right to
-/// bind port 80 the kernel does not say that it is taken), and an address cannot be given out for one port alone. While
-/// gateways are replaced, the new one complains about what the old one still holds: so one that listens is enough. Without a
-/// gateway the last word stands, since what was in the way may still be there.
-fn silent(reports: &Reports) -> Option<BTreeSet<String>> {
+/// While gateways are replaced, the new one complains about what the old one still holds: so one that listens is enough.
+/// Without a gateway the last word stands, since what was in the way may still be there.
+fn silent(reports: &Reports) -> Option<Silent> {
     let settled = reports.values().filter(|gateway| gateway.acknowledged > 0 || !gateway.rejections.is_empty());
-    settled.map(|gateway| complaints(gateway)).reduce(|all, one| all.intersection(&one).cloned().collect())
+    settled.map(|gateway| complaints(gateway)).reduce(|mut all, one| {
+        all.retain(|name, silence| one.get(name).is_some_and(|other| silence.both(other)));
+        all
+    })
 }
 
-fn complaints(gateway: &GatewayState) -> BTreeSet<String> {
+fn complaints(gateway: &GatewayState) -> Silent {
     let mirrors = gateway.rejections.iter().filter(|rejection| rejection.resource.kind == ResourceKind::Mirror);
-    mirrors.map(|rejection| rejection.resource.name.clone()).collect()
+    mirrors
+        .map(|rejection| {
+            let silence = Silence {
+                ports: rejection.ports.iter().copied().collect(),
+                is_share: rejection.reason == "SocketShareUsedUp",
+            };
+            (rejection.resource.name.clone(), silence)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -117,6 +127,7 @@ mod tests {
             resource: ResourceKey { kind: ResourceKind::Mirror, name: (*name).to_owned() },
             reason: "AddressInUse".to_owned(),
             message: "another process listens there".to_owned(),
+            ports: vec![80],
         };
         let rejections = complaints.iter().map(rejection).collect();
         Arc::new(GatewayState { acknowledged, rejections, ..GatewayState::default() })
@@ -124,7 +135,7 @@ mod tests {
 
     fn of(gateways: &[Arc<GatewayState>]) -> Option<Vec<String>> {
         let reports = gateways.iter().enumerate().map(|(id, gateway)| (id.to_string(), Arc::clone(gateway))).collect();
-        silent(&reports).map(|names| names.into_iter().collect())
+        silent(&reports).map(|names| names.into_keys().collect())
     }
 
     #[test]

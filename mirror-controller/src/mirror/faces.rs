@@ -73,21 +73,63 @@ pub fn dns(wanted: &Wanted) -> dns::Service {
     }
 }
 
+/// The names with ports at which no gateway listens.
+pub type Silent = BTreeMap<String, Silence>;
+
+/// Ports of one name at which no gateway listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Which; empty for all.
+    pub ports: BTreeSet<u16>,
+    /// Because a cluster has its share of sockets, and not because anybody else is there.
+    pub is_share: bool,
+}
+
+impl Silence {
+    /// Takes in what another gateway does not listen at; says whether anything is left that neither does.
+    pub fn both(&mut self, other: &Self) -> bool {
+        match (self.ports.is_empty(), other.ports.is_empty()) {
+            (_, true) => true,
+            (true, false) => {
+                self.ports.clone_from(&other.ports);
+                true
+            }
+            (false, false) => {
+                self.ports.retain(|port| other.ports.contains(port));
+                !self.ports.is_empty()
+            }
+        }
+    }
+
+    /// Whether the name's address is not to be given out.
+    ///
+    /// At an address of which one port is not ours, another program may answer at that port: the complaint may hide it
+    /// (without the right to bind port 80 the kernel does not say that it is taken). So the mirror of one peer is withheld
+    /// for any port. An import of several clusters is not, since any of them could so take the name from all others by
+    /// exporting one port more; nor is a name of which the gateway itself left ports out.
+    fn withholds(&self, wanted: &Wanted) -> bool {
+        let mut tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        let all = self.ports.is_empty() || tcp.all(|port| self.ports.contains(&port.number));
+        all || (matches!(wanted.id, MirrorId::Cluster { .. }) && !self.is_share)
+    }
+}
+
 /// What DNS answers while nothing of ours listens for the names in `silent`: those keep their names and lose their
 /// addresses. `given` holds the ClusterIPs that an API server gave to imports, which have no other address.
 #[must_use]
-pub fn dns_with(wanted: &Wanted, silent: &BTreeSet<String>, given: &BTreeMap<ServiceKey, Vec<IpAddr>>) -> dns::Service {
+pub fn dns_with(wanted: &Wanted, silent: &Silent, given: &BTreeMap<ServiceKey, Vec<IpAddr>>) -> dns::Service {
     let mut service = dns(wanted);
     if let MirrorId::Clusterset { service: key } = &wanted.id {
         service.addresses.extend(given.get(key).into_iter().flatten());
     }
+    let is_withheld = |name: &str| silent.get(name).is_some_and(|silence| silence.withholds(wanted));
     match (&wanted.shape, &mut service.headless) {
         (Shape::Headless { hosts }, Some(endpoints)) => {
             for (host, endpoint) in hosts.iter().zip(endpoints) {
-                endpoint.address = endpoint.address.filter(|_| !silent.contains(&host.name));
+                endpoint.address = endpoint.address.filter(|_| !is_withheld(&host.name));
             }
         }
-        _ if silent.contains(&wanted.name) => service.addresses.clear(),
+        _ if is_withheld(&wanted.name) => service.addresses.clear(),
         _ => {}
     }
     service

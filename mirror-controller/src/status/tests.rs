@@ -169,6 +169,7 @@ fn exports_and_mirrors_say_what_holds_and_why_not() {
         resource: ResourceKey { kind: ResourceKind::Mirror, name: "web-west.shop.svc.cluster.local".to_owned() },
         reason: "AddressInUse".to_owned(),
         message: "127.80.0.1:80 is in use".to_owned(),
+        ports: vec![80],
     }];
     world.reports.insert("boot".to_owned(), Arc::new(gateway));
     assert_eq!(world.conditions("mirrors/shop.web-west.yaml")["Listening"], "False:AddressInUse");

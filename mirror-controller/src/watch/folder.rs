@@ -275,7 +275,8 @@ impl File {
             let stand_in = spare.iter().find(|key| subject.may_be(key)).cloned();
             let stands = stand_in.is_some_and(|key| spare.remove(&key))
                 || subject.key().is_some_and(|key| present.contains_key(&key));
-            subject.may_be_export_policy() && !stands
+            // What stands for one of several objects leaves the others without.
+            subject.may_be_export_policy() && (subject.several || !stands)
         });
         broken
     }

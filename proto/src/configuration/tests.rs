@@ -115,8 +115,12 @@ fn reports_come_back() {
         since_unix: 1,
         remote: Some("10.0.0.1:4143".parse().unwrap()),
     };
-    let rejection =
-        Rejection { resource: resources()[1].key(), reason: "AddressInUse".into(), message: "taken".into() };
+    let rejection = Rejection {
+        resource: resources()[1].key(),
+        reason: "AddressInUse".into(),
+        message: "taken".into(),
+        ports: vec![80],
+    };
     for report in [
         Report::Hello { boot_id: "a".into(), version: "0.1.0".into() },
         Report::Acknowledged { generation: 9 },

@@ -17,6 +17,8 @@ pub struct Subject {
     pub namespace: Option<String>,
     /// `metadata.name`, as it is written.
     pub name: Option<String>,
+    /// More than one object is in it, as where a `---` was lost: what stands for one of them does not stand for the others.
+    pub several: bool,
 }
 
 /// Letters in which a kind may differ from one of ours and still be taken for it: `ExportPolicies` differs in three, the
@@ -79,6 +81,7 @@ impl Subject {
             api_version: text(node.get("apiVersion")),
             namespace: of_metadata("namespace").filter(|namespace| Namespace::parse(namespace).is_ok()),
             name: of_metadata("name"),
+            several: false,
         }
     }
 
@@ -106,6 +109,7 @@ impl Subject {
             namespace: only("namespace").filter(|namespace| Namespace::parse(namespace).is_ok()),
             // Of several objects in one text no name is the right one.
             name: if margin.len() > 1 || is_list { None } else { first("name") },
+            several: margin.len() > 1,
         }
     }
 }
@@ -206,6 +210,7 @@ mod tests {
         assert_eq!(subject(&unclear).namespace, None);
         let two = format!("{POLICY}--\n{}", POLICY.replace("shop", "bank"));
         assert_eq!(subject(&two).namespace, None, "one of two namespaces would leave the other open");
+        assert!(subject(&two).several && !subject(&unclear).several);
     }
 
     #[test]

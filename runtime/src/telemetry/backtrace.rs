@@ -126,7 +126,7 @@ mod tests {
     fn our_own_frames_come_first_and_the_panics_own_not_at_all() {
         let printed = "   0: std::backtrace::Backtrace::create\n             at /rustc/abc/library/std/src/backtrace.rs:331:13\n   \
                        1: linkspan_runtime::telemetry::log_panic\n   2: core::panicking::panic_fmt\n   \
-                       3: tokio::runtime::run<linkspan_gateway::path::f>\n             at /root/.cargo/tokio/src/runtime.rs:1:2\n   \
+                       3: tokio::runtime::run<linkspan_gateway::path::f>\n             at /home/dev/.cargo/tokio/src/runtime.rs:1:2\n   \
                        4: <linkspan_gateway::path::Path as linkspan_gateway::link::Ingress>::stream\n             \
                        at /build/gateway/src/path.rs:7:9\n   5:     0x55d0a1 - linkspan_runtime::task::spawn\n";
         assert_eq!(

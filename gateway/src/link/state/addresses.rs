@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::slot::Replace;
-use super::{Answer, BACKOFF, GONE_AFTER, LinkState, MAX_ADDRESSES, RESOLVE_EVERY, Trouble};
+use super::{Answer, BACKOFF, GONE_AFTER, LinkState, MAX_ADDRESSES, RESOLVE_EVERY, Silent, Trouble};
 
 impl LinkState {
     pub(super) fn configured(&mut self, dialable: bool, now: Instant) {
@@ -36,8 +36,12 @@ impl LinkState {
                     self.slots.iter_mut().for_each(|slot| slot.hurry(now));
                 }
                 let moved = std::mem::take(&mut self.moved);
-                let before = std::mem::replace(&mut self.addresses, answer.addresses);
+                let mut before = std::mem::replace(&mut self.addresses, answer.addresses);
                 if answer.is_complete || moved {
+                    // A family that nobody answered for has not moved.
+                    let silent = if moved { Silent::default() } else { answer.silent };
+                    before.retain(|address| silent.holds(address));
+                    self.keep_known(before);
                     self.replace_moved(if moved { GONE_AFTER } else { 1 });
                 } else {
                     self.keep_known(before);

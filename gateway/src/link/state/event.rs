@@ -30,6 +30,22 @@ impl Trouble {
     }
 }
 
+/// Families of addresses that were not answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::link) struct Silent {
+    /// IPv4.
+    pub(in crate::link) four: bool,
+    /// IPv6.
+    pub(in crate::link) six: bool,
+}
+
+impl Silent {
+    /// Whether this address is of such a family.
+    pub(in crate::link) const fn holds(self, address: &SocketAddr) -> bool {
+        if address.is_ipv4() { self.four } else { self.six }
+    }
+}
+
 /// Where the peer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::link) struct Answer {
@@ -37,6 +53,8 @@ pub(in crate::link) struct Answer {
     pub(in crate::link) addresses: Vec<SocketAddr>,
     /// Every name was answered. If not, an address that is missing may still be right.
     pub(in crate::link) is_complete: bool,
+    /// Families of which a name with addresses of the other may have some too: nobody answered.
+    pub(in crate::link) silent: Silent,
 }
 
 /// What a hello tells the state.

@@ -47,6 +47,8 @@ struct World {
     next_id: u64,
     /// Whether packets from side 0 to side 1, and back, get through.
     open: bool,
+    /// What control streams carry once they do again: they lose nothing while their connection lives.
+    held: Vec<Happening>,
     /// Which worker of the acceptor the n-th handshake reaches.
     draws: Box<dyn FnMut() -> u32>,
 }
@@ -86,6 +88,7 @@ impl World {
             order: 0,
             next_id: 0,
             open: true,
+            held: Vec::new(),
             draws: Box::new(move || {
                 turn += 1;
                 turn - 1
@@ -129,7 +132,11 @@ impl World {
             match action {
                 Action::Resolve => {
                     let (addresses, is_complete) = (self.sides[side].addresses.clone(), self.sides[side].is_answered);
-                    self.later(MS, side, Event::Resolved(Ok(Answer { addresses, is_complete })));
+                    self.later(
+                        MS,
+                        side,
+                        Event::Resolved(Ok(Answer { addresses, is_complete, silent: Silent::default() })),
+                    );
                 }
                 Action::Dial { attempt, worker, address } => {
                     let when = self.now - self.start;
@@ -139,10 +146,9 @@ impl World {
                 }
                 Action::Abandon { .. } => {}
                 Action::GoAway { connection, leave } => {
-                    if let Some(&(theirs, life)) = self.sides[side].wires.get(&connection)
-                        && self.open
-                    {
-                        self.at(5 * MS, Happening::Event(1 - side, life, Event::GoAway { connection: theirs, leave }));
+                    if let Some(&(theirs, life)) = self.sides[side].wires.get(&connection) {
+                        let told = Happening::Event(1 - side, life, Event::GoAway { connection: theirs, leave });
+                        if self.open { self.at(5 * MS, told) } else { self.held.push(told) }
                     }
                 }
                 Action::Finish { connection } => {
@@ -175,6 +181,9 @@ impl World {
         if let Some((theirs, life)) = self.sides[side].wires.remove(&connection) {
             if self.open {
                 self.at(5 * MS, Happening::Event(1 - side, life, Event::Closed { connection: theirs, trouble: None }));
+            } else {
+                // Nobody repeats the close; the other side notices the silence.
+                self.at(5000 * MS, Happening::Idle(1 - side, life, theirs));
             }
             self.later(MS, side, Event::Closed { connection, trouble: None });
         } else {
@@ -250,14 +259,25 @@ impl World {
                 }
             }
             Happening::Idle(side, life, connection) => {
-                let silent = self.sides[side].wires.get(&connection).is_some_and(|(_, theirs)| {
-                    !self.open || self.sides[1 - side].life != *theirs || !self.sides[1 - side].up
+                let silent = self.sides[side].wires.get(&connection).is_some_and(|(theirs, life)| {
+                    let other = &self.sides[1 - side];
+                    !self.open || other.life != *life || !other.up || !other.wires.contains_key(theirs)
                 });
                 if self.sides[side].life == life && silent {
                     self.sides[side].wires.remove(&connection);
                     let trouble = Some(Trouble { reason: "TimedOut", message: String::new() });
                     self.tell(side, Event::Closed { connection, trouble });
                 }
+            }
+        }
+    }
+
+    /// Cuts the network, or makes it whole.
+    fn set_open(&mut self, open: bool) {
+        self.open = open;
+        if open {
+            for told in std::mem::take(&mut self.held) {
+                self.at(5 * MS, told);
             }
         }
     }
@@ -449,6 +469,23 @@ fn a_partial_answer_of_dns_moves_nothing() {
 }
 
 #[test]
+fn a_silent_family_keeps_its_addresses_and_holds_nothing_else_up() {
+    let mut state = LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, 1);
+    let now = Instant::now();
+    state.handle(Event::Configured { dialable: true }, now);
+    let (old, new, six) = (address("192.0.2.2:1"), address("192.0.2.3:1"), address("[2001:db8::1]:1"));
+    let mut answer = |addresses: &[SocketAddr], silent| {
+        let answer = Answer { addresses: addresses.to_vec(), is_complete: true, silent };
+        state.handle(Event::Resolved(Ok(answer)), now);
+        state.addresses.clone()
+    };
+    assert_eq!(answer(&[old, six], Silent::default()), [old, six]);
+    let silent = Silent { four: false, six: true };
+    assert_eq!(answer(&[new], silent), [new, six], "the hosts file moved it; IPv6 was not answered");
+    assert_eq!(answer(&[new], Silent::default()), [new]);
+}
+
+#[test]
 fn a_name_that_cannot_be_looked_up_moves_nothing_and_keeps_its_addresses() {
     let mut world = World::new([1, 1], [&["192.0.2.2:4143", "192.0.2.3:4143"], &[]]);
     world.run(2000 * MS);
@@ -563,7 +600,7 @@ fn the_more_telling_trouble_is_kept() {
     let now = Instant::now();
     state.handle(Event::Configured { dialable: true }, now);
     let addresses = vec![address("192.0.2.2:1"), address("192.0.2.3:1")];
-    state.handle(Event::Resolved(Ok(Answer { addresses, is_complete: true })), now);
+    state.handle(Event::Resolved(Ok(Answer { addresses, is_complete: true, silent: Silent::default() })), now);
     let trust = Trouble { reason: "TrustBundleMismatch", message: String::new() };
     state.handle(Event::DialFailed { attempt: AttemptId(1), trouble: trust.clone() }, now);
     state.handle(
@@ -616,7 +653,7 @@ proptest! {
             match deed {
                 Deed::Wait(time) => world.run(MS * time),
                 Deed::Cut(open) => {
-                    world.open = open;
+                    world.set_open(open);
                     world.silence();
                 }
                 Deed::Kill(side) => world.kill(side),
@@ -632,7 +669,7 @@ proptest! {
                 Deed::Rotate(_) | Deed::Move(..) => {}
             }
         }
-        world.open = true;
+        world.set_open(true);
         for side in 0..2 {
             if !world.sides[side].up {
                 world.restart(side);

@@ -22,8 +22,9 @@ use crate::link::socket;
 /// One way.
 const DELAY: Duration = Duration::from_millis(5);
 
-/// Bytes a second that arrive at one socket: little enough that tens of seconds with a full window are computed in one.
-const RATE: u32 = 1_000_000;
+/// From one packet that arrives at a socket to the next: what forwards packets counts them, whatever their size. Slow
+/// enough that tens of seconds with a full window are computed in a few.
+const PACKET: Duration = Duration::from_micros(1500);
 
 /// How long a packet may wait for its turn before it is lost instead.
 const QUEUE: Duration = Duration::from_millis(100);
@@ -92,7 +93,7 @@ impl Network {
         if turn - arrives > QUEUE {
             return;
         }
-        let done = turn + Duration::from_secs(1) * u32::try_from(packet.len()).unwrap() / RATE;
+        let done = turn + PACKET;
         letters.busy_until = Some(done);
         letters.queue.push_back((done, from, packet.to_vec()));
         if let Some(reader) = letters.reader.take() {

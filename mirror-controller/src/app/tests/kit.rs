@@ -329,7 +329,8 @@ impl Gateway {
 
     pub(super) async fn report_rejection(&self, mirror: &str, reason: &str) {
         let resource = ResourceKey { kind: ResourceKind::Mirror, name: mirror.to_owned() };
-        let rejection = Rejection { resource, reason: reason.to_owned(), message: "told by a test".to_owned() };
+        let rejection =
+            Rejection { resource, reason: reason.to_owned(), message: "told by a test".to_owned(), ports: Vec::new() };
         self.report(Report::Rejected { reasons: vec![rejection] }).await;
     }
 

@@ -33,7 +33,7 @@ impl Copies {
     pub(super) fn keep(&self, name: &str, text: &str) {
         let path = self.folder.join(name);
         if !matches!(fs::read(&path), Ok(old) if old == text.as_bytes())
-            && let Err(error) = files::write_atomically(&path, text.as_bytes(), 0o600)
+            && let Err(error) = files::write_quickly(&path, text.as_bytes(), 0o600)
         {
             tracing::warn!(file = name, %error, "cannot keep a copy of a good manifest");
         }
@@ -94,7 +94,7 @@ impl Copies {
         }
         let written = serde_json::to_vec(link_files)
             .map_err(io::Error::other)
-            .and_then(|bytes| files::write_atomically(&self.folder.join(LINK_FILES), &bytes, 0o600));
+            .and_then(|bytes| files::write_quickly(&self.folder.join(LINK_FILES), &bytes, 0o600));
         match written {
             Ok(()) => self.link_files.clone_from(link_files),
             Err(error) => tracing::warn!(%error, "cannot keep which file holds each Link"),

@@ -34,7 +34,7 @@ fn link(address: &str) -> Document {
 /// What a broken document says of itself; an empty text is what cannot be told.
 fn about(kind: &str, namespace: &str, name: &str) -> Subject {
     let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    Subject { kind: told(kind), api_version: None, namespace: told(namespace), name: told(name) }
+    Subject { kind: told(kind), api_version: None, namespace: told(namespace), name: told(name), several: false }
 }
 
 fn broken() -> Vec<Problem> {
@@ -152,6 +152,19 @@ fn what_may_be_a_policy_puts_its_namespace_in_doubt_or_the_site() {
     assert_eq!(applied(&folder.settle(now).0), ["?"], "a file that cannot be read may hold anything");
     folder.gone("b.yaml", now);
     assert_eq!(folder.settle(now).0, [Event::Doubt(Doubt::default())]);
+}
+
+#[test]
+fn what_was_in_force_stands_for_one_object_and_not_for_two() {
+    let now = Instant::now();
+    for (several, expected) in [(false, Vec::new()), (true, vec!["?".to_owned()])] {
+        let mut folder = Folder::default();
+        folder.read("a.yaml", vec![policy("closed")], vec![], vec![]);
+        folder.settle(now);
+        let glued = Subject { several, ..about("ExportPolicy", "", "") };
+        folder.read("a.yaml", vec![], broken(), vec![glued]);
+        assert_eq!(applied(&folder.settle(now).0), expected, "{several}");
+    }
 }
 
 #[test]
