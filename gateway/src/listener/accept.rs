@@ -162,7 +162,9 @@ impl<T: Fn(ClientConnection)> Acceptor<T> {
         };
         self.board.count_accepted();
         io.set_nodelay();
-        let probe = client.ip().to_canonical() == IpAddr::V4(probe::SOURCE);
+        // A socket of both families shows clients of IPv4 as `::ffff:a.b.c.d`.
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let probe = client.ip() == IpAddr::V4(probe::SOURCE);
         let client = if probe { SocketAddr::from((probe::CALLER, client.port())) } else { client };
         (self.take)(ClientConnection { io, client, listen: self.listen, worker: self.worker, probe, permit });
     }

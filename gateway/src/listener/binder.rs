@@ -4,7 +4,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use linkspan_proto::configuration::{Rejection, ResourceKey, ResourceKind};
@@ -292,12 +292,20 @@ pub fn bind(address: SocketAddr, copies: usize) -> io::Result<Vec<TcpListener>> 
     let mut sockets = Vec::with_capacity(copies);
     let mut address = address;
     for copy in 0..copies {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket = match Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP)) {
+            // A kernel without IPv6: "any" is then what IPv4 has of it.
+            Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+                address.set_ip(Ipv4Addr::UNSPECIFIED.into());
+                Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?
+            }
+            other => other?,
+        };
         // Only for connections of an earlier process in TIME_WAIT; a listening socket still conflicts.
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
-            // A mirror's address is one family; the other may be another mirror's.
-            socket.set_only_v6(true)?;
+            // A mirror's address is one family; the other may be another mirror's. A mirror that has a port of its own
+            // (in a cluster) is there for whatever families the pod has.
+            socket.set_only_v6(!address.ip().is_unspecified())?;
         }
         if copy > 0 {
             socket.set_reuse_port(true)?;

@@ -121,6 +121,23 @@ async fn a_probe_of_check_is_known_and_stands_for_a_local_client() {
     assert!(!rig.accepted.recv().await.expect("accepted").probe);
 }
 
+/// In a cluster a mirror has a port of its own, and clients of both families come through the ClusterIPs.
+#[tokio::test]
+async fn a_mirror_that_listens_on_any_address_takes_both_families() {
+    let mut rig = rig(10);
+    let any = |port| SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    let port = bind(any(0), 1).expect("bind")[0].local_addr().expect("address").port();
+    rig.want(&[(any(port), "web.a")]);
+    rig.until(|mirrors| mirrors.iter().any(|mirror| mirror.bound)).await;
+    let client = TcpStream::connect(("127.0.0.1", port)).await.expect("connect");
+    let conn = rig.accepted.recv().await.expect("accepted");
+    assert_eq!((conn.listen, conn.client), (any(port), client.local_addr().expect("address")));
+    // A machine without IPv6 has nothing more to show.
+    if let Ok(client) = TcpStream::connect(("::1", port)).await {
+        assert_eq!(rig.accepted.recv().await.expect("accepted").client, client.local_addr().expect("address"));
+    }
+}
+
 #[tokio::test]
 async fn a_removed_mirror_stops_listening_and_keeps_its_connections() {
     let mut rig = rig(10);
