@@ -81,6 +81,10 @@ pub struct Row {
     pub read_bytes: u64,
     /// Bytes to callers.
     pub write_bytes: u64,
+    /// Requests by latency: bucket and count, as [`Distribution::sparse`] gives them. With them the figures of several
+    /// gateways can be added up; percentiles cannot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latency_buckets: Vec<(u8, u64)>,
 }
 
 /// [`Direction`] as JSON.
@@ -269,6 +273,36 @@ fn row(key: RowKey, counts: &Counts, latency: &Distribution, seconds: f64) -> Ro
         tcp_failures: counts.tcp_failures,
         read_bytes: counts.read_bytes,
         write_bytes: counts.write_bytes,
+        latency_buckets: latency.sparse(),
+    }
+}
+
+impl Stat {
+    /// The figures of several gateways as if they were one: counts are added, rates too (each over its own seconds), and
+    /// percentiles are found anew in the sum of the buckets.
+    #[must_use]
+    pub fn combined(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut seconds: f64 = 0.0;
+        let mut rows: BTreeMap<_, (f64, Counts, Distribution)> = BTreeMap::new();
+        for part in parts {
+            seconds = seconds.max(part.window_seconds);
+            for row in part.rows {
+                let counts = Counts::from(&row);
+                let key = (row.direction, row.service, row.peer);
+                let (rps, sum, latency) = rows.entry(key).or_default();
+                *rps += row.rps;
+                sum.add(&counts);
+                latency.merge_sparse(&row.latency_buckets);
+            }
+        }
+        let rows = rows.into_iter().map(|((direction, service, peer), (rps, counts, latency))| {
+            let direction = match direction {
+                StatDirection::Outbound => Direction::Outbound,
+                StatDirection::Inbound => Direction::Inbound,
+            };
+            Row { rps, ..row(RowKey { direction, service, peer }, &counts, &latency, seconds) }
+        });
+        Self { window_seconds: seconds, rows: rows.collect() }
     }
 }
 
@@ -289,6 +323,20 @@ impl Counts {
             && self.tcp_closes == 0
             && self.read_bytes == 0
             && self.write_bytes == 0
+    }
+}
+
+impl From<&Row> for Counts {
+    fn from(row: &Row) -> Self {
+        Self {
+            requests: row.requests,
+            failures: row.failures,
+            tcp_opens: row.tcp_opens,
+            tcp_closes: row.tcp_closes,
+            tcp_failures: row.tcp_failures,
+            read_bytes: row.read_bytes,
+            write_bytes: row.write_bytes,
+        }
     }
 }
 

@@ -112,3 +112,31 @@ async fn runs_until_closed_and_answers() {
     drop(drain);
     running.await.expect("no panic");
 }
+
+/// Percentiles of the sum are those of one gateway that had all requests, not a mean of percentiles.
+#[tokio::test(start_paused = true)]
+async fn the_figures_of_several_gateways_add_up() {
+    let web = entry(Direction::Outbound, Protocol::Http1, "west", "shop/web", 80);
+    let (all, _registry) = metrics();
+    let (together, start) = (Window::new(all.clone()), Instant::now());
+    let mut parts = Vec::new();
+    for (gateway, requests) in [(1, 990), (100, 10)] {
+        let (metrics, _registry) = metrics();
+        let window = Window::new(metrics.clone());
+        for _ in 0..requests {
+            request(&metrics, &web, Outcome::Ok, MS * gateway);
+            request(&all, &web, Outcome::Ok, MS * gateway);
+        }
+        window.tick(start + SECOND);
+        parts.push(window.report(10 * SECOND, start + SECOND));
+    }
+    together.tick(start + SECOND);
+    let whole = together.report(10 * SECOND, start + SECOND);
+    assert_eq!(Stat::combined(parts.clone()), whole);
+    assert!(whole.rows[0].p50_ms < Some(2.0), "{:?}", whole.rows[0]);
+    assert_eq!(Stat::combined([]), Stat::default());
+    // A gateway of an earlier version sends no buckets: no percentile is better than a wrong one.
+    parts.iter_mut().for_each(|part| part.rows[0].latency_buckets.clear());
+    let sum = Stat::combined(parts);
+    assert_eq!((sum.rows[0].requests, sum.rows[0].p99_ms), (1000, None));
+}
