@@ -12,6 +12,7 @@ use crate::configuration::{Reports, Store};
 use crate::exchange::store::EntryText;
 use crate::exchange::{Entries, PeerState, Peers};
 use crate::mirror::MirrorSet;
+use crate::mirror::desired::Refused;
 use crate::watch::Problem;
 
 /// What the routes read.
@@ -26,7 +27,7 @@ pub(super) struct Sources {
 }
 
 /// `/catalogue`: what we export. `/peers`: what peers export, and how current it is; `?cluster=west` with its entries.
-/// `/manifests`: what is wrong with them. `/config` gets a part of its own.
+/// `/manifests`: what is wrong with them. `/refused`: mirrors that cannot exist, and why. `/config` gets a part of its own.
 pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     let own = config.cluster.clone();
     let from = sources.clone();
@@ -58,6 +59,11 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
         let problems = Arc::clone(&from.problems.borrow());
         async move { Ok(serde_json::to_value(problems.as_ref())?) }
     });
+    let from = sources.clone();
+    admin.route("/refused", move |_| {
+        let refused: Vec<_> = from.mirrors.borrow().refused.values().map(|refused| mirror(refused)).collect();
+        async move { Ok(Value::Array(refused)) }
+    });
     let config = config.clone();
     let from = sources.clone();
     admin.config("controller", move |_| {
@@ -85,6 +91,27 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
             }))
         }
     });
+}
+
+/// As the status of a mirror that exists is written.
+fn mirror(refused: &Refused) -> Value {
+    let conditions = refused.verdicts.iter().map(|verdict| {
+        json!({
+            "type": verdict.kind,
+            "status": verdict.status.as_str(),
+            "reason": verdict.reason,
+            "message": verdict.message,
+        })
+    });
+    json!({
+        "kind": "Mirror",
+        "metadata": { "namespace": refused.object.namespace, "name": refused.object.name },
+        "status": {
+            "hostname": refused.name,
+            "service": refused.id.service(),
+            "conditions": conditions.collect::<Vec<_>>(),
+        },
+    })
 }
 
 fn entries(entries: &Entries) -> Value {
