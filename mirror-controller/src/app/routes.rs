@@ -143,3 +143,36 @@ fn summary(cluster: &str, peer: &PeerState) -> Value {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use linkspan_proto::names::{ClusterName, ServiceKey};
+
+    use super::*;
+    use crate::mirror::desired::MirrorId;
+    use crate::verdict::Verdict;
+
+    #[test]
+    fn a_mirror_that_cannot_exist_reads_like_one_that_does() {
+        let service = ServiceKey::parse("shop/web").unwrap();
+        let refused = Refused {
+            id: MirrorId::Cluster { cluster: ClusterName::parse("west").unwrap(), service: service.clone() },
+            object: ServiceKey::parse("shop/web-west").unwrap(),
+            name: "web-west.shop.svc.cluster.local".to_owned(),
+            verdicts: vec![Verdict::new("Accepted", false, "NameTaken", "there is a Service of that name")],
+            wants_front: false,
+        };
+        let shown = mirror(&refused);
+        assert_eq!(shown["metadata"], json!({ "namespace": "shop", "name": "web-west" }));
+        assert_eq!(shown["status"]["service"], "shop/web");
+        assert_eq!(
+            shown["status"]["conditions"],
+            json!([{
+                "type": "Accepted",
+                "status": "False",
+                "reason": "NameTaken",
+                "message": "there is a Service of that name",
+            }])
+        );
+    }
+}
