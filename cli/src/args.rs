@@ -1,6 +1,7 @@
 //! The clap tree: what may be typed, with the help that `--help` prints. No command does its work here.
 
 mod kubernetes;
+mod place;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ mod values;
 pub(crate) use kubernetes::{
     CaCommand, CaCreateArgs, CrdsArgs, InstallArgs, ServiceType, Stage, TrafficPolicy, UninstallArgs,
 };
+pub(crate) use place::Place;
 pub(crate) use values::Workload;
 use values::{range, seconds, socket, window, workload};
 
@@ -27,7 +29,7 @@ use values::{range, seconds, socket, window, workload};
     version,
     propagate_version = true,
     disable_help_subcommand = true,
-    after_help = "Start here:\n  linkspan demo                         two linked sites on this machine, step by step\n  linkspan site init east --dir east    a site of your own\n\nExit codes: 0 done, 1 failed or a check did not pass, 2 wrong arguments. A reader of the output that has gone away (| head) changes none of them. NO_COLOR=1 turns colours off."
+    after_help = "Start here:\n  linkspan demo                         two linked sites on this machine, step by step\n  linkspan site init east --dir east    a site of your own\n  linkspan install --cluster-name east  a Kubernetes cluster, as YAML for kubectl apply -f -\n\nExit codes: 0 done, 1 failed or a check did not pass, 2 wrong arguments. A reader of the output that has gone away (| head) changes none of them. NO_COLOR=1 turns colours off."
 )]
 pub(crate) struct Cli {
     /// What to do.
@@ -42,7 +44,7 @@ pub(crate) enum Command {
     /// Make and run a standalone site
     #[command(subcommand)]
     Site(SiteCommand),
-    /// Link this site with another one
+    /// Link this site or cluster with another one
     #[command(subcommand)]
     Link(LinkCommand),
     /// Certificates for workloads of this site
@@ -244,41 +246,44 @@ pub(crate) enum LinkCommand {
 /// Print the Link manifest that the peer applies
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Prints the Link manifest that the peer applies: this site's name, trust domain, root certificate and \
+    long_about = "Prints the Link manifest that the peer applies: our name, trust domain, root certificate and \
 addresses. It holds no secret, but whoever applies it trusts this root for this trust domain: carry it over a channel in \
 which nobody can change it, or compare the fingerprint that `link import` shows.\n\n\
-Addresses come from gateway.advertise in site.yaml, or from --address. Port 0 stands for the port that the running \
-gateway has bound. Without any address the peer waits to be dialled by this site.",
-    after_help = "Examples:\n  linkspan link export --dir east > east-link.yaml\n  linkspan link export --dir east --address east.example.com:4143 \\\n    | ssh west linkspan link import - --dir /srv/west\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+Addresses of a site come from gateway.advertise in site.yaml; port 0 stands for the port that the running gateway has bound. \
+Those of a Kubernetes cluster are what `linkspan install --address` was given, otherwise what the load balancer gave the Service \
+linkspan-link, or the nodes' addresses with its node port. --address names others. Without any address the peer waits to be \
+dialled by us.",
+    after_help = "Examples:\n  linkspan link export --dir east > east-link.yaml\n  linkspan link export --dir east --address east.example.com:4143 \\\n    | ssh west linkspan link import - --dir /srv/west\n  linkspan link export --context west > west-link.yaml\n\nExit codes: 0 printed, 1 failed (for instance: the load balancer has no address yet), 2 wrong arguments."
 )]
 pub(crate) struct LinkExportArgs {
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
-    /// An address at which the peer dials this site, in place of gateway.advertise (several: repeat it)
+    pub(crate) place: Place,
+    /// An address at which the peer dials us, in place of those above (several: repeat it)
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "no_address")]
     pub(crate) address: Vec<HostPort>,
-    /// Print no address, whatever site.yaml says: the peer waits to be dialled
+    /// Print no address, even if there is one: the peer waits to be dialled
     #[arg(long)]
     pub(crate) no_address: bool,
 }
 
-/// Check a peer's Link manifest and place it in manifests/
+/// Check a peer's Link manifest and put it in force: in manifests/, or in the API server
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Checks the Link manifest of a peer and places it as manifests/link-NAME.yaml. Checked: the names, the \
-trust domain, that the bundle holds CA certificates and nothing else, that it is not this site's own, that no other \
-link has the same trust domain. Shows the root's SHA-256 fingerprint to compare with the peer's people.\n\n\
-A running site takes it up in under a second.",
-    after_help = "Examples:\n  linkspan link import east-link.yaml --dir west\n  linkspan link export --dir east | linkspan link import - --dir west\n\nExit codes: 0 placed (or there already, unchanged), 1 refused or failed, 2 wrong arguments."
+    long_about = "Checks the Link manifest of a peer and places it as manifests/link-NAME.yaml of a site, or applies it to the API \
+server of a Kubernetes cluster. Checked: the names, the trust domain, that the bundle holds CA certificates and nothing else, \
+that it is not our own, that no other link has the same trust domain. Shows the root's SHA-256 fingerprint to compare with the \
+peer's people.\n\n\
+What runs takes it up in under a second.",
+    after_help = "Examples:\n  linkspan link import east-link.yaml --dir west\n  linkspan link export --context east | linkspan link import - --context west\n\nExit codes: 0 placed (or there already, unchanged), 1 refused or failed, 2 wrong arguments."
 )]
 pub(crate) struct LinkImportArgs {
     /// The manifest that the peer's `link export` printed; - reads standard input
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// Replace an existing link of the same name (for a new root or new addresses)
     #[arg(long)]
     pub(crate) replace: bool,
@@ -287,13 +292,13 @@ pub(crate) struct LinkImportArgs {
     pub(crate) output: ActionArgs,
 }
 
-/// Show the links that this site's manifests declare
+/// Show the links that are declared here
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 shown, 1 failed, 2 wrong arguments.")]
 pub(crate) struct LinkListArgs {
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -302,17 +307,17 @@ pub(crate) struct LinkListArgs {
 /// Remove a link: its mirrors go, its peer can no longer connect
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Removes the Link manifest that `link import` placed. A running site then closes the link and removes \
-everything it mirrored from that peer; new connections of the peer are refused.",
+    long_about = "Removes the Link that `link import` placed. What runs then closes the link and removes everything that it \
+mirrored from that peer; new connections of the peer are refused.",
     after_help = "Exit codes: 0 removed, 1 failed (for instance: no such link), 2 wrong arguments."
 )]
 pub(crate) struct LinkRemoveArgs {
     /// The peer's cluster name
     #[arg(value_name = "NAME")]
     pub(crate) name: ClusterName,
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// How to say what was done.
     #[command(flatten)]
     pub(crate) output: ActionArgs,
@@ -360,12 +365,12 @@ pub(crate) struct IdentityIssueArgs {
 /// Show the links: peer, alive, round trip, loss, version
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  linkspan gateways --dir east\n  linkspan gateways --dir east -o json\n\nExit codes: 0 shown, 1 failed (for instance: the site does not run), 2 wrong arguments."
+    after_help = "Examples:\n  linkspan gateways --dir east\n  linkspan gateways --context east -o json\n\nExit codes: 0 shown, 1 failed (for instance: no gateway runs), 2 wrong arguments."
 )]
 pub(crate) struct GatewaysArgs {
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// How to print.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -374,12 +379,12 @@ pub(crate) struct GatewaysArgs {
 /// Show what is mirrored here, from where, at which name and address, and whether it is healthy
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  linkspan services --dir east\n  linkspan services --dir east --namespace shop --cluster west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan services --dir east\n  linkspan services --context east --namespace shop --cluster west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct ServicesArgs {
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// Only this namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]
     pub(crate) namespace: Option<Namespace>,
@@ -391,13 +396,15 @@ pub(crate) struct ServicesArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// Show what this site exports, to whom, and whether it can be reached
+/// Show what is exported here, to whom, and whether it can be reached
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  linkspan exports --dir west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments.")]
+#[command(
+    after_help = "Examples:\n  linkspan exports --dir west\n  linkspan exports --context west\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
+)]
 pub(crate) struct ExportsArgs {
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// Only this namespace
     #[arg(long, short = 'n', value_name = "NAMESPACE")]
     pub(crate) namespace: Option<Namespace>,
@@ -409,20 +416,23 @@ pub(crate) struct ExportsArgs {
 /// Run named checks over the whole path and say how to mend what fails
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Runs named checks over the whole path: the site and its processes, certificates and clock, UDP to each peer, \
-trust, agreement of the catalogues, DNS answers over UDP and TCP, one probe through each mirrored service, the site's own \
-exports. Each failure comes with a reason and a remedy. Nothing is changed; a probe is one TCP connection, and one HEAD \
-request where the service speaks HTTP.\n\n\
+    long_about = "Runs named checks over the whole path. Each failure comes with a reason and a remedy. Nothing is changed.\n\n\
+On a site: site.yaml and the processes, certificates and clock, UDP to each peer, trust, agreement of the catalogues, DNS answers \
+over UDP and TCP, one probe through each mirrored service (one TCP connection, and one HEAD request where the service speaks \
+HTTP), exports.\n\n\
+On Kubernetes: the API server and our rights, definitions, the controller's rights, controllers and leader, gateways and the \
+address that peers dial, clocks, certificates, links, agreement of the catalogues, the mirrors' objects, CoreDNS, exports; all \
+through the API server. Before an installation it checks what that needs.\n\n\
 With NAMESPACE/SERVICE: only this service, and whether any linked cluster exports it.",
-    after_help = "Examples:\n  linkspan check --dir east\n  linkspan check --dir east --wait 30    wait up to 30 s until everything passes\n  linkspan check shop/api --dir east     why is there no api of namespace shop?\n\nExit codes: 0 every check passed (warnings do not count), 1 a check failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan check --dir east\n  linkspan check --context east          before and after linkspan install\n  linkspan check --dir east --wait 30    wait up to 30 s until everything passes\n  linkspan check shop/api --dir east     why is there no api of namespace shop?\n\nExit codes: 0 every check passed (warnings do not count), 1 a check failed, 2 wrong arguments."
 )]
 pub(crate) struct CheckArgs {
     /// Only this service
     #[arg(value_name = "NAMESPACE/SERVICE")]
     pub(crate) service: Option<ServiceKey>,
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// Only the link with this peer and what comes from it
     #[arg(long, short = 'c', value_name = "CLUSTER")]
     pub(crate) cluster: Option<ClusterName>,
@@ -437,12 +447,12 @@ pub(crate) struct CheckArgs {
 /// Show success rate, requests per second and latency per service and cluster
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  linkspan stat --dir east\n  linkspan stat --dir east --window 30 --namespace shop -o json\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan stat --dir east\n  linkspan stat --context east --window 30 --namespace shop -o json\n\nExit codes: 0 shown, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct StatArgs {
-    /// Where the site is.
+    /// Which site or cluster.
     #[command(flatten)]
-    pub(crate) site: SiteDir,
+    pub(crate) place: Place,
     /// The last so many seconds
     #[arg(long, short = 'w', value_name = "SECONDS", default_value = "30", value_parser = window)]
     pub(crate) window: u64,

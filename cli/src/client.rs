@@ -1,9 +1,23 @@
-//! Asks a running site: its folder, its admin listeners, its DNS server, its mirrors.
+//! Asks a running site or cluster: its folder or its API server, its admin pages, its DNS server, its mirrors.
 //!
-//! - **In**: the site's folder. `state/run/*.json` says where the running processes listen; nothing else is assumed.
-//! - **Out**: the processes' own reports, as the types in which they write them.
+//! - **In**: a folder, whose `state/run/*.json` says where the running processes listen; or a context of the kubeconfig.
+//! - **Out**: the processes' own reports, as the types in which they write them. [`source`] gives commands the same facts from
+//!   both.
 //! - **Never does**: change anything, believe a name that a peer chose (`output` makes it harmless), wait without end.
-//! - **Numbers**: 3 s for an admin answer, 1 s for a DNS answer or an echo of a gateway (both tried twice over UDP).
+//! - **Numbers**: 3 s for an admin answer, 10 s for one through an API server, 1 s for a DNS answer or an echo of a gateway (both
+//!   tried twice over UDP).
+
+/// A site or a cluster: where facts come from.
+pub(crate) mod source;
+
+/// What a standalone site says.
+pub(crate) mod site;
+
+/// What a Kubernetes cluster says.
+pub(crate) mod kubernetes;
+
+/// Several gateways as one.
+pub(crate) mod merge;
 
 /// What lies in the site's folder.
 pub(crate) mod folder;

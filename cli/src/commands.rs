@@ -56,7 +56,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Demo(args) => demo::run(args),
         Command::Site(command) => site::run(command),
-        Command::Link(command) => link::run(command),
+        Command::Link(command) => block_on(link::run(command)),
         Command::Identity(command) => identity::run(command),
         Command::Gateways(args) => block_on(gateways::run(&args)),
         Command::Services(args) => block_on(services::run(&args)),

@@ -68,6 +68,9 @@ fn what_makes_no_sense_is_refused() {
         "linkspan stat --window 0",
         "linkspan stat --window 61",
         "linkspan completions cmd",
+        "linkspan gateways --dir a --context b",
+        "linkspan check --dir a --kubeconfig b",
+        "linkspan link list --dir a --linkspan-namespace b",
     ] {
         let error = parse(line).expect_err(line);
         assert!(error.contains("Usage:") || error.contains("--help"), "{line}: {error}");
@@ -101,6 +104,7 @@ fn malformed_values_are_wrong_arguments() {
         ("stat -n Shop", "--namespace"),
         ("stat -c West", "--cluster"),
         ("check -c West", "--cluster"),
+        ("check --linkspan-namespace Mesh", "--linkspan-namespace"),
         ("check web", "NAMESPACE/SERVICE"),
         ("check --wait soon", "--wait"),
     ] {

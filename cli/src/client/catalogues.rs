@@ -1,11 +1,7 @@
 //! What the controller knows of the peers' catalogues.
 
-use std::net::SocketAddr;
-
 use linkspan_proto::names::ClusterName;
 use serde::Deserialize;
-
-use super::http;
 
 /// One peer's catalogue, as `/peers` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -31,9 +27,4 @@ pub(crate) struct PeerCatalogue {
     /// Why the exchange stands still, if it does.
     #[serde(default)]
     pub(crate) message: Option<String>,
-}
-
-/// Asks the controller.
-pub(crate) async fn read(admin: SocketAddr) -> anyhow::Result<Vec<PeerCatalogue>> {
-    http::json(admin, "/peers").await
 }

@@ -1,15 +1,13 @@
 //! What a running gateway knows: links, mirrors, exports, and what follows from them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use linkspan_proto::configuration::{Capacity, Export, LinkReport, Mirror, MirrorPort, Peer, Resource};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{Folder, GatewayRun, gone};
-use super::http;
-use super::occupant::{self, Occupant};
+use super::occupant::Occupant;
 
 /// Everything that the gateway says, read at one moment.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +26,16 @@ pub(crate) struct Facts {
     pub(crate) capacities: BTreeMap<(ClusterName, ServiceKey), Capacity>,
     /// The listening sockets of the mirrors.
     pub(crate) listeners: BTreeMap<SocketAddr, Listener>,
+    /// On Kubernetes, where clients reach each mirrored name: the address of its Service. On a site they reach the listening
+    /// sockets themselves.
+    pub(crate) fronts: Option<BTreeMap<String, Front>>,
+}
+
+/// The Service, or the import, that stands for a mirrored name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Front {
+    /// Its addresses; none for a headless one.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// One listening socket, as `/mirrors` shows it.
@@ -51,20 +59,28 @@ pub(crate) struct Listener {
 
 /// `/config`, of which the gateway's part alone is of interest.
 #[derive(Deserialize)]
-struct ConfigPage {
-    gateway: ConfigPart,
+pub(crate) struct ConfigPage {
+    /// The gateway's part.
+    pub(crate) gateway: ConfigPart,
 }
 
+/// The gateway's part of `/config`.
 #[derive(Deserialize)]
-struct ConfigPart {
-    resolved: Resolved,
+pub(crate) struct ConfigPart {
+    /// What its arguments and file came to.
+    pub(crate) resolved: Resolved,
+    /// Which configuration of the controller is in force.
+    #[serde(default)]
+    pub(crate) generation: u64,
     /// Every resource in force.
-    resources: Vec<Resource>,
+    pub(crate) resources: Vec<Resource>,
 }
 
+/// What a gateway's arguments and file came to.
 #[derive(Deserialize)]
-struct Resolved {
-    cluster: ClusterName,
+pub(crate) struct Resolved {
+    /// Its cluster.
+    pub(crate) cluster: ClusterName,
 }
 
 /// One cluster behind a mirrored port.
@@ -106,6 +122,8 @@ pub(crate) enum State {
     LinkDown,
     /// Nothing listens at its address.
     NotListening,
+    /// No Service stands for it in this Kubernetes cluster.
+    NoService,
     /// The controller has made no mirror of it: its name or address is taken.
     Refused,
 }
@@ -131,25 +149,6 @@ pub(crate) struct PortHealth {
 }
 
 impl Facts {
-    /// Asks the running gateway.
-    pub(crate) async fn read(folder: &Folder) -> anyhow::Result<(GatewayRun, Self)> {
-        let run = folder.gateway()?;
-        let facts = Self::ask(&run).await.map_err(|error| gone(error, "gateway", run.pid, folder.dir()))?;
-        Ok((run, facts))
-    }
-
-    /// Asks the gateway that runs as `run` says.
-    pub(crate) async fn ask(run: &GatewayRun) -> anyhow::Result<Self> {
-        let links: Vec<LinkReport> = http::json(run.admin, "/links").await?;
-        let mut listeners: Vec<Listener> = http::json(run.admin, "/mirrors").await?;
-        let closed: Vec<SocketAddr> = listeners.iter().filter(|one| !one.bound).map(|one| one.listen).collect();
-        let mut occupants = occupant::find(run.pid, &closed);
-        listeners.iter_mut().for_each(|listener| listener.occupant = occupants.remove(&listener.listen));
-        let config: ConfigPage = http::json(run.admin, "/config").await?;
-        let ConfigPart { resolved, resources } = config.gateway;
-        Ok(Self::of(Some(resolved.cluster), links, listeners, resources))
-    }
-
     /// Sorts what the gateway said.
     pub(crate) fn of(
         own: Option<ClusterName>,
@@ -218,6 +217,24 @@ impl Facts {
         }
     }
 
+    /// Where clients connect to for one port of a mirror; nowhere where it has no address of its own.
+    pub(crate) fn address(&self, mirror: &Mirror, port: &MirrorPort) -> Option<SocketAddr> {
+        match &self.fronts {
+            None => Some(port.listen),
+            Some(fronts) => fronts.get(&mirror.name)?.addresses.first().map(|ip| SocketAddr::new(*ip, port.port)),
+        }
+    }
+
+    /// Why clients of this cluster cannot find a mirror that the gateways serve. One endpoint of a headless service has no
+    /// Service by its own name.
+    fn unfronted(&self, mirror: &Mirror) -> Option<String> {
+        let fronts = self.fronts.as_ref().filter(|_| mirror.endpoint.is_none())?;
+        let namespace = &mirror.service.namespace;
+        (!fronts.contains_key(&mirror.name)).then(|| {
+            format!("no Service stands for it: is there a namespace {namespace} in this cluster, and may the controller write to it?")
+        })
+    }
+
     /// How one port of a mirror stands.
     pub(crate) fn health(&self, mirror: &Mirror, port: &MirrorPort) -> PortHealth {
         let backings = self.backings(mirror, port.port);
@@ -229,7 +246,10 @@ impl Facts {
                 (State::NotListening, occupant.as_ref().map_or_else(|| said.clone(), Occupant::sentence))
             }
             None => (State::NotListening, "the gateway has no listener for this address yet".to_owned()),
-            Some(_) => judge(&backings),
+            Some(_) => match self.unfronted(mirror) {
+                Some(why) => (State::NoService, why),
+                None => judge(&backings),
+            },
         };
         PortHealth { state, message, backings, occupant }
     }

@@ -133,7 +133,7 @@ pub(crate) fn gone(error: anyhow::Error, half: &str, pid: u32, dir: &Path) -> an
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::facts::Facts;
+    use crate::client::site;
 
     fn folder(gateway: Option<&str>) -> (tempfile::TempDir, Folder) {
         let dir = tempfile::tempdir().expect("folder");
@@ -149,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn a_site_that_does_not_run_names_the_command_that_starts_it() {
         let (dir, folder) = folder(None);
-        let told = async || format!("{:#}", Facts::read(&folder).await.expect_err("no site"));
+        let told = async || format!("{:#}", site::facts(&folder).await.expect_err("no site"));
         let error = told().await;
         assert!(error.contains("there is no site in") && error.contains("--dir"), "a wrong folder: {error}");
         let site = dir.path().join("site.yaml");
@@ -169,7 +169,7 @@ mod tests {
             r#"{{"pid":4711,"version":"0.1.0","link":"127.0.0.1:4143","admin":"{closed}","mtls":null,"workers":2}}"#
         )));
         assert_eq!(folder.gateway().expect("a run file").pid, 4711);
-        let error = format!("{:#}", Facts::read(&folder).await.expect_err("no answer"));
+        let error = format!("{:#}", site::facts(&folder).await.expect_err("no answer"));
         assert!(error.contains("process 4711") && error.contains("linkspan site run --dir"), "{error}");
     }
 

@@ -1,4 +1,4 @@
-//! The objects with conditions that the controller writes below `state/status/`.
+//! Objects with conditions: on a site as files below `state/status/`, on Kubernetes as the objects themselves.
 
 use std::fs;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::folder::Folder;
+use super::source::Of;
 
 /// Longest status file that is read. An object with a dozen conditions takes a few KiB.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -106,7 +107,12 @@ impl Condition {
 
 /// All objects below `state/status/<of>/`, in order of file name. A file that cannot be read or is no such object is left
 /// out: it may be in the middle of being replaced.
-pub(crate) fn read(folder: &Folder, of: &str) -> Vec<Status> {
+pub(crate) fn read(folder: &Folder, of: Of) -> Vec<Status> {
+    let of = match of {
+        Of::Links => "links",
+        Of::Exports => "exports",
+        Of::Mirrors => "mirrors",
+    };
     read_dir(&folder.state().join("status").join(of))
 }
 

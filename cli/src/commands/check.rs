@@ -1,19 +1,23 @@
 //! `linkspan check`: named checks over the whole path, each with a verdict, a reason and a remedy.
 //!
 //! ```text
-//! site -> trust -> links -> catalogue -> dns -> services -> exports
+//! a site      site -> trust -> links -> catalogue -> dns -> services -> exports
+//! Kubernetes  api server -> definitions -> rights -> controllers, gateways -> trust -> links -> catalogue -> dns -> ...
 //! ```
 //!
-//! - **In**: the site's folder, its running processes, and what answers at the addresses that they name.
+//! What has to be asked differs and is gathered first; what is judged from the same facts is judged by the same check.
+//!
+//! - **In**: the site's folder, its running processes, and what answers at the addresses that they name; or the API server.
 //! - **Out**: a [`Report`]; exit code 1 when a check failed.
 //! - **Never does**: change anything. What it sends: DNS queries, one QUIC packet to each address of a peer, one TCP
 //!   connection through each mirrored port (one `HEAD` request where the service speaks HTTP) and to each local endpoint
-//!   that is exported.
+//!   that is exported. On Kubernetes: requests to the API server, and access reviews, which are questions.
 //! - **Numbers**: [`AT_ONCE`] probes at a time.
 
 mod catalogue;
 mod dns;
 mod exports;
+mod kubernetes;
 mod links;
 mod report;
 mod services;
@@ -26,11 +30,14 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use linkspan_proto::names::{ClusterName, ServiceKey};
-use linkspan_proto::resources::Site;
+use linkspan_proto::resources::{ClusterTrafficPolicy, Site};
 
 use crate::args::{CheckArgs, Format};
+use crate::client::catalogues::PeerCatalogue;
 use crate::client::facts::Facts;
 use crate::client::folder::{ControllerRun, Folder, GatewayRun};
+use crate::client::source::Source;
+use crate::client::status::Status;
 use crate::commands::Exit;
 use crate::output;
 use report::{Group, Report};
@@ -67,45 +74,64 @@ pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Exit> {
 /// Runs every check once.
 async fn round(args: &CheckArgs, progress: &Progress) -> Report {
     let scope = Scope { cluster: args.cluster.as_ref().map(ToString::to_string), service: args.service.clone() };
-    let mut checks = Checks {
-        folder: Folder::new(&args.site.dir),
-        scope,
-        progress,
-        report: Report::new(),
-        site: None,
-        gateway: None,
-        controller: None,
-        facts: Facts::default(),
+    let mut report = Report::new();
+    let source = match Source::open(&args.place).await {
+        Ok(source) => source,
+        Err(error) => {
+            let remedy = "a site is named by --dir, a Kubernetes cluster by --context";
+            report.fail(Group::Site, "there is something to check", format!("{error:#}"), remedy);
+            return report;
+        }
     };
-    site::check(&mut checks).await;
-    if checks.site.is_none() && checks.gateway.is_none() && checks.controller.is_none() {
-        return checks.report;
-    }
-    trust::check(&mut checks).await;
-    if checks.gateway.is_some() {
-        links::check(&mut checks).await;
-        catalogue::check(&mut checks).await;
-        dns::check(&mut checks).await;
-        services::check(&mut checks).await;
-        exports::check(&mut checks).await;
+    let mut checks = Checks::new(source.flags(), scope, progress);
+    match &source {
+        Source::Site(folder) => of_site(&mut checks, folder).await,
+        Source::Cluster(cluster) => kubernetes::check(&mut checks, cluster).await,
     }
     checks.report
 }
 
+/// All checks of a site.
+async fn of_site(checks: &mut Checks<'_>, folder: &Folder) {
+    site::check(checks, folder).await;
+    if checks.site.is_none() && checks.gateway.is_none() && checks.controller.is_none() {
+        return;
+    }
+    trust::check(checks, folder).await;
+    if checks.gateway.is_some() {
+        site::gather(checks, folder).await;
+        links::check(checks).await;
+        catalogue::check(checks);
+        dns::check(checks).await;
+        services::check(checks).await;
+        exports::check(checks);
+        exports::endpoints(checks).await;
+    }
+}
+
 /// One round: what was asked for, what is known so far, what was found.
 struct Checks<'a> {
-    folder: Folder,
+    /// How a remedy names the site or cluster.
+    flags: String,
     scope: Scope,
     progress: &'a Progress,
     report: Report,
-    /// Known once `site` has read it.
+    /// Of a site: known once `site` has read it.
     site: Option<Site>,
-    /// Known once `site` has found it running and answering.
+    /// Of a site: known once `site` has found it running and answering.
     gateway: Option<GatewayRun>,
-    /// Known once `site` has found it running.
+    /// Of a site: known once `site` has found it running.
     controller: Option<ControllerRun>,
-    /// What the gateway says; empty while it does not answer.
+    /// What the gateways say; empty while none answers.
     facts: Facts,
+    /// Conditions of Links, exports and mirrors.
+    links: Vec<Status>,
+    exports: Vec<Status>,
+    mirrors: Vec<Status>,
+    /// What the controller knows of the peers, or why it does not say; `None` where it cannot be asked at all.
+    peers: Option<Result<Vec<PeerCatalogue>, String>>,
+    /// What users wish for traffic.
+    policies: Vec<ClusterTrafficPolicy>,
 }
 
 /// What the user narrowed the checks to.
@@ -125,7 +151,25 @@ impl Scope {
     }
 }
 
-impl Checks<'_> {
+impl<'a> Checks<'a> {
+    fn new(flags: String, scope: Scope, progress: &'a Progress) -> Self {
+        Self {
+            flags,
+            scope,
+            progress,
+            report: Report::new(),
+            site: None,
+            gateway: None,
+            controller: None,
+            facts: Facts::default(),
+            links: Vec::new(),
+            exports: Vec::new(),
+            mirrors: Vec::new(),
+            peers: None,
+            policies: Vec::new(),
+        }
+    }
+
     fn ok(&mut self, group: Group, name: impl Into<String>, found: impl Into<String>) {
         self.report.ok(group, name, found);
     }
@@ -136,11 +180,6 @@ impl Checks<'_> {
 
     fn fail(&mut self, group: Group, name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
         self.report.fail(group, name, reason, remedy);
-    }
-
-    /// `--dir` as the remedies repeat it.
-    fn dir(&self) -> String {
-        self.folder.dir().display().to_string()
     }
 }
 

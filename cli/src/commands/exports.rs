@@ -1,4 +1,4 @@
-//! `linkspan exports`: what this site exports, to whom, and whether it can be reached.
+//! `linkspan exports`: what is exported here, to whom, and whether it can be reached.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::args::{ExportsArgs, Format};
 use crate::client::facts::Facts;
-use crate::client::folder::Folder;
-use crate::client::status::{self, Condition, Status};
+use crate::client::source::{Of, Source};
+use crate::client::status::{Condition, Status};
 use crate::commands::Exit;
 use crate::output;
 use crate::output::table::{Cell, Table};
@@ -58,14 +58,14 @@ struct Policy {
 
 /// Runs the command.
 pub(crate) async fn run(args: &ExportsArgs) -> anyhow::Result<Exit> {
-    let folder = Folder::new(&args.site.dir);
-    let (_, facts) = Facts::read(&folder).await?;
-    let rows = rows(&facts, status::read(&folder, "exports"), args.namespace.as_ref().map(Namespace::as_str));
+    let source = Source::open(&args.place).await?;
+    let (facts, statuses) = (source.facts().await?, source.statuses(Of::Exports).await?);
+    let rows = rows(&facts, statuses, args.namespace.as_ref().map(Namespace::as_str));
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(&format!(
-            "Nothing is exported. A ServiceExport beside the Service exports it, in a file below {}:\n\n{}",
-            folder.manifests().display(),
+            "Nothing is exported. A ServiceExport beside the Service exports it, {}:\n\n{}",
+            source.manifests(),
             manifest("shop", "web")
         ))?,
         format => table(&rows, format == Format::Wide).print()?,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::args::{Format, GatewaysArgs};
 use crate::client::facts::Facts;
-use crate::client::folder::Folder;
+use crate::client::source::Source;
 use crate::commands::Exit;
 use crate::output;
 use crate::output::table::{Cell, Table};
@@ -16,7 +16,7 @@ use crate::output::table::{Cell, Table};
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
-    /// Services that the peer exports to this site.
+    /// Services that the peer exports to us.
     num_svc: usize,
     /// What the gateway says of the link.
     #[serde(flatten)]
@@ -25,9 +25,8 @@ struct Row {
 
 /// Runs the command.
 pub(crate) async fn run(args: &GatewaysArgs) -> anyhow::Result<Exit> {
-    let folder = Folder::new(&args.site.dir);
-    let (_, facts) = Facts::read(&folder).await?;
-    let rows = rows(&facts);
+    let source = Source::open(&args.place).await?;
+    let rows = rows(&source.facts().await?);
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(

@@ -41,11 +41,36 @@ const CONFIGURATION: &str = "linkspan-cluster";
 /// The ConfigMap with the root's certificate.
 const ROOT: &str = "linkspan-root";
 /// The service account and the Deployment of the controllers, and their Service.
-const CONTROLLER: &str = "linkspan-controller";
+pub(crate) const CONTROLLER: &str = "linkspan-controller";
 /// The service account and the Deployment of the gateways.
 const GATEWAY: &str = "linkspan-gateway";
 /// The Service in front of the controllers' DNS.
-const DNS: &str = "linkspan-dns";
+pub(crate) const DNS: &str = "linkspan-dns";
+
+/// One right of the controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Right {
+    /// The cluster role that grants it.
+    pub(crate) role: &'static str,
+    /// The API group; empty for the core.
+    pub(crate) group: &'static str,
+    /// The resource, with its subresource behind a `/`.
+    pub(crate) resource: &'static str,
+    /// The verb.
+    pub(crate) verb: &'static str,
+}
+
+impl Right {
+    /// Whether `--import-namespace` grants it in single namespaces in place of the whole cluster.
+    pub(crate) fn by_namespace(self) -> bool {
+        self.role == rights::WRITER
+    }
+}
+
+/// Every right that the controller has in the whole cluster.
+pub(crate) fn controller_rights() -> Vec<Right> {
+    rights::all().map(|(role, group, resource, verb)| Right { role, group, resource, verb }).collect()
+}
 
 /// One object with a line about it.
 struct Item {

@@ -1,4 +1,4 @@
-//! `linkspan link`: carries trust from one site to another, by a file that a person can read.
+//! `linkspan link`: carries trust from one site or cluster to another, by a file that a person can read.
 //!
 //! ```text
 //! east: link export  --- name, trust domain, root certificate, addresses --->  west: link import
@@ -9,6 +9,8 @@
 /// Root certificates in a Link.
 pub(crate) mod bundle;
 mod export;
+/// A site's manifests, or an API server.
+mod home;
 mod import;
 mod manage;
 /// The Links that a site's manifests declare.
@@ -18,11 +20,11 @@ use crate::args::LinkCommand;
 use crate::commands::Exit;
 
 /// Runs the command.
-pub(crate) fn run(command: LinkCommand) -> anyhow::Result<Exit> {
+pub(crate) async fn run(command: LinkCommand) -> anyhow::Result<Exit> {
     match command {
-        LinkCommand::Export(args) => export::run(&args),
-        LinkCommand::Import(args) => import::run(&args),
-        LinkCommand::List(args) => manage::list(&args),
-        LinkCommand::Remove(args) => manage::remove(&args),
+        LinkCommand::Export(args) => export::run(&args).await,
+        LinkCommand::Import(args) => import::run(&args).await,
+        LinkCommand::List(args) => manage::list(&args).await,
+        LinkCommand::Remove(args) => manage::remove(&args).await,
     }
 }

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::args::{Format, ServicesArgs};
 use crate::client::facts::{Backing, Facts, State};
-use crate::client::folder::Folder;
 use crate::client::occupant::Occupant;
-use crate::client::status::{self, Condition, Status};
+use crate::client::source::{Of, Source};
+use crate::client::status::{Condition, Status};
 use crate::commands::Exit;
 use crate::output;
 use crate::output::table::{Cell, Table};
@@ -48,8 +48,9 @@ struct Port {
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     app_protocol: Option<String>,
-    /// Where clients connect to.
-    address: SocketAddr,
+    /// Where clients connect to; absent where the name stands for several addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<SocketAddr>,
     state: State,
     #[serde(skip_serializing_if = "String::is_empty")]
     message: String,
@@ -62,9 +63,9 @@ struct Port {
 
 /// Runs the command.
 pub(crate) async fn run(args: &ServicesArgs) -> anyhow::Result<Exit> {
-    let folder = Folder::new(&args.site.dir);
-    let (_, facts) = Facts::read(&folder).await?;
-    let statuses = status::read(&folder, "mirrors");
+    let source = Source::open(&args.place).await?;
+    let facts = source.facts_with_addresses().await?;
+    let statuses = source.statuses(Of::Mirrors).await?;
     let rows = rows(
         &facts,
         &statuses,
@@ -73,7 +74,7 @@ pub(crate) async fn run(args: &ServicesArgs) -> anyhow::Result<Exit> {
     );
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
-        Format::Table | Format::Wide if rows.is_empty() => output::print(nothing(&facts))?,
+        Format::Table | Format::Wide if rows.is_empty() => output::print(&nothing(&facts, &source))?,
         format => {
             table(&rows, format == Format::Wide).print()?;
             for remedy in remedies(&rows) {
@@ -91,15 +92,20 @@ fn remedies(rows: &[Row]) -> BTreeSet<String> {
 }
 
 /// Why there is nothing to show, and the next step.
-fn nothing(facts: &Facts) -> &'static str {
+fn nothing(facts: &Facts, source: &Source) -> String {
+    let flags = source.flags();
     if facts.links.is_empty() {
-        "Nothing is mirrored: this site has no links. Import the Link of a peer with `linkspan link import FILE`.\n"
+        format!(
+            "Nothing is mirrored: this {} has no links. Import the Link of a peer with `linkspan link import FILE {flags}`.\n",
+            source.noun()
+        )
     } else if !facts.mirrors.is_empty() {
-        "Nothing of what is mirrored matches.\n"
+        "Nothing of what is mirrored matches.\n".to_owned()
     } else if facts.links.values().any(|link| link.alive) {
-        "Nothing is mirrored: no linked cluster exports a service. Export one there with a ServiceExport in its manifests.\n"
+        "Nothing is mirrored: no linked cluster exports a service. Export one there with a ServiceExport beside it.\n"
+            .to_owned()
     } else {
-        "Nothing is mirrored, and no link is alive. `linkspan check` says why.\n"
+        format!("Nothing is mirrored, and no link is alive. `linkspan check {flags}` says why.\n")
     }
 }
 
@@ -144,7 +150,7 @@ impl Row {
                     port: port.port,
                     name: port.name.as_ref().map(ToString::to_string),
                     app_protocol: port.app_protocol.clone(),
-                    address: port.listen,
+                    address: facts.address(mirror, port),
                     state: health.state,
                     message: health.message,
                     occupant: health.occupant,
@@ -200,7 +206,8 @@ fn table(rows: &[Row], wide: bool) -> Table {
         Table::new(["NAME", "ADDRESS", "PORTS", "CLUSTERS", "READY", "STATE"])
     };
     for row in rows {
-        let mut addresses: Vec<String> = row.ports.iter().map(|port| port.address.ip().to_string()).collect();
+        let mut addresses: Vec<String> =
+            row.ports.iter().filter_map(|port| port.address).map(|address| address.ip().to_string()).collect();
         addresses.dedup();
         let ports: Vec<String> = row.ports.iter().map(shown_port).collect();
         let clusters = row.ports.first().map(|port| shown_clusters(&port.clusters)).unwrap_or_default();
@@ -236,17 +243,11 @@ fn or_dash(text: String) -> Cell {
     if text.is_empty() { Cell::none() } else { Cell::text(text) }
 }
 
-/// `8080/http`, or the number alone where nothing is declared.
+/// `8080/http`, or the number alone where nothing is declared. A mirror has the service's own numbers.
 fn shown_port(port: &Port) -> String {
-    // On a site the mirror listens on the service's own number; elsewhere both are of interest.
-    let number = if port.address.port() == port.port {
-        port.port.to_string()
-    } else {
-        format!("{}->{}", port.address.port(), port.port)
-    };
     match &port.app_protocol {
-        Some(protocol) => format!("{number}/{protocol}"),
-        None => number,
+        Some(protocol) => format!("{}/{protocol}", port.port),
+        None => port.port.to_string(),
     }
 }
 
@@ -281,6 +282,7 @@ fn ready(ports: &[Port]) -> Cell {
 mod tests {
     use super::*;
     use crate::client::facts::tests::facts;
+    use crate::client::folder::Folder;
 
     #[test]
     fn people_read_a_table() {
@@ -375,10 +377,11 @@ mod tests {
     fn an_empty_list_names_the_next_step() {
         let mut facts = facts();
         facts.mirrors.clear();
-        assert!(nothing(&facts).contains("ServiceExport"));
+        let site = Source::Site(Folder::new(std::path::Path::new("east")));
+        assert!(nothing(&facts, &site).contains("ServiceExport"));
         facts.links.values_mut().for_each(|link| link.alive = false);
-        assert!(nothing(&facts).contains("linkspan check"));
+        assert!(nothing(&facts, &site).contains("linkspan check"));
         facts.links.clear();
-        assert!(nothing(&facts).contains("link import"));
+        assert!(nothing(&facts, &site).contains("link import"));
     }
 }

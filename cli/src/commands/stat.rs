@@ -5,8 +5,7 @@ use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
 use serde::Serialize;
 
 use crate::args::{Format, StatArgs};
-use crate::client::folder::{Folder, gone};
-use crate::client::http;
+use crate::client::source::Source;
 use crate::commands::Exit;
 use crate::output;
 use crate::output::table::{Cell, Table};
@@ -50,11 +49,7 @@ struct Page {
 
 /// Runs the command.
 pub(crate) async fn run(args: &StatArgs) -> anyhow::Result<Exit> {
-    let folder = Folder::new(&args.site.dir);
-    let run = folder.gateway()?;
-    let stat: Stat = http::json(run.admin, &format!("/stat?window={}", args.window))
-        .await
-        .map_err(|error| gone(error, "gateway", run.pid, folder.dir()))?;
+    let stat = Source::open(&args.place).await?.stat(args.window).await?;
     let page =
         page(stat, args.namespace.as_ref().map(Namespace::as_str), args.cluster.as_ref().map(ClusterName::as_str));
     match args.output.output {
@@ -206,6 +201,7 @@ mod tests {
             tcp_failures: 0,
             read_bytes: 30_000,
             write_bytes: 60_000_000,
+            latency_buckets: Vec::new(),
         }
     }
 

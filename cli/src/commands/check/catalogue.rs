@@ -1,41 +1,35 @@
 //! What the peers export against what is mirrored here, and what policies name against what exists.
 
 use std::collections::BTreeSet;
-use std::fs;
 
-use linkspan_proto::manifest;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
-use linkspan_proto::resources::{ClusterTrafficPolicy, Object};
+use linkspan_proto::resources::ClusterTrafficPolicy;
 
 use super::Checks;
 use super::report::Group;
-use crate::client::catalogues::{self, PeerCatalogue};
+use crate::client::catalogues::PeerCatalogue;
 use crate::client::facts::Facts;
-use crate::client::status::{self, Condition, Status};
+use crate::client::status::{Condition, Status};
 use crate::commands::exports::manifest as export_manifest;
 use crate::output::counted;
 
 const GROUP: Group = Group::Catalogue;
 
 /// Runs the checks of this group.
-pub(super) async fn check(checks: &mut Checks<'_>) {
-    checks.progress.say("catalogues");
-    if let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin) {
-        match catalogues::read(admin).await {
-            Ok(mut peers) => {
-                peers.retain(|peer| checks.scope.covers_cluster(&peer.cluster));
-                for peer in &peers {
-                    current(checks, peer);
-                    handed_over(checks, peer);
-                }
+pub(super) fn check(checks: &mut Checks<'_>) {
+    match checks.peers.take() {
+        Some(Ok(mut peers)) => {
+            peers.retain(|peer| checks.scope.covers_cluster(&peer.cluster));
+            for peer in &peers {
+                current(checks, peer);
+                handed_over(checks, peer);
             }
-            Err(error) => checks.fail(
-                GROUP,
-                "the controller says what it knows of the peers",
-                format!("{error:#}"),
-                "look at the controller's log",
-            ),
         }
+        Some(Err(error)) => {
+            let name = "the controller says what it knows of the peers";
+            checks.fail(GROUP, name, error, "look at the controller's log");
+        }
+        None => {}
     }
     mirrored(checks);
     wanted_service(checks);
@@ -95,7 +89,7 @@ fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
             GROUP,
             name,
             format!("the controller knows {}, the gateway {here}", peer.entries),
-            "wait a second; if it stays so, the gateway has lost the controller's socket: its log says why, a restart of the \
+            "wait a second; if it stays so, the gateway has lost the controller: its log says why, a restart of the \
              gateway mends it",
         );
     }
@@ -103,7 +97,7 @@ fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
 
 /// Whether everything that a peer exports has a mirror of its own.
 fn mirrored(checks: &mut Checks<'_>) {
-    let complaints = status::read(&checks.folder, "mirrors");
+    let complaints = checks.mirrors.clone();
     refused(checks, &complaints);
     overruled(checks, &complaints);
     let covered = |(cluster, service): &&(ClusterName, ServiceKey)| {
@@ -126,7 +120,7 @@ fn mirrored(checks: &mut Checks<'_>) {
             GROUP,
             format!("{service} of {cluster} is mirrored"),
             why.unwrap_or_else(|| "it is in the peer's catalogue, and the gateway has no mirror of it".to_owned()),
-            "the controller's log and state/status/mirrors say why",
+            "the controller's log says why; so does state/status/mirrors of a site",
         );
     }
 }
@@ -140,7 +134,8 @@ fn refused(checks: &mut Checks<'_>, statuses: &[Status]) {
                 GROUP,
                 format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname()),
                 complaint.sentence(),
-                "clear what is in its way: rename the local object of this name, or make room in mirrorAddresses (site.yaml)",
+                "clear what is in its way: rename the local object of this name, or make room (mirrorAddresses in site.yaml, \
+                 spec.gateway.ports on Kubernetes)",
             );
         }
     }
@@ -208,7 +203,7 @@ fn wanted_service(checks: &mut Checks<'_>) {
 fn not_exported(facts: &Facts, service: &ServiceKey) -> String {
     let down: Vec<&str> = facts.links.values().filter(|link| !link.alive).map(|link| link.cluster.as_str()).collect();
     let known = format!("{service} is not exported by any linked cluster");
-    let here = if facts.exports.contains_key(service) { "; this site itself exports it" } else { "" };
+    let here = if facts.exports.contains_key(service) { "; it is exported here" } else { "" };
     if down.is_empty() {
         format!("{known}{here}")
     } else {
@@ -225,7 +220,7 @@ fn how_to_export(service: &ServiceKey) -> String {
 
 /// Whether the services and clusters that ClusterTrafficPolicies name exist.
 fn policies(checks: &mut Checks<'_>) {
-    for policy in traffic_policies(checks) {
+    for policy in checks.policies.clone() {
         let Some((name, service)) = named(&policy) else { continue };
         if !checks.scope.covers_service(&service) {
             continue;
@@ -264,20 +259,6 @@ fn policies(checks: &mut Checks<'_>) {
             checks.warn(GROUP, check, reason, how_to_export(&service));
         }
     }
-}
-
-/// The policies in the manifests. Files that do not parse have been named by an earlier check.
-fn traffic_policies(checks: &Checks<'_>) -> Vec<ClusterTrafficPolicy> {
-    let files = super::site::yaml_files(checks.folder.manifests());
-    let files = files.iter().filter(|file| file.is_file());
-    let texts = files.filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
-    let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
-    objects
-        .filter_map(|object| match object {
-            Ok((Object::ClusterTrafficPolicy(policy), _)) => Some(policy),
-            _ => None,
-        })
-        .collect()
 }
 
 fn named(policy: &ClusterTrafficPolicy) -> Option<(String, ServiceKey)> {

@@ -1,4 +1,4 @@
-//! What this site exports: every wish granted, every port with a ready endpoint, every ready endpoint there.
+//! What is exported here: every wish granted, every port with a ready endpoint, every ready endpoint there.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,7 +12,6 @@ use tokio::time::timeout;
 
 use super::report::Group;
 use super::{AT_ONCE, Checks};
-use crate::client::status;
 
 const GROUP: Group = Group::Exports;
 
@@ -22,21 +21,21 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Endpoints of one export that are tried. A sample is enough to see a wrong port or a stopped service.
 const SAMPLE: usize = 16;
 
-/// Runs the checks of this group.
-pub(super) async fn check(checks: &mut Checks<'_>) {
-    checks.progress.say("exports");
+/// Runs the checks of this group that need no packet.
+pub(super) fn check(checks: &mut Checks<'_>) {
     refused_exports(checks);
-    let exports: Vec<Export> =
-        checks.facts.exports.values().filter(|export| checks.scope.covers_service(&export.service)).cloned().collect();
-    for export in exports {
+    for export in covered(checks) {
         ready(checks, &export);
-        endpoints(checks, &export).await;
     }
+}
+
+fn covered(checks: &Checks<'_>) -> Vec<Export> {
+    checks.facts.exports.values().filter(|export| checks.scope.covers_service(&export.service)).cloned().collect()
 }
 
 /// Wishes that the controller did not grant.
 fn refused_exports(checks: &mut Checks<'_>) {
-    for wish in status::read(&checks.folder, "exports") {
+    for wish in checks.exports.clone() {
         let key = wish.key();
         let covered = checks.scope.service.as_ref().is_none_or(|wanted| wanted.to_string() == key);
         if !covered {
@@ -95,8 +94,15 @@ fn ready(checks: &mut Checks<'_>, export: &Export) {
     }
 }
 
-/// Whether something listens where the EndpointSlices say so.
-async fn endpoints(checks: &mut Checks<'_>, export: &Export) {
+/// Whether something listens where the EndpointSlices say so. For who is where the gateway is.
+pub(super) async fn endpoints(checks: &mut Checks<'_>) {
+    checks.progress.say("exports");
+    for export in covered(checks) {
+        listening(checks, &export).await;
+    }
+}
+
+async fn listening(checks: &mut Checks<'_>, export: &Export) {
     let ready = export.ports.iter().flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
     let addresses: BTreeSet<SocketAddr> = ready.map(|endpoint| endpoint.address).take(SAMPLE).collect();
     if addresses.is_empty() {

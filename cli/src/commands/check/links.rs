@@ -11,7 +11,6 @@ use linkspan_proto::names::ClusterName;
 use super::report::Group;
 use super::{AT_ONCE, Checks};
 use crate::client::quic::{Echo, echo};
-use crate::client::status;
 
 const GROUP: Group = Group::Links;
 
@@ -22,6 +21,24 @@ const LOSS_NOTICE: f64 = 0.02;
 pub(super) async fn check(checks: &mut Checks<'_>) {
     refused_links(checks);
     own_addresses(checks).await;
+    for peer in peers(checks) {
+        checks.progress.say(&format!("{}: UDP", peer.cluster));
+        let alive = checks.facts.links.get(&peer.cluster).is_some_and(|link| link.alive);
+        let echoes = addresses(checks, &peer, alive).await;
+        state(checks, &peer, &echoes);
+    }
+}
+
+/// The checks that need no packet of our own: from here nobody knows whether UDP passes between gateways elsewhere.
+pub(super) fn judge(checks: &mut Checks<'_>) {
+    refused_links(checks);
+    for peer in peers(checks) {
+        state(checks, &peer, &BTreeMap::new());
+    }
+}
+
+/// The peers that are checked. None at all is worth a word.
+fn peers(checks: &mut Checks<'_>) -> Vec<Peer> {
     let peers: Vec<Peer> =
         checks.facts.peers.values().filter(|peer| checks.scope.covers_cluster(&peer.cluster)).cloned().collect();
     if peers.is_empty() {
@@ -31,46 +48,33 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
             None => "no Link is in force".to_owned(),
         };
         let remedy = format!(
-            "on the peer run `linkspan link export > peer.yaml`, here `linkspan link import peer.yaml --dir {}`, and the same \
-             the other way round",
-            checks.dir()
+            "on the peer run `linkspan link export > peer.yaml`, here `linkspan link import peer.yaml {}`, and the same the other \
+             way round",
+            checks.flags
         );
-        return match checks.scope.cluster {
+        match checks.scope.cluster {
             Some(_) => checks.fail(GROUP, "a peer is linked", reason, remedy),
             None => checks.warn(GROUP, "a peer is linked", reason, remedy),
-        };
-    }
-    for peer in peers {
-        checks.progress.say(&format!("{}: UDP", peer.cluster));
-        let alive = checks.facts.links.get(&peer.cluster).is_some_and(|link| link.alive);
-        let echoes = addresses(checks, &peer, alive).await;
-        match checks.facts.links.get(&peer.cluster).cloned() {
-            Some(link) => state(checks, &peer, &link, &echoes),
-            None => checks.fail(
-                GROUP,
-                format!("{}: the link is alive", peer.cluster),
-                "the gateway does not report this link yet",
-                "wait a second and check again",
-            ),
         }
     }
+    peers
 }
 
 /// Links that the controller did not accept never reach the gateway.
 fn refused_links(checks: &mut Checks<'_>) {
-    for link in status::read(&checks.folder, "links") {
+    for link in checks.links.clone() {
         let covered = checks.scope.cluster.as_deref().is_none_or(|wanted| wanted == link.metadata.name);
         let complaint =
             link.conditions().iter().find(|condition| condition.kind == "Accepted" && condition.complains());
         if let Some(complaint) = complaint.filter(|_| covered) {
             let name = &link.metadata.name;
             let place = format!(
-                "on {name} run `linkspan link export > {name}.yaml`, here `linkspan link import {name}.yaml --replace --dir {}`",
-                checks.dir()
+                "on {name} run `linkspan link export > {name}.yaml`, here `linkspan link import {name}.yaml --replace {}`",
+                checks.flags
             );
             let remedy = match complaint.reason.as_str() {
                 "InvalidTrustBundle" => format!("the trust bundle in this Link is not that of {name}: {place}"),
-                _ => format!("correct the Link in the manifests; or {place}"),
+                _ => format!("correct the Link; or {place}"),
             };
             checks.fail(GROUP, format!("{name}: the Link is accepted"), complaint.sentence(), remedy);
         }
@@ -197,12 +201,10 @@ fn remedy_for_silence(silent: &[(SocketAddr, Echo)], cluster: &ClusterName) -> S
     let ports: Vec<String> = silent.iter().map(|(address, _)| format!("{address}/udp")).collect();
     let to = ports.join(", ");
     if silent.iter().all(|(_, echo)| *echo == Echo::NothingListens) {
-        format!(
-            "start the site {cluster}, or correct the address in the Link: its host answers that nothing listens at {to}"
-        )
+        format!("start {cluster}, or correct the address in the Link: its host answers that nothing listens at {to}")
     } else {
         format!(
-            "start the site {cluster} if it is down; let UDP to {to} pass every firewall between; or correct the address in \
+            "start {cluster} if it is down; let UDP to {to} pass every firewall between; or correct the address in \
              the Link. If nobody can reach {cluster} (NAT), remove the addresses from its Link and give {cluster} ours: then \
              it dials us"
         )
@@ -222,9 +224,13 @@ fn told(echo: &Echo) -> String {
     }
 }
 
-fn state(checks: &mut Checks<'_>, peer: &Peer, link: &LinkReport, echoes: &BTreeMap<SocketAddr, Echo>) {
+fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo>) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: the link is alive");
+    let Some(link) = checks.facts.links.get(cluster).cloned() else {
+        let reason = "the gateway does not report this link yet";
+        return checks.fail(GROUP, name, reason, "wait a second and check again");
+    };
     if !link.alive {
         let tried = if peer.addresses.is_empty() {
             "it has no address in its Link, so it must dial us".to_owned()
@@ -233,7 +239,7 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, link: &LinkReport, echoes: &BTree
         };
         let message = if link.message.is_empty() { "no further word from the gateway" } else { &link.message };
         let reason = format!("{}: {message} ({tried})", link.reason);
-        let remedy = remedy_for(link, peer, echoes, &checks.dir());
+        let remedy = remedy_for(&link, peer, echoes, &checks.flags);
         return checks.fail(GROUP, name, reason, remedy);
     }
     let latency =
@@ -251,13 +257,13 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, link: &LinkReport, echoes: &BTree
 }
 
 /// What to do about a link that is not alive, by the gateway's reason for it.
-fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo>, dir: &str) -> String {
+fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo>, flags: &str) -> String {
     let cluster = &peer.cluster;
     let import = format!(
-        "on {cluster} run `linkspan link export > {cluster}.yaml`, here `linkspan link import {cluster}.yaml --replace --dir {dir}`"
+        "on {cluster} run `linkspan link export > {cluster}.yaml`, here `linkspan link import {cluster}.yaml --replace {flags}`"
     );
     let export = format!(
-        "here run `linkspan link export --dir {dir} > us.yaml`, on {cluster} `linkspan link import us.yaml --replace`"
+        "here run `linkspan link export {flags} > us.yaml`, on {cluster} `linkspan link import us.yaml --replace`"
     );
     // The gateway words its message from the side that refused: "the peer" refuses us, or we refuse it.
     let peer_refuses = link.message.starts_with("the peer has")
@@ -266,7 +272,7 @@ fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo
     match link.reason.as_str() {
         "TrustBundleMismatch" | "TrustDomainMismatch" | "UnknownPeer" if peer_refuses => {
             format!(
-                "{cluster} does not trust us: the trust bundle or trust domain in its Link for this site is wrong, or there is no Link; {export}"
+                "{cluster} does not trust us: the trust bundle or trust domain in its Link for us is wrong, or there is no Link; {export}"
             )
         }
         "TrustBundleMismatch" => {
@@ -277,7 +283,7 @@ fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo
         }
         "UnknownPeer" => format!("no Link here names the trust domain of the gateway that answers; {import}"),
         "CertificateExpired" | "CertificateNotYetValid" => {
-            "compare the clocks of both sites; if they agree, restart the site whose certificate it is".to_owned()
+            "compare the clocks of both sides; if they agree, restart the gateway whose certificate it is".to_owned()
         }
         "InvalidIdentity" | "NotAGateway" | "CertificateUsage" | "NameConstraints" | "InvalidCertificate" => {
             format!(
@@ -285,15 +291,18 @@ fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo
             )
         }
         _ if link.state == LinkPhase::Waiting => {
-            format!(
-                "{cluster} must dial us: {export}, with an address at which it reaches this site (gateway.advertise)"
-            )
+            format!("{cluster} must dial us: {export}, with an address at which it reaches us (--address)")
         }
         _ if echoes.values().any(|echo| matches!(echo, Echo::Answered(_))) => format!(
             "a QUIC server answers there, so UDP passes: see that both sides have each other's Link ({export}), then look at \
              both logs"
         ),
-        _ if echoes.is_empty() => format!("put an address of {cluster} into its Link, or let it dial us"),
+        _ if peer.addresses.is_empty() => format!("put an address of {cluster} into its Link, or let it dial us"),
+        _ if echoes.is_empty() => format!(
+            "see that {cluster} runs (`linkspan check` there) and that UDP to {} passes every firewall between; or correct the \
+             address in the Link: {import}",
+            peer.addresses.join(", ")
+        ),
         _ => {
             let silent: Vec<_> = echoes.iter().map(|(address, echo)| (*address, echo.clone())).collect();
             remedy_for_silence(&silent, cluster)
@@ -321,7 +330,7 @@ mod tests {
 
     fn remedy(link: &LinkReport, echo: Option<Echo>) -> String {
         let address = "10.77.0.2:4143".parse().expect("address");
-        remedy_for(link, &west(), &echo.map(|echo| (address, echo)).into_iter().collect(), "east")
+        remedy_for(link, &west(), &echo.map(|echo| (address, echo)).into_iter().collect(), "--dir east")
     }
 
     #[test]
@@ -346,7 +355,7 @@ mod tests {
     fn silence_refusal_and_an_answer_have_remedies_of_their_own() {
         let unreachable = down("Unreachable", "no answer");
         assert!(remedy(&unreachable, Some(Echo::Silence)).contains("firewall"));
-        assert!(remedy(&unreachable, Some(Echo::NothingListens)).contains("start the site west"));
+        assert!(remedy(&unreachable, Some(Echo::NothingListens)).contains("start west"));
         assert!(remedy(&unreachable, Some(Echo::Answered(std::time::Duration::from_millis(2)))).contains("UDP passes"));
         let waiting = LinkReport { state: LinkPhase::Waiting, ..unreachable };
         assert!(remedy(&waiting, None).contains("west must dial us"));

@@ -12,6 +12,10 @@ use crate::output::safe;
 pub(crate) enum Group {
     /// site.yaml, manifests, processes.
     Site,
+    /// The API server, definitions, rights.
+    Cluster,
+    /// Controllers and gateways in a cluster.
+    Programs,
     /// Certificates, trust, clock.
     Trust,
     /// UDP and the state of each link.
@@ -22,7 +26,7 @@ pub(crate) enum Group {
     Dns,
     /// One probe through each mirrored service.
     Services,
-    /// What this site exports.
+    /// What is exported here.
     Exports,
 }
 
@@ -30,6 +34,8 @@ impl Group {
     const fn title(self) -> &'static str {
         match self {
             Self::Site => "site",
+            Self::Cluster => "Kubernetes cluster",
+            Self::Programs => "controllers and gateways",
             Self::Trust => "certificates and trust",
             Self::Links => "links",
             Self::Catalogue => "catalogue",
@@ -150,7 +156,10 @@ impl Report {
     /// For people: grouped, the reason below what is not well, the remedy below the reason.
     pub(crate) fn render(&self, colour: bool) -> String {
         let mut page = String::new();
-        for checks in self.checks.chunk_by(|one, next| one.group == next.group) {
+        // What is gathered late belongs to an early group now and then.
+        let mut checks: Vec<&Check> = self.checks.iter().collect();
+        checks.sort_by_key(|check| check.group);
+        for checks in checks.chunk_by(|one, next| one.group == next.group) {
             let gap = if page.is_empty() { "" } else { "\n" };
             let _infallible = writeln!(page, "{gap}{}", checks[0].group.title());
             let passed = checks.iter().filter(|check| check.verdict == Verdict::Ok).count();

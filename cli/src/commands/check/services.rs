@@ -38,6 +38,28 @@ enum Judgement {
     Bad(String, String),
 }
 
+/// The checks that need no probe: from here a Kubernetes cluster's own addresses cannot be reached. Only what is not well is
+/// told of one by one.
+pub(super) fn look(checks: &mut Checks<'_>) {
+    let targets = targets(checks);
+    let count = targets.len();
+    let mut bad = false;
+    // A name without a Service is judged with the mirrors' objects.
+    for target in targets.into_iter().filter(|target| target.health.state != State::NoService) {
+        let (health, service) = (&target.health, &target.mirror.service);
+        let found = if health.state.serves() { Found::Works("ready".to_owned()) } else { Found::Cut };
+        match judge(health, &found, None, service) {
+            Judgement::Good(_) => continue,
+            Judgement::Look(reason, remedy) => checks.warn(GROUP, target.name(), reason, remedy),
+            Judgement::Bad(reason, remedy) => checks.fail(GROUP, target.name(), reason, remedy),
+        }
+        bad = true;
+    }
+    if count > 0 && !bad {
+        checks.ok(GROUP, "every mirrored port has ready endpoints behind a link that is alive", counted(count, "port"));
+    }
+}
+
 /// Runs the checks of this group.
 pub(super) async fn check(checks: &mut Checks<'_>) {
     let targets = targets(checks);
@@ -53,7 +75,9 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
         let found = match target.health.state {
             State::Healthy | State::Degraded => probe(target.port.listen, &target.mirror.name, language).await,
             State::NotListening => Found::NotListening,
-            State::LinkDown | State::NotExported | State::NoReadyEndpoints | State::Refused => Found::Cut,
+            State::LinkDown | State::NotExported | State::NoReadyEndpoints | State::NoService | State::Refused => {
+                Found::Cut
+            }
         };
         (target, found)
     }))
@@ -110,10 +134,16 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
         (State::LinkDown, _) => {
             Judgement::Bad(health.message.clone(), "mend the link: the checks of the group `links` say how".to_owned())
         }
-        (State::Refused, _) => Judgement::Bad(
+        (State::NoService, _) => Judgement::Bad(
             health.message.clone(),
-            "the object in state/status/mirrors says what is in its way".to_owned(),
+            format!(
+                "create the namespace {} if it is meant to have this service; the controller then makes the mirror by itself",
+                service.namespace
+            ),
         ),
+        (State::Refused, _) => {
+            Judgement::Bad(health.message.clone(), "its conditions say what is in its way".to_owned())
+        }
         (State::NotExported, _) => Judgement::Bad(
             health.message.clone(),
             format!("in {there} export {service} with a ServiceExport, or add the port to its Service"),

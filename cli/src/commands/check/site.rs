@@ -4,29 +4,31 @@ use std::fs;
 use std::path::PathBuf;
 
 use linkspan_proto::manifest;
+use linkspan_proto::resources::{ClusterTrafficPolicy, Object};
 use serde::Deserialize;
 
 use super::Checks;
 use super::report::Group;
-use crate::client::facts::Facts;
-use crate::client::http;
+use crate::client::folder::Folder;
+use crate::client::source::Of;
+use crate::client::{http, site, status};
 use crate::commands::site::SITE_FILE;
 use crate::output::counted;
 
 const GROUP: Group = Group::Site;
 
 /// Runs the checks of this group, and learns what the later groups need.
-pub(super) async fn check(checks: &mut Checks<'_>) {
+pub(super) async fn check(checks: &mut Checks<'_>, folder: &Folder) {
     checks.progress.say("reading the site's folder");
-    let dir = checks.dir();
-    match checks.folder.site() {
+    let flags = checks.flags.clone();
+    match folder.site() {
         Ok(site) => {
             let found = format!("{}, trust domain {}", site.metadata.name, site.trust_domain());
             checks.site = Some(site);
             checks.ok(GROUP, "site.yaml is valid", found);
         }
         Err(error) => {
-            let file = checks.folder.dir().join(SITE_FILE);
+            let file = folder.dir().join(SITE_FILE);
             let remedy = if file.exists() {
                 format!("correct {}; a running site goes on with what it read at its start", file.display())
             } else {
@@ -36,27 +38,52 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
             checks.fail(GROUP, "site.yaml is valid", format!("{error:#}"), remedy);
         }
     }
-    if checks.site.is_none() && !checks.folder.dir().join(SITE_FILE).exists() {
+    if checks.site.is_none() && !folder.dir().join(SITE_FILE).exists() {
         // In a wrong folder everything else would fail, too, and hide the reason.
         return;
     }
-    gateway(checks, &dir).await;
-    controller(checks, &dir).await;
+    gateway(checks, folder, &flags).await;
+    controller(checks, folder, &flags).await;
     versions(checks);
-    manifests(checks).await;
+    manifests(checks, folder).await;
+}
+
+/// What the later groups judge.
+pub(super) async fn gather(checks: &mut Checks<'_>, folder: &Folder) {
+    checks.links = status::read(folder, Of::Links);
+    checks.exports = status::read(folder, Of::Exports);
+    checks.mirrors = status::read(folder, Of::Mirrors);
+    checks.policies = traffic_policies(folder);
+    if let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin) {
+        checks.peers = Some(http::json(admin, "/peers").await.map_err(|error| format!("{error:#}")));
+    }
+}
+
+/// The policies in the manifests. Files that do not parse are named by another check.
+fn traffic_policies(folder: &Folder) -> Vec<ClusterTrafficPolicy> {
+    let files = yaml_files(folder.manifests());
+    let files = files.iter().filter(|file| file.is_file());
+    let texts = files.filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
+    let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
+    objects
+        .filter_map(|object| match object {
+            Ok((Object::ClusterTrafficPolicy(policy), _)) => Some(policy),
+            _ => None,
+        })
+        .collect()
 }
 
 /// What is wrong in the manifests: as the controller sees it, who knows all files together; read here while it does not
 /// answer.
-async fn manifests(checks: &mut Checks<'_>) {
+async fn manifests(checks: &mut Checks<'_>, site: &Folder) {
     checks.progress.say("reading manifests");
-    let dir = checks.folder.manifests();
-    let folder = dir.strip_prefix(checks.folder.dir()).unwrap_or(&dir).display().to_string();
+    let dir = site.manifests();
+    let folder = dir.strip_prefix(site.dir()).unwrap_or(&dir).display().to_string();
     let (mut objects, mut files) = (0, 0);
     let mut errors = Vec::new();
     for file in yaml_files(dir.clone()) {
         files += 1;
-        let shown = file.strip_prefix(checks.folder.dir()).unwrap_or(&file).display().to_string();
+        let shown = file.strip_prefix(site.dir()).unwrap_or(&file).display().to_string();
         if !file.is_file() {
             // Never opened: reading a FIFO would wait for a writer.
             errors.push(format!("{shown}: is no regular file"));
@@ -96,7 +123,7 @@ async fn manifests(checks: &mut Checks<'_>) {
 
 /// Something that the controller cannot use, as `/manifests` shows it.
 #[derive(Debug, Deserialize)]
-struct Problem {
+pub(super) struct Problem {
     /// Relative to the manifests folder.
     file: String,
     #[serde(default)]
@@ -111,7 +138,16 @@ struct Problem {
 impl Problem {
     /// `manifests/web.yaml:5:12: spec.ports[0].port: ...`
     fn sentence(&self, folder: &str) -> String {
-        let mut place = format!("{folder}/{}", self.file);
+        self.told(&format!("{folder}/{}", self.file))
+    }
+
+    /// The same of an object in an API server.
+    pub(super) fn of_object(&self) -> String {
+        self.told(&self.file)
+    }
+
+    fn told(&self, place: &str) -> String {
+        let mut place = place.to_owned();
         for number in [self.line, self.column].into_iter().take_while(|number| *number > 0) {
             place = format!("{place}:{number}");
         }
@@ -124,7 +160,7 @@ impl Problem {
 }
 
 /// What has a manifest's name in the folder that the controller watches, whether it is a file or not.
-pub(super) fn yaml_files(dir: PathBuf) -> Vec<PathBuf> {
+fn yaml_files(dir: PathBuf) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|file| {
@@ -135,14 +171,14 @@ pub(super) fn yaml_files(dir: PathBuf) -> Vec<PathBuf> {
     files
 }
 
-async fn gateway(checks: &mut Checks<'_>, dir: &str) {
+async fn gateway(checks: &mut Checks<'_>, folder: &Folder, flags: &str) {
     checks.progress.say("asking the gateway");
     let name = "the gateway runs";
-    let run = match checks.folder.gateway() {
+    let run = match folder.gateway() {
         Ok(run) => run,
-        Err(error) => return checks.fail(GROUP, name, without_remedy(&error), start(dir)),
+        Err(error) => return checks.fail(GROUP, name, without_remedy(&error), start(flags)),
     };
-    match Facts::ask(&run).await {
+    match site::ask(&run).await {
         Ok(facts) => {
             checks.facts = facts;
             checks.ok(GROUP, name, format!("process {}, link on {}/udp", run.pid, run.link));
@@ -153,17 +189,17 @@ async fn gateway(checks: &mut Checks<'_>, dir: &str) {
             GROUP,
             name,
             format!("state/run/gateway.json says process {}, but {error:#}", run.pid),
-            format!("look at its log; {}", start(dir)),
+            format!("look at its log; {}", start(flags)),
         ),
     }
 }
 
-async fn controller(checks: &mut Checks<'_>, dir: &str) {
+async fn controller(checks: &mut Checks<'_>, folder: &Folder, flags: &str) {
     checks.progress.say("asking the controller");
     let name = "the controller runs";
-    let run = match checks.folder.controller() {
+    let run = match folder.controller() {
         Ok(run) => run,
-        Err(error) => return checks.fail(GROUP, name, without_remedy(&error), start(dir)),
+        Err(error) => return checks.fail(GROUP, name, without_remedy(&error), start(flags)),
     };
     let answer = match run.admin {
         Some(admin) => http::get(admin, "/live").await.map(drop),
@@ -183,7 +219,7 @@ async fn controller(checks: &mut Checks<'_>, dir: &str) {
             GROUP,
             name,
             format!("state/run/controller.json says process {}, but {error:#}", run.pid),
-            format!("look at its log; {}; meanwhile the gateway serves with the last good configuration", start(dir)),
+            format!("look at its log; {}; meanwhile the gateway serves with the last good configuration", start(flags)),
         ),
     }
 }
@@ -194,8 +230,8 @@ fn without_remedy(error: &anyhow::Error) -> String {
     text.split("; ").next().unwrap_or_default().to_owned()
 }
 
-fn start(dir: &str) -> String {
-    format!("start the site with `linkspan site run --dir {dir}`")
+fn start(flags: &str) -> String {
+    format!("start the site with `linkspan site run {flags}`")
 }
 
 async fn ready(checks: &mut Checks<'_>, who: &str, admin: std::net::SocketAddr) {

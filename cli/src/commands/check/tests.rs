@@ -5,17 +5,8 @@ use crate::client::facts::tests::{facts, service};
 
 const SITE: &str = "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec: {}\n";
 
-fn checks<'a>(folder: &std::path::Path, progress: &'a Progress) -> Checks<'a> {
-    Checks {
-        folder: Folder::new(folder),
-        scope: Scope::default(),
-        progress,
-        report: Report::new(),
-        site: None,
-        gateway: None,
-        controller: None,
-        facts: facts(),
-    }
+fn checks(progress: &Progress) -> Checks<'_> {
+    Checks { facts: facts(), ..Checks::new("--dir east".to_owned(), Scope::default(), progress) }
 }
 
 fn failures(checks: &Checks<'_>) -> Vec<String> {
@@ -29,15 +20,15 @@ fn failures(checks: &Checks<'_>) -> Vec<String> {
 async fn a_folder_without_a_site_names_the_next_step() {
     let dir = tempfile::tempdir().expect("folder");
     let progress = Progress::silent();
-    let mut checks = checks(dir.path(), &progress);
-    site::check(&mut checks).await;
+    let mut checks = checks(&progress);
+    site::check(&mut checks, &Folder::new(dir.path())).await;
     let found = failures(&checks).join("\n");
     assert!(found.contains("linkspan site init") && !found.contains("linkspan site run"), "{found}");
     assert!(!checks.report.passed());
 
     std::fs::write(dir.path().join("site.yaml"), SITE).expect("written");
     checks.report = Report::new();
-    site::check(&mut checks).await;
+    site::check(&mut checks, &Folder::new(dir.path())).await;
     let found = failures(&checks).join("\n");
     assert!(found.contains("linkspan site run"), "{found}");
 }
@@ -51,19 +42,18 @@ async fn a_broken_manifest_is_named_by_place_and_field() {
     std::fs::write(dir.path().join("manifests/split.yaml"), text).expect("written");
     std::fs::write(dir.path().join("site.yaml"), SITE).expect("written");
     let progress = Progress::silent();
-    let mut checks = checks(dir.path(), &progress);
-    site::check(&mut checks).await;
+    let mut checks = checks(&progress);
+    site::check(&mut checks, &Folder::new(dir.path())).await;
     let failures = failures(&checks).join("\n");
     assert!(failures.contains("manifests/split.yaml:") && failures.contains("tires"), "{failures}");
 }
 
 #[tokio::test]
 async fn a_service_that_nobody_exports_is_told_in_words_with_the_manifest() {
-    let dir = tempfile::tempdir().expect("folder");
     let progress = Progress::silent();
-    let mut checks = checks(dir.path(), &progress);
+    let mut checks = checks(&progress);
     checks.scope.service = Some(service("shop/api"));
-    catalogue::check(&mut checks).await;
+    catalogue::check(&mut checks);
     let failures = failures(&checks);
     assert_eq!(failures.len(), 1, "{failures:?}");
     assert!(failures[0].contains("shop/api is not exported by any linked cluster"), "{failures:?}");
@@ -84,8 +74,9 @@ async fn a_policy_for_a_service_that_nobody_exports_fails() {
         policy("good", "web", "west") + &policy("unexported", "api", "west") + &policy("unlinked", "web", "south");
     std::fs::write(dir.path().join("manifests/split.yaml"), text).expect("written");
     let progress = Progress::silent();
-    let mut checks = checks(dir.path(), &progress);
-    catalogue::check(&mut checks).await;
+    let mut checks = checks(&progress);
+    site::gather(&mut checks, &Folder::new(dir.path())).await;
+    catalogue::check(&mut checks);
     let failures = failures(&checks);
     assert_eq!(failures.len(), 2, "{failures:?}");
     assert!(failures[0].contains("shop/unexported") && failures[0].contains("ServiceExport"), "{failures:?}");
@@ -94,23 +85,25 @@ async fn a_policy_for_a_service_that_nobody_exports_fails() {
 
 #[tokio::test]
 async fn an_export_needs_a_ready_endpoint_that_listens() {
-    let dir = tempfile::tempdir().expect("folder");
     let progress = Progress::silent();
-    let mut checks = checks(dir.path(), &progress);
+    let mut checks = checks(&progress);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let export = checks.facts.exports.get_mut(&service("shop/web")).expect("export");
     export.ports[0].endpoints[0].address = listener.local_addr().expect("bound");
-    exports::check(&mut checks).await;
+    exports::check(&mut checks);
+    exports::endpoints(&mut checks).await;
     assert!(checks.report.passed(), "{:?}", failures(&checks));
 
     drop(listener);
-    exports::check(&mut checks).await;
+    exports::check(&mut checks);
+    exports::endpoints(&mut checks).await;
     assert!(failures(&checks).join("\n").contains("ready endpoints accept connections"), "{:?}", failures(&checks));
 
     checks.report = Report::new();
     let export = checks.facts.exports.get_mut(&service("shop/web")).expect("export");
     export.ports[0].endpoints.iter_mut().for_each(|endpoint| endpoint.ready = false);
-    exports::check(&mut checks).await;
+    exports::check(&mut checks);
+    exports::endpoints(&mut checks).await;
     assert!(failures(&checks).join("\n").contains("port 80 has none"), "{:?}", failures(&checks));
 }
 

@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Checks;
 use super::report::Group;
+use crate::client::folder::Folder;
 use crate::client::http;
 
 const GROUP: Group = Group::Trust;
@@ -25,12 +26,15 @@ const LEAF_NOTICE: Duration = Duration::from_secs(6 * 3600);
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Runs the checks of this group.
-pub(super) async fn check(checks: &mut Checks<'_>) {
+pub(super) async fn check(checks: &mut Checks<'_>, folder: &Folder) {
     checks.progress.say("reading certificates");
     let now = SystemTime::now();
-    clock(checks, now);
-    own_root(checks, now);
-    gateway_certificates(checks, now).await;
+    clock(checks, folder, now);
+    own_root(checks, folder, now);
+    if let Some(run) = &checks.gateway {
+        let page = http::get(run.admin, "/metrics").await.unwrap_or_default();
+        gateway_certificates(checks, "the gateway", &String::from_utf8_lossy(&page), now);
+    }
     bundles(checks, now);
 }
 
@@ -73,7 +77,7 @@ fn standing(life: Life, now: SystemTime, notice: Duration) -> Standing {
 }
 
 /// A span in its largest unit.
-fn span(duration: Duration) -> String {
+pub(super) fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -83,9 +87,9 @@ fn span(duration: Duration) -> String {
     }
 }
 
-fn clock(checks: &mut Checks<'_>, now: SystemTime) {
+fn clock(checks: &mut Checks<'_>, folder: &Folder, now: SystemTime) {
     let name = "the clock is sane";
-    let state = checks.folder.state();
+    let state = folder.state();
     let files = ["run/gateway.json", "run/controller.json", "addresses.json", "ca/root.pem"];
     let newest = files.iter().filter_map(|file| fs::metadata(state.join(file)).ok()?.modified().ok()).max();
     match newest.and_then(|newest| newest.duration_since(now).ok()) {
@@ -100,22 +104,24 @@ fn clock(checks: &mut Checks<'_>, now: SystemTime) {
 }
 
 /// The root of the site's own certificate authority.
-fn own_root(checks: &mut Checks<'_>, now: SystemTime) {
-    let name = "the site's root certificate is valid";
-    let file = checks.folder.state().join("ca/root.pem");
-    let read = fs::read(&file)
-        .with_context(|| format!("cannot read {}", file.display()))
+fn own_root(checks: &mut Checks<'_>, folder: &Folder, now: SystemTime) {
+    let file = folder.state().join("ca/root.pem");
+    let pem = fs::read(&file).with_context(|| format!("cannot read {}", file.display()));
+    let restore = format!(
+        "restore {}/state/ca from a copy; without one make a new site (`linkspan site init`) and link its peers anew",
+        folder.dir().display()
+    );
+    root(checks, "the site's root certificate is valid", pem, &restore, now);
+}
+
+/// Judges our own root; `restore` says what to do where there is none that can be read.
+pub(super) fn root(checks: &mut Checks<'_>, name: &str, pem: anyhow::Result<Vec<u8>>, restore: &str, now: SystemTime) {
+    let read = pem
         .and_then(|pem| CertificateDer::from_pem_slice(&pem).context("no certificate in it"))
         .and_then(|root| Life::of(&root));
     let life = match read {
         Ok(life) => life,
-        Err(error) => {
-            let remedy = format!(
-                "restore {}/state/ca from a copy; without one make a new site (`linkspan site init`) and link its peers anew",
-                checks.dir()
-            );
-            return checks.fail(GROUP, name, format!("{error:#}"), remedy);
-        }
+        Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), restore),
     };
     let renew = "make a new root, export the Link anew (`linkspan link export`) and import it at every peer";
     match standing(life, now, ROOT_NOTICE) {
@@ -128,16 +134,11 @@ fn own_root(checks: &mut Checks<'_>, now: SystemTime) {
     }
 }
 
-/// The gateway's own certificates, by the end that it reports for each.
-async fn gateway_certificates(checks: &mut Checks<'_>, now: SystemTime) {
-    let Some(run) = &checks.gateway else { return };
-    let page = http::get(run.admin, "/metrics").await.unwrap_or_default();
-    let ends = ends(&String::from_utf8_lossy(&page));
-    for (purpose, what) in [
-        ("link", "the gateway's certificate for the link"),
-        ("local_server", "the gateway's certificate for local clients"),
-    ] {
-        let name = format!("{what} is valid");
+/// A gateway's own certificates, by the end that it reports for each on `/metrics`.
+pub(super) fn gateway_certificates(checks: &mut Checks<'_>, who: &str, metrics: &str, now: SystemTime) {
+    let ends = ends(metrics);
+    for (purpose, what) in [("link", "the link"), ("local_server", "local clients")] {
+        let name = format!("{who}'s certificate for {what} is valid");
         let remedy = "the gateway asks the controller for a new one at half its life: see that the controller runs, and the \
                       gateway's log";
         let Some(until) = ends.get(purpose) else {
@@ -169,15 +170,14 @@ fn ends(page: &str) -> BTreeMap<String, SystemTime> {
     page.lines().filter_map(read).filter(|(_, until)| *until > UNIX_EPOCH).collect()
 }
 
-fn bundles(checks: &mut Checks<'_>, now: SystemTime) {
+pub(super) fn bundles(checks: &mut Checks<'_>, now: SystemTime) {
     let peers: Vec<_> =
         checks.facts.peers.values().filter(|peer| checks.scope.covers_cluster(&peer.cluster)).cloned().collect();
     for peer in peers {
         let name = format!("{}: the trust bundle is valid", peer.cluster);
         let import = format!(
-            "on {0} run `linkspan link export`, here `linkspan link import FILE --replace --dir {1}`",
-            peer.cluster,
-            checks.dir()
+            "on {0} run `linkspan link export`, here `linkspan link import FILE --replace {1}`",
+            peer.cluster, checks.flags
         );
         let mut lives = Vec::new();
         let mut broken = None;

@@ -59,10 +59,19 @@ const CLUSTER_ROLES: [(&str, &str, &[Rule]); 5] = [
     ),
 ];
 
-const WRITER: &str = "linkspan-writer";
+pub(super) const WRITER: &str = "linkspan-writer";
 
 /// Server-side apply is a patch, and a creation where nothing is there.
 const WRITE: &[&str] = &["create", "patch", "delete"];
+
+/// Every right of the controller in the whole cluster: role, group, resource with its subresource, verb.
+pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str, &'static str, &'static str)> {
+    CLUSTER_ROLES.iter().flat_map(|(role, _, rules)| {
+        rules.iter().flat_map(move |(group, resources, verbs)| {
+            resources.iter().flat_map(move |resource| verbs.iter().map(move |verb| (*role, *group, *resource, *verb)))
+        })
+    })
+}
 
 /// What a cluster administrator grants: rights of the whole cluster and of namespaces that are not ours.
 pub(super) fn cluster(options: &Options) -> Vec<Item> {

@@ -1,7 +1,8 @@
 //! `linkspan link export`: the manifest that the peer applies.
 //!
-//! In: site.yaml, the root certificate, the running gateway's bound address where an address says port 0. Out: YAML on
-//! standard output. Refuses when: an address is one that nobody can dial. Never does: read or print a key.
+//! In: site.yaml, the root certificate, the running gateway's bound address where an address says port 0; of a Kubernetes cluster
+//! its configuration, its root certificate, and the Service that peers dial. Out: YAML on standard output. Refuses when: an
+//! address is one that nobody can dial, or has yet to be given. Never does: read or print a key.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -11,12 +12,15 @@ use anyhow::{Context, bail};
 use linkspan_proto::configuration::DefaultPolicy;
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
-use linkspan_proto::resources::HostPort;
+use linkspan_proto::resources::{Cluster as Settings, HostPort, Site};
 
 use super::bundle;
+use super::home::Home;
 use crate::args::LinkExportArgs;
 use crate::client::folder::Folder;
-use crate::commands::{Exit, site};
+use crate::client::kubernetes::Cluster;
+use crate::client::kubernetes::reach::Reach;
+use crate::commands::Exit;
 use crate::output;
 
 /// What a Link manifest says.
@@ -34,16 +38,47 @@ pub(super) struct Manifest<'a> {
     pub(super) default_policy: DefaultPolicy,
 }
 
+/// What a site or cluster says of itself.
+pub(super) struct Ours {
+    /// The name.
+    pub(super) cluster: ClusterName,
+    /// The trust domain.
+    pub(super) trust_domain: TrustDomain,
+    /// The roots, PEM, and where they were read.
+    pub(super) roots: (String, String),
+    /// Where peers dial.
+    pub(super) addresses: Vec<HostPort>,
+}
+
 /// Prints the manifest.
-pub(super) fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
-    let dir = &args.site.dir;
-    let site = site::load(dir)?;
-    let trust_domain = site.trust_domain();
+pub(super) async fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
+    let ours = match Home::open(&args.place).await? {
+        Home::Site { dir, site } => of_site(args, &dir, &site)?,
+        Home::Cluster { cluster, settings } => of_cluster(args, &cluster, &settings).await?,
+    };
+    let Ours { cluster, trust_domain, roots: (pem, place), addresses } = ours;
+    let roots = bundle::check(&pem, &trust_domain).with_context(|| place)?;
+    let mut text = format!("# The link to {cluster}. On the other side: linkspan link import FILE\n");
+    for root in &roots {
+        let _infallible =
+            writeln!(text, "# Root SHA-256 {}: compare it by telephone or another safe channel.", root.fingerprint);
+    }
+    text.push_str(&yaml(&Manifest {
+        cluster: &cluster,
+        trust_domain: &trust_domain,
+        trust_bundle: &pem,
+        addresses: &addresses,
+        default_policy: DefaultPolicy::Allow,
+    }));
+    output::print(&text)?;
+    Ok(Exit::Done)
+}
+
+fn of_site(args: &LinkExportArgs, dir: &Path, site: &Site) -> anyhow::Result<Ours> {
     let pem_file = dir.join(&site.spec.state_dir).join("ca/root.pem");
     let pem = std::fs::read_to_string(&pem_file).with_context(|| {
         format!("cannot read the site's root certificate {}; restore state/ca from a copy", pem_file.display())
     })?;
-    let roots = bundle::check(&pem, &trust_domain).with_context(|| pem_file.display().to_string())?;
     let wanted: Vec<HostPort> = if args.no_address {
         Vec::new()
     } else if args.address.is_empty() {
@@ -53,21 +88,73 @@ pub(super) fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
     };
     let addresses =
         wanted.iter().map(|address| resolve(address, || bound_link(dir))).collect::<anyhow::Result<Vec<_>>>()?;
-    let cluster = site.cluster();
-    let mut text = format!("# The link to {cluster}. On the other side: linkspan link import FILE --dir DIR\n");
-    for root in &roots {
-        let _infallible =
-            writeln!(text, "# Root SHA-256 {}: compare it by telephone or another safe channel.", root.fingerprint);
+    Ok(Ours {
+        cluster: site.cluster().clone(),
+        trust_domain: site.trust_domain(),
+        roots: (pem, pem_file.display().to_string()),
+        addresses,
+    })
+}
+
+pub(super) async fn of_cluster(args: &LinkExportArgs, cluster: &Cluster, settings: &Settings) -> anyhow::Result<Ours> {
+    let pem = cluster.root().await?.with_context(|| {
+        format!(
+            "there is no ConfigMap linkspan-root with root.pem in the namespace {}; `linkspan ca create --cluster-name {}` \
+             makes a root for a new cluster",
+            cluster.namespace(),
+            settings.cluster()
+        )
+    })?;
+    let advertised = &settings.spec.gateway.advertise;
+    let addresses = match (args.no_address, args.address.is_empty(), advertised.is_empty()) {
+        (true, ..) => Vec::new(),
+        (false, false, _) => args.address.clone(),
+        (false, true, false) => advertised.clone(),
+        (false, true, true) => service_addresses(cluster, settings).await?,
+    };
+    if let Some(address) = addresses.iter().find(|a| a.port == 0 || a.ip().is_some_and(|ip| ip.is_unspecified())) {
+        bail!("{address} is no address that a peer can dial; name host and port, as in east.example.com:4143");
     }
-    text.push_str(&yaml(&Manifest {
-        cluster,
-        trust_domain: &trust_domain,
-        trust_bundle: &pem,
-        addresses: &addresses,
-        default_policy: DefaultPolicy::Allow,
-    }));
-    output::print(&text)?;
-    Ok(Exit::Done)
+    Ok(Ours {
+        cluster: settings.cluster().clone(),
+        trust_domain: settings.trust_domain(),
+        roots: (pem, "ConfigMap linkspan-root, root.pem".to_owned()),
+        addresses,
+    })
+}
+
+/// What the Service for the link has got.
+async fn service_addresses(cluster: &Cluster, settings: &Settings) -> anyhow::Result<Vec<HostPort>> {
+    let name = &settings.spec.gateway.link_service;
+    let namespace = cluster.namespace();
+    let otherwise = "say at which one peers reach it with --address HOST:PORT; or, if this cluster only dials its peers, \
+                     --no-address";
+    match cluster.reach(settings).await? {
+        Some(Reach::At(addresses)) => Ok(addresses),
+        Some(Reach::Inside(addresses)) => {
+            output::note(
+                "linkspan: the nodes have no external addresses, these are internal ones; peers outside of their network need \
+                 --address HOST:PORT",
+            );
+            Ok(addresses)
+        }
+        Some(Reach::Nobody) => {
+            output::note(&format!(
+                "linkspan: the Service {name} is of type ClusterIP, so nobody dials this cluster: the peer needs an address of \
+                 its own"
+            ));
+            Ok(Vec::new())
+        }
+        Some(Reach::Pending) => bail!(
+            "the load balancer has given the Service {name} in the namespace {namespace} no address yet; wait for it \
+             ({} -n {namespace} get service {name} --watch), or {otherwise}",
+            cluster.kubectl()
+        ),
+        Some(Reach::NoNode) => {
+            bail!("no ready node has an address for the node port of the Service {name}; {otherwise}")
+        }
+        None => bail!("there is no Service {name} in the namespace {namespace}; {otherwise}"),
+    }
 }
 
 /// Writes a Link. All values are parsed ones: none can break out of its place in the text.

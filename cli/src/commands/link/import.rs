@@ -1,8 +1,8 @@
 //! `linkspan link import`: a peer's Link manifest, checked and placed.
 //!
-//! In: the manifest that the peer's `link export` printed. Out: `manifests/link-<name>.yaml`, in one step, and the
-//! fingerprint of the root to compare. Refuses when: the file holds anything but one valid Link; the bundle is not made
-//! of CA certificates of that trust domain; it is this site's own; another Link has the name or the trust domain.
+//! In: the manifest that the peer's `link export` printed. Out: `manifests/link-<name>.yaml` in one step, or the object in the
+//! API server; and the fingerprint of the root to compare. Refuses when: the file holds anything but one valid Link; the bundle is not made
+//! of CA certificates of that trust domain; it is our own; another Link has the name or the trust domain.
 //! Never does: leave half a file; take over comments or fields that it does not know.
 
 use std::io::{IsTerminal, Read, Write};
@@ -11,50 +11,36 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use linkspan_proto::names::ClusterName;
-use linkspan_proto::resources::{Link, Site};
-use serde::Serialize;
+use linkspan_proto::resources::Link;
 use serde_json::json;
 
 use super::bundle::{self, Root};
 use super::export::{Manifest, yaml};
+use super::home::{Home, Placed};
 use super::manifests::{self, Manifests};
 use crate::args::{ActionFormat, LinkImportArgs};
-use crate::commands::{Exit, site};
+use crate::commands::Exit;
 use crate::output;
 
 /// A Link with 16 roots of 4 KiB stays below this.
 const MANIFEST_BYTES: u64 = 256 * 1024;
 
-/// What the import did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-enum Placed {
-    /// A new file.
-    New,
-    /// In place of another.
-    Replaced,
-    /// It was there already.
-    Unchanged,
-}
-
 /// Checks, places, and says what comes next.
-pub(super) fn run(args: &LinkImportArgs) -> anyhow::Result<Exit> {
-    let dir = &args.site.dir;
-    let site = site::load(dir)?;
+pub(super) async fn run(args: &LinkImportArgs) -> anyhow::Result<Exit> {
+    let home = Home::open(&args.place).await?;
     let (text, source) = read(&args.file)?;
     let (cluster, link) = manifests::one_link(&text, &source)?;
-    let folder = manifests::folder(dir, &site);
-    let present = manifests::read(&folder)?;
-    let roots = check(&site, &cluster, &link, &present, &manifests::file_of(&folder, &cluster))?;
-    let (file, placed) = place(&folder, &cluster, &link, args.replace)?;
+    let present = home.declared().await?;
+    let roots = check(&home, &cluster, &link, &present)?;
+    let (stands, placed) = home.place(&cluster, &link, &present, args.replace).await?;
     match args.output.output {
-        ActionFormat::Text => report(args, &site, &cluster, &link, &roots, &file, placed)?,
+        ActionFormat::Text => report(&home, &cluster, &link, &roots, &stands, placed)?,
         ActionFormat::Json => output::json::print(&json!({
             "cluster": cluster,
             "trustDomain": link.spec.trust_domain,
             "addresses": link.spec.addresses,
             "rootSha256": roots.iter().map(|root| root.fingerprint.as_str()).collect::<Vec<_>>(),
-            "file": file.display().to_string(),
+            "file": stands,
             "placed": placed,
         }))?,
     }
@@ -81,21 +67,15 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
 }
 
 /// Everything that speaks against this Link.
-fn check(
-    site: &Site,
-    cluster: &ClusterName,
-    link: &Link,
-    present: &Manifests,
-    own_file: &Path,
-) -> anyhow::Result<Vec<Root>> {
-    let spec = &link.spec;
-    if cluster == site.cluster() {
-        bail!("this is the Link of {cluster}, which is this site itself; import it at the peer");
+pub(super) fn check(home: &Home, cluster: &ClusterName, link: &Link, present: &Manifests) -> anyhow::Result<Vec<Root>> {
+    let (spec, noun) = (&link.spec, home.noun());
+    if cluster == home.own() {
+        bail!("this is the Link of {cluster}, which is this {noun} itself; import it at the peer");
     }
-    if spec.trust_domain == site.trust_domain() {
+    if spec.trust_domain == home.trust_domain() {
         bail!(
-            "{cluster} has the trust domain {}, which is this site's own; two sites that trust each other need two trust \
-             domains (site init --trust-domain)",
+            "{cluster} has the trust domain {}, which is this {noun}'s own; two that trust each other need two trust domains \
+             (--trust-domain of site init and install)",
             spec.trust_domain
         );
     }
@@ -105,23 +85,28 @@ fn check(
         bail!("{address} is no address that can be dialled; on {cluster}: linkspan link export --address HOST:PORT");
     }
     for other in &present.links {
-        if other.cluster == *cluster && other.file != own_file {
-            bail!("a Link {cluster} stands in {} already; remove it there first", other.file.display());
+        if other.cluster == *cluster && other.stands != home.stand_of(cluster) {
+            bail!("a Link {cluster} stands in {} already; remove it there first", other.stands);
         }
         if other.cluster != *cluster && other.link.spec.trust_domain == spec.trust_domain {
             bail!(
                 "the Link {} has the trust domain {} already ({}); each peer speaks for a trust domain of its own",
                 other.cluster,
                 spec.trust_domain,
-                other.file.display()
+                other.stands
             );
         }
     }
     Ok(roots)
 }
 
-/// Writes the Link in one step.
-fn place(folder: &Path, cluster: &ClusterName, link: &Link, replace: bool) -> anyhow::Result<(PathBuf, Placed)> {
+/// Writes the Link into a site's manifests, in one step.
+pub(super) fn write(
+    folder: &Path,
+    cluster: &ClusterName,
+    link: &Link,
+    replace: bool,
+) -> anyhow::Result<(PathBuf, Placed)> {
     let spec = &link.spec;
     // Written anew from what was understood: nothing else of the peer's text gets in.
     let text = yaml(&Manifest {
@@ -157,21 +142,20 @@ fn place(folder: &Path, cluster: &ClusterName, link: &Link, replace: bool) -> an
 
 /// Says what was done and what comes next.
 fn report(
-    args: &LinkImportArgs,
-    site: &Site,
+    home: &Home,
     cluster: &ClusterName,
     link: &Link,
     roots: &[Root],
-    file: &Path,
+    stands: &str,
     placed: Placed,
 ) -> anyhow::Result<()> {
-    let own = site.cluster();
+    let own = home.own();
     let did = match placed {
         Placed::New => "Wrote",
         Placed::Replaced => "Replaced",
         Placed::Unchanged => "Nothing changed in",
     };
-    let mut text = format!("{did} {}\n  {own} -> {cluster}, trust domain {}\n", file.display(), link.spec.trust_domain);
+    let mut text = format!("{did} {stands}\n  {own} -> {cluster}, trust domain {}\n", link.spec.trust_domain);
     for root in roots {
         let until = Timestamp::from_second(root.not_after_unix)?.strftime("%Y-%m-%d").to_string();
         text.push_str(&format!("  root SHA-256 {}, valid until {until}\n", root.fingerprint));
@@ -182,18 +166,18 @@ fn report(
         let addresses: Vec<String> = link.spec.addresses.iter().map(ToString::to_string).collect();
         text.push_str(&format!("  {own} dials {}\n", addresses.join(", ")));
     }
-    if link.spec.addresses.is_empty() && site.spec.gateway.advertise.is_empty() {
+    if link.spec.addresses.is_empty() && home.hidden() {
         text.push_str(&format!(
             "  WARNING: neither side has an address, so nobody can dial; set gateway.advertise in site.yaml of {own} or {cluster}\n"
         ));
     }
-    let dir = output::shell_word(&args.site.dir.display().to_string());
+    let flags = home.flags();
     text.push_str(&format!(
         "Compare the fingerprint with the people of {cluster} (first lines of their `linkspan link export`).\n\n\
          Next:\n\
-         \x20 linkspan link export --dir {dir} > {own}-link.yaml\n\
-         \x20     for {cluster}, unless it has it: linkspan link import {own}-link.yaml --dir DIR\n\
-         \x20 linkspan check --dir {dir}\n\
+         \x20 linkspan link export {flags} > {own}-link.yaml\n\
+         \x20     for {cluster}, unless it has it: linkspan link import {own}-link.yaml\n\
+         \x20 linkspan check {flags}\n\
          \x20     says whether the link works\n"
     ));
     output::print(&output::safe_lines(&text))?;

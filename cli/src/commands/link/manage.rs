@@ -1,12 +1,17 @@
 //! `linkspan link list` and `link remove`.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use jiff::Timestamp;
+use linkspan_proto::names::ClusterName;
 use serde::Serialize;
 
+use super::home::{Home, LINKS};
 use super::{bundle, manifests};
 use crate::args::{ActionFormat, Format, LinkListArgs, LinkRemoveArgs};
-use crate::commands::{Exit, site};
+use crate::client::kubernetes::api::ApiError;
+use crate::commands::Exit;
 use crate::output::table::{Cell, Table};
 use crate::output::{self, json};
 
@@ -41,10 +46,9 @@ struct List {
 }
 
 /// Shows the declared links. Whether they are up is what `linkspan gateways` shows.
-pub(super) fn list(args: &LinkListArgs) -> anyhow::Result<Exit> {
-    let dir = &args.site.dir;
-    let site = site::load(dir)?;
-    let found = manifests::read(&manifests::folder(dir, &site))?;
+pub(super) async fn list(args: &LinkListArgs) -> anyhow::Result<Exit> {
+    let home = Home::open(&args.place).await?;
+    let found = home.declared().await?;
     let links = found.links.iter().map(row).collect::<anyhow::Result<Vec<_>>>()?;
     let list = List { links, broken: found.broken };
     if args.output.output == Format::Json {
@@ -66,7 +70,7 @@ pub(super) fn list(args: &LinkListArgs) -> anyhow::Result<Exit> {
             }
             (None, None) => (Cell::none(), Cell::none()),
         };
-        let file = std::path::Path::new(&row.file).file_name().map(|name| name.to_string_lossy().into_owned());
+        let file = Path::new(&row.file).file_name().map(|name| name.to_string_lossy().into_owned());
         table.row([
             Cell::text(&row.cluster),
             Cell::text(&row.trust_domain),
@@ -78,9 +82,10 @@ pub(super) fn list(args: &LinkListArgs) -> anyhow::Result<Exit> {
         ]);
     }
     if table.is_empty() {
-        output::print(
-            "No links. On a peer: linkspan link export --dir DIR; here: linkspan link import FILE --dir DIR\n",
-        )?;
+        let flags = home.flags();
+        output::print(&format!(
+            "No links. On a peer: linkspan link export; here: linkspan link import FILE {flags}\n"
+        ))?;
     } else {
         table.print()?;
     }
@@ -111,22 +116,50 @@ fn row(declared: &manifests::Declared) -> anyhow::Result<Row> {
         default_policy: format!("{:?}", spec.default_policy),
         roots,
         problem,
-        file: declared.file.display().to_string(),
+        file: declared.stands.clone(),
     })
 }
 
 /// Removes what `link import` placed.
-pub(super) fn remove(args: &LinkRemoveArgs) -> anyhow::Result<Exit> {
-    let dir = &args.site.dir;
-    let site = site::load(dir)?;
-    let cluster = args.name.clone();
-    let folder = manifests::folder(dir, &site);
-    let file = manifests::file_of(&folder, &cluster);
+pub(super) async fn remove(args: &LinkRemoveArgs) -> anyhow::Result<Exit> {
+    let home = Home::open(&args.place).await?;
+    let peer = &args.name;
+    let removed = match &home {
+        Home::Site { dir, site } => remove_file(&manifests::folder(dir, site), peer, &home.flags())?,
+        Home::Cluster { cluster, .. } => match cluster.api().delete(&format!("{LINKS}/{peer}")).await {
+            Ok(()) => home.stand_of(peer),
+            Err(ApiError::NotFound(_)) => {
+                bail!(
+                    "there is no Link {peer} in this cluster; linkspan link list {} shows what there is",
+                    home.flags()
+                )
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    if args.output.output == ActionFormat::Json {
+        json::print(&serde_json::json!({ "cluster": peer, "removed": removed }))?;
+        return Ok(Exit::Done);
+    }
+    output::print(&output::safe_lines(&format!(
+        "Removed {removed}\n\
+         What runs closes the link and removes what it mirrored from {peer}; new connections of {peer} are refused.\n\
+         On {peer}, remove the other half: linkspan link remove {}\n",
+        home.own()
+    )))?;
+    Ok(Exit::Done)
+}
+
+/// Removes the file that an import wrote.
+fn remove_file(folder: &Path, peer: &ClusterName, flags: &str) -> anyhow::Result<String> {
+    let file = manifests::file_of(folder, peer);
     if !file.is_file() {
-        let elsewhere = manifests::read(&folder)?.links.into_iter().find(|link| link.cluster == cluster);
+        let elsewhere = manifests::read(folder)?.links.into_iter().find(|link| link.cluster == *peer);
         match elsewhere {
-            Some(link) => bail!("the Link {cluster} stands in {}; remove it there by hand", link.file.display()),
-            None => bail!("there is no Link {cluster} in {}; linkspan link list shows what there is", folder.display()),
+            Some(link) => bail!("the Link {peer} stands in {}; remove it there by hand", link.stands),
+            None => {
+                bail!("there is no Link {peer} in {}; linkspan link list {flags} shows what there is", folder.display())
+            }
         }
     }
     // The file might have been edited since the import.
@@ -134,16 +167,5 @@ pub(super) fn remove(args: &LinkRemoveArgs) -> anyhow::Result<Exit> {
     manifests::one_link(&text, &file.display().to_string())
         .context("this file is not as `link import` wrote it; remove the Link by hand")?;
     std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
-    if args.output.output == ActionFormat::Json {
-        json::print(&serde_json::json!({ "cluster": cluster, "removed": file.display().to_string() }))?;
-        return Ok(Exit::Done);
-    }
-    output::print(&output::safe_lines(&format!(
-        "Removed {}\n\
-         A running site closes the link and removes what it mirrored from {cluster}; new connections of {cluster} are refused.\n\
-         On {cluster}, remove the other half: linkspan link remove {} --dir ...\n",
-        file.display(),
-        site.cluster()
-    )))?;
-    Ok(Exit::Done)
+    Ok(file.display().to_string())
 }

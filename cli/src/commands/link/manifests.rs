@@ -15,11 +15,11 @@ pub(super) struct Declared {
     pub(super) cluster: ClusterName,
     /// The object.
     pub(super) link: Link,
-    /// The file that holds it.
-    pub(super) file: PathBuf,
+    /// Where it stands: the file that holds it, or its name in the API server.
+    pub(super) stands: String,
 }
 
-/// A site's Links, and what could not be read.
+/// The Links of a site or cluster, and what could not be read.
 #[derive(Debug, Default)]
 pub(super) struct Manifests {
     /// By file name, then by place in the file.
@@ -71,7 +71,7 @@ fn collect(found: &mut Manifests, text: &str, file: &Path) {
         match document {
             Ok((Object::Link(link), line)) => {
                 match ClusterName::parse(link.metadata.name.as_deref().unwrap_or_default()) {
-                    Ok(cluster) => found.links.push(Declared { cluster, link, file: file.to_owned() }),
+                    Ok(cluster) => found.links.push(Declared { cluster, link, stands: file.display().to_string() }),
                     Err(error) => found.broken.push(format!("{}:{line}: {error}", file.display())),
                 }
             }
@@ -94,7 +94,7 @@ pub(super) fn one_link(text: &str, file: &str) -> anyhow::Result<(ClusterName, L
             ),
         }
     }
-    let link = link.with_context(|| format!("{file} holds no Link; on the peer: linkspan link export --dir DIR"))?;
+    let link = link.with_context(|| format!("{file} holds no Link; on the peer: linkspan link export"))?;
     let cluster = ClusterName::parse(link.metadata.name.as_deref().unwrap_or_default())?;
     Ok((cluster, link))
 }

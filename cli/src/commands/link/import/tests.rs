@@ -6,7 +6,7 @@ use linkspan_proto::identity::TrustDomain;
 
 use super::super::{manage, manifests};
 use super::run;
-use crate::args::{ActionArgs, ActionFormat, Cli, Command, LinkCommand, LinkRemoveArgs, SiteDir};
+use crate::args::{ActionArgs, ActionFormat, Cli, Command, LinkCommand, LinkRemoveArgs, Place};
 use crate::commands::{self, site};
 
 /// A site `east` in a folder of its own.
@@ -38,7 +38,7 @@ fn import(dir: &Path, text: &str, replace: bool) -> Result<(), String> {
     let mut line = vec!["linkspan", "link", "import", file.to_str().unwrap(), "--dir", dir.to_str().unwrap()];
     line.extend(replace.then_some("--replace"));
     let Command::Link(LinkCommand::Import(args)) = Cli::parse_from(line).command else { panic!("link import") };
-    run(&args).map(drop).map_err(|error| format!("{error:#}"))
+    commands::block_on(run(&args)).map(drop).map_err(|error| format!("{error:#}"))
 }
 
 fn files(dir: &Path) -> Vec<String> {
@@ -67,11 +67,11 @@ fn a_link_is_placed_once_replaced_on_demand_and_removed() {
     assert!(read.links[0].link.spec.addresses.is_empty());
 
     let remove = |name: &str| {
-        manage::remove(&LinkRemoveArgs {
+        commands::block_on(manage::remove(&LinkRemoveArgs {
             name: name.parse().unwrap(),
-            site: SiteDir { dir: dir.clone() },
+            place: Place { dir: Some(dir.clone()), ..Place::default() },
             output: ActionArgs { output: ActionFormat::Text },
-        })
+        }))
         .map_err(|error| format!("{error:#}"))
     };
     assert!(remove("north").unwrap_err().contains("no Link north"));

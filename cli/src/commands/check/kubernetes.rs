@@ -1,0 +1,257 @@
+//! The checks of a Kubernetes cluster. Everything is asked of its API server.
+//!
+//! Before an installation only the first groups have something to say: whether the API server is new enough, whether we may
+//! install, what stands in the way. They say so.
+
+mod coredns;
+mod mirrors;
+mod programs;
+mod rights;
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use linkspan_mirror_controller::mirror::kubernetes::objects::Resource as MirrorResource;
+use linkspan_mirror_controller::watch::Kind;
+use linkspan_mirror_controller::watch::kubernetes::resource;
+use linkspan_proto::manifest;
+use linkspan_proto::resources::{Cluster as Settings, Object};
+use serde_json::Value;
+
+use super::report::Group;
+use super::{Checks, catalogue, exports, links, services, trust};
+use crate::client::kubernetes::Cluster;
+use crate::client::kubernetes::api::ApiError;
+use crate::client::source::Of;
+
+const GROUP: Group = Group::Cluster;
+
+/// The oldest minor version of Kubernetes 1 that has what an installation uses (ValidatingAdmissionPolicy, `matchLabelKeys`).
+const MINOR_MIN: u32 = 31;
+
+/// Runs all groups.
+pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
+    checks.progress.say("asking the API server");
+    let Some(ahead) = api_server(checks, cluster).await else { return };
+    let settings = match cluster.settings().await {
+        Ok(settings) => settings,
+        Err(error) if matches!(error.downcast_ref(), Some(ApiError::Forbidden(_))) => {
+            let remedy = "ask for the rights that the next check names, or check as somebody who has them";
+            checks.fail(GROUP, "the cluster's configuration can be read", format!("{error:#}"), remedy);
+            return rights::ours(checks, cluster).await;
+        }
+        Err(error) => {
+            let remedy = "correct the ConfigMap, or apply what `linkspan install` prints again; with another namespace: \
+                          --linkspan-namespace";
+            return checks.fail(GROUP, "the cluster's configuration is valid", format!("{error:#}"), remedy);
+        }
+    };
+    let missing = definitions(checks, cluster, settings.is_some()).await;
+    let Some(settings) = settings else { return before_installation(checks, cluster, &missing).await };
+    checks.ok(
+        GROUP,
+        "the cluster's configuration is valid",
+        format!("{}, trust domain {}", settings.cluster(), settings.trust_domain()),
+    );
+    rights::ours(checks, cluster).await;
+    rights::controllers(checks, cluster).await;
+    let gateways = programs::check(checks, cluster, &settings, ahead).await;
+    checks.progress.say("certificates");
+    root(checks, cluster, &settings).await;
+    gather(checks, cluster, &missing).await;
+    trust::bundles(checks, SystemTime::now());
+    if checks.facts.own.is_some() {
+        links::judge(checks);
+        catalogue::check(checks);
+        mirrors::check(checks, cluster, &gateways).await;
+    }
+    coredns::check(checks, cluster).await;
+    if checks.facts.own.is_some() {
+        services::look(checks);
+        exports::check(checks);
+    }
+}
+
+/// Whether it answers and knows us, and how far its clock is ahead of ours. `None` where nothing else can be asked.
+async fn api_server(checks: &mut Checks<'_>, cluster: &Cluster) -> Option<Option<f64>> {
+    let name = "the API server answers";
+    let remedy = "see that `kubectl version` works with this context; choose another one with --context";
+    let answer = match cluster.api().fetch("/version").await {
+        Ok(answer) => answer,
+        Err(error) => {
+            checks.fail(GROUP, name, error.to_string(), remedy);
+            return None;
+        }
+    };
+    let version: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let Some(shown) = version["gitVersion"].as_str() else {
+        let said = answer.status_message().unwrap_or_else(|| "the answer names no version".to_owned());
+        checks.fail(GROUP, name, format!("{}: {} {said}", cluster.api().server(), answer.status), remedy);
+        return None;
+    };
+    checks.ok(GROUP, name, format!("{}, Kubernetes {shown}", cluster.api().server()));
+    // Vendors write "31+".
+    let digits =
+        |field: &str| version[field].as_str()?.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
+    if let (Some(major), Some(minor)) = (digits("major"), digits("minor"))
+        && (major, minor) < (1, MINOR_MIN)
+    {
+        let reason = format!("{shown}; Linkspan needs 1.{MINOR_MIN} or later");
+        checks.fail(GROUP, "Kubernetes is new enough", reason, "upgrade the cluster");
+    }
+    Some(answer.ahead)
+}
+
+/// What both halves need of the API server: group, version and plural.
+fn needed() -> BTreeSet<(String, String, String)> {
+    let watched = Kind::ALL.map(resource).into_iter().map(|one| (one.group, one.version, one.plural));
+    let written = MirrorResource::ServiceImport.type_meta().0.split_once('/');
+    let imports = written.map(|(group, version)| (group.to_owned(), version.to_owned(), "serviceimports".to_owned()));
+    // What Kubernetes itself brings is always there.
+    watched.chain(imports).filter(|(group, ..)| group == "linkspan.io" || group == "multicluster.x-k8s.io").collect()
+}
+
+/// Whether every kind is served, in the version that is asked for. Returns those that are not.
+async fn definitions(checks: &mut Checks<'_>, cluster: &Cluster, installed: bool) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut count = 0;
+    let versions: BTreeSet<(String, String)> =
+        needed().into_iter().map(|(group, version, _)| (group, version)).collect();
+    for (group, version) in versions {
+        let served = match cluster.api().find(&format!("/apis/{group}/{version}")).await {
+            Ok(served) => served.unwrap_or_default(),
+            Err(error) => {
+                let remedy = "every user may ask what is served (the role system:discovery): see that it is bound";
+                checks.fail(GROUP, format!("the kinds of {group}/{version} are served"), error.to_string(), remedy);
+                continue;
+            }
+        };
+        let resources = served["resources"].as_array().into_iter().flatten();
+        let names: BTreeSet<&str> = resources.filter_map(|resource| resource["name"].as_str()).collect();
+        for (_, _, plural) in needed().iter().filter(|(g, v, _)| (g, v) == (&group, &version)) {
+            count += 1;
+            if !names.contains(plural.as_str()) {
+                missing.push(format!("{plural}.{group}/{version}"));
+            }
+        }
+    }
+    let name = "all definitions are there, in the versions that are used";
+    if missing.is_empty() {
+        checks.ok(GROUP, name, format!("{count} kinds"));
+    } else if installed {
+        let remedy = format!(
+            "a cluster administrator applies them: linkspan crds | {} apply -f - (or linkspan install --stage cluster)",
+            cluster.kubectl()
+        );
+        checks.fail(GROUP, name, format!("the API server does not serve {}", missing.join(", ")), remedy);
+    }
+    missing
+}
+
+/// Nothing is installed: what stands in the way of it?
+async fn before_installation(checks: &mut Checks<'_>, cluster: &Cluster, missing: &[String]) {
+    let namespace = cluster.namespace().to_owned();
+    let name = "Linkspan is installed";
+    let elsewhere = cluster
+        .api()
+        .list("/apis/apps/v1/deployments", "&labelSelector=app.kubernetes.io%2Fpart-of%3Dlinkspan")
+        .await
+        .unwrap_or_default();
+    let places: BTreeSet<&str> = elsewhere.iter().filter_map(|one| one["metadata"]["namespace"].as_str()).collect();
+    if let Some(place) = places.iter().find(|place| **place != namespace) {
+        let reason = format!("not in the namespace {namespace}; there is one in {place}");
+        return checks.fail(GROUP, name, reason, format!("--linkspan-namespace {place}"));
+    }
+    if missing.iter().any(|missing| missing.contains("linkspan.io")) {
+        rights::to_install(checks, cluster).await;
+    } else {
+        checks.ok(
+            GROUP,
+            "what a cluster administrator grants is there (--stage cluster)",
+            "the definitions are served",
+        );
+    }
+    checks.warn(
+        GROUP,
+        name,
+        format!("not yet in the namespace {namespace}: only what an installation needs was checked"),
+        format!("linkspan install --cluster-name NAME | {} apply -f - ; then check again", cluster.kubectl()),
+    );
+}
+
+/// The cluster's own root.
+async fn root(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings) {
+    let pem = match cluster.root().await {
+        Ok(Some(pem)) => Ok(pem.into_bytes()),
+        Ok(None) => Err(anyhow::anyhow!("there is no ConfigMap linkspan-root with root.pem")),
+        Err(error) => Err(error.into()),
+    };
+    let restore = format!(
+        "restore the Secret linkspan-ca and the ConfigMap linkspan-root from a copy; a new cluster gets them by `linkspan ca create \
+         --cluster-name {} | {} create -f -`",
+        settings.cluster(),
+        cluster.kubectl()
+    );
+    trust::root(checks, "the cluster's root certificate is valid", pem, &restore, SystemTime::now());
+}
+
+/// What the later groups judge, each part as far as it can be had.
+async fn gather(checks: &mut Checks<'_>, cluster: &Cluster, missing: &[String]) {
+    checks.progress.say("objects and admin pages");
+    match cluster.facts().await {
+        Ok((facts, _)) => checks.facts = facts,
+        Err(error) => checks.fail(
+            Group::Programs,
+            "a gateway says what it knows",
+            format!("{error:#}"),
+            "mend what the checks above name; without it nothing is known of links, mirrors and exports",
+        ),
+    }
+    checks.peers = Some(cluster.controller_json("/peers").await.map_err(|error| format!("{error:#}")));
+    // Kinds that are not served have been told of.
+    let served = |plural: &str| !missing.iter().any(|missing| missing.starts_with(plural));
+    for (of, plural, what) in [
+        (Of::Links, "links.", "Links"),
+        (Of::Exports, "serviceexports.", "exports"),
+        (Of::Mirrors, "serviceimports.", "mirrors"),
+    ] {
+        match cluster.statuses(of).await {
+            Ok(found) => match of {
+                Of::Links => checks.links = found,
+                Of::Exports => checks.exports = found,
+                Of::Mirrors => checks.mirrors = found,
+            },
+            Err(error) if served(plural) => checks.warn(
+                GROUP,
+                format!("the conditions of {what} can be read"),
+                format!("{error:#}"),
+                "ask for the right to list them in all namespaces; without it this check sees less",
+            ),
+            Err(_) => {}
+        }
+    }
+    let policies = cluster.api().list("/apis/linkspan.io/v1alpha1/clustertrafficpolicies", "").await;
+    match policies {
+        Ok(objects) => {
+            let read = |object| manifest::from_api_server(Kind::ClusterTrafficPolicy, object).ok();
+            checks.policies = objects
+                .into_iter()
+                .filter_map(read)
+                .filter_map(|object| match object {
+                    Object::ClusterTrafficPolicy(policy) => Some(policy),
+                    _ => None,
+                })
+                .collect();
+        }
+        Err(ApiError::NotFound(_)) => {}
+        Err(error) => checks.warn(
+            GROUP,
+            "the traffic policies can be read",
+            error.to_string(),
+            "ask for the right to list clustertrafficpolicies in all namespaces; without it they are not checked",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! Rounds of checks over recorded answers of an API server: each fault is named with its remedy, and nothing else fails.
+
+use serde_json::json;
+
+use super::super::{Checks, Progress, Scope, report};
+use super::check;
+use crate::client::kubernetes::tests::{Recorded, healthy, proxy, root, unready};
+
+const OWN: &str = "GET /api/v1/namespaces/linkspan";
+
+/// Runs all checks. What failed and what is worth a look, as lines; and the whole page.
+async fn round(recorded: Recorded) -> (Vec<String>, Vec<String>, String) {
+    let cluster = recorded.serve().await;
+    let progress = Progress::silent();
+    let mut checks = Checks::new(cluster.flags().to_owned(), Scope::default(), &progress);
+    check(&mut checks, &cluster).await;
+    let of = |verdict| {
+        let found = checks.report.checks().iter().filter(|check| check.verdict == verdict);
+        found
+            .map(|check| format!("{}: {} | {}", check.name, check.reason, check.remedy.as_deref().unwrap_or_default()))
+            .collect::<Vec<_>>()
+    };
+    (of(report::Verdict::Failure), of(report::Verdict::Warning), checks.report.render(false))
+}
+
+/// The one failure of a round with one fault.
+async fn one(recorded: Recorded) -> String {
+    let (failures, _, page) = round(recorded).await;
+    assert_eq!(failures.len(), 1, "{page}");
+    failures.into_iter().next().expect("one")
+}
+
+fn says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_healthy_cluster_passes() {
+    let (failures, warnings, page) = round(healthy()).await;
+    assert!(failures.is_empty() && warnings.is_empty(), "{page}");
+    says(&page, &["controllers run", "one controller leads", "the clocks agree", "CoreDNS forwards", "192.0.2.1:4143"]);
+}
+
+#[tokio::test]
+async fn before_an_installation_only_what_it_needs_is_checked() {
+    let mut recorded = healthy();
+    recorded.remove(&format!("{OWN}/configmaps/linkspan-cluster"));
+    recorded.remove("GET /apis/linkspan.io/v1alpha1");
+    recorded.denied = vec!["create clusterroles"];
+    let (failures, warnings, page) = round(recorded.clone()).await;
+    assert!(failures.is_empty() && warnings.len() == 2, "{page}");
+    says(
+        &page,
+        &["not yet in the namespace linkspan", "linkspan install --cluster-name", "we may not create clusterroles"],
+    );
+
+    recorded.list(
+        "GET /apis/apps/v1/deployments",
+        json!([{ "metadata": { "name": "linkspan-gateway", "namespace": "mesh" } }]),
+    );
+    says(&one(recorded).await, &["there is one in mesh", "--linkspan-namespace mesh"]);
+}
+
+#[tokio::test]
+async fn an_old_kubernetes_is_named() {
+    let mut recorded = healthy();
+    recorded.set("GET /version", json!({ "gitVersion": "v1.29.1-eks", "major": "1", "minor": "29+" }));
+    says(&one(recorded).await, &["v1.29.1-eks", "1.31 or later"]);
+}
+
+#[tokio::test]
+async fn missing_definitions_are_named() {
+    let mut recorded = healthy();
+    recorded.remove("GET /apis/multicluster.x-k8s.io/v1beta1");
+    recorded.remove("GET /apis/multicluster.x-k8s.io/v1beta1/serviceimports");
+    says(
+        &one(recorded).await,
+        &["serviceimports.multicluster.x-k8s.io/v1beta1", "linkspan crds | kubectl --context east apply"],
+    );
+
+    let mut recorded = healthy();
+    recorded.remove("GET /apis/linkspan.io/v1alpha1");
+    recorded.remove("GET /apis/linkspan.io/v1alpha1/links");
+    says(&one(recorded).await, &["links.linkspan.io/v1alpha1"]);
+}
+
+#[tokio::test]
+async fn missing_rights_of_the_controller_are_named() {
+    let mut recorded = healthy();
+    recorded.denied = vec!["patch links/status", "list serviceexports"];
+    // Ours are asked for in the same words, and are missed less.
+    let failure = one(recorded).await;
+    says(&failure, &["patch links/status.linkspan.io", "linkspan-status", "list serviceexports", "--stage cluster"]);
+
+    // Who may not ask still sees the bindings.
+    let reviews = "POST /apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let mut recorded = healthy();
+    recorded.refuse(reviews, 403, "subjectaccessreviews is forbidden");
+    for role in ["linkspan-reader", "linkspan-identity", "linkspan-status", "linkspan-writer"] {
+        recorded.set(
+            &format!("GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{role}"),
+            json!({ "subjects": [{ "kind": "ServiceAccount", "name": "linkspan-controller", "namespace": "linkspan" }] }),
+        );
+    }
+    says(&one(recorded).await, &["not bound to it: linkspan-events"]);
+}
+
+/// What the controller itself may not watch it says, whoever asks.
+#[tokio::test]
+async fn what_the_controller_complains_about_is_shown() {
+    let mut recorded = healthy();
+    let message = "the API server does not know this controller: its ServiceAccount token is not accepted";
+    let problems = json!([{ "file": "Service", "message": message }, { "file": "Link", "message": message }]);
+    recorded.set(&proxy("controller-a", "/manifests"), problems);
+    says(&one(recorded).await, &["Service, Link: the API server does not know this controller"]);
+}
+
+#[tokio::test]
+async fn without_rights_of_our_own_the_check_says_what_it_does_not_see() {
+    let mut recorded = healthy();
+    recorded.refuse("GET /api/v1/namespaces/kube-system/configmaps/coredns", 403, "configmaps is forbidden");
+    recorded.refuse("POST /apis/authorization.k8s.io/v1/subjectaccessreviews", 403, "forbidden");
+    recorded.refuse("GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/linkspan-reader", 403, "forbidden");
+    let (failures, warnings, page) = round(recorded).await;
+    assert!(failures.is_empty() && warnings.len() == 2, "{page}");
+    says(&page, &["configmaps is forbidden", "we may neither ask for its rights"]);
+}
+
+/// A port-forward needs two verbs: one of them is not enough.
+#[tokio::test]
+async fn pods_that_may_not_be_asked_in_any_way_are_named() {
+    let mut recorded = healthy();
+    recorded.denied = vec!["get pods/proxy"];
+    let (failures, _, page) = round(recorded.clone()).await;
+    assert!(failures.is_empty(), "{page}");
+    recorded.denied.push("create pods/portforward");
+    says(&one(recorded).await, &["we may not get pods/proxy in linkspan; nor create pods/portforward in linkspan"]);
+}
+
+#[tokio::test]
+async fn without_any_right_the_missing_ones_are_listed() {
+    let mut recorded = healthy();
+    recorded.refuse(&format!("{OWN}/configmaps/linkspan-cluster"), 403, "configmaps is forbidden");
+    recorded.denied = vec!["get configmaps", "list pods"];
+    let (failures, warnings, page) = round(recorded).await;
+    assert!(failures.len() == 1 && warnings.len() == 1, "{page}");
+    says(&page, &["configmaps is forbidden", "we may not list pods in linkspan; get configmaps in linkspan"]);
+}
+
+#[tokio::test]
+async fn dns_that_does_not_forward_is_named_with_the_lines() {
+    let coredns = "GET /api/v1/namespaces/kube-system/configmaps/coredns";
+    let mut recorded = healthy();
+    recorded.set(coredns, json!({ "data": { "Corefile": ".:53 {\n  forward . /etc/resolv.conf\n}\n" } }));
+    says(&one(recorded).await, &["names that zone", "clusterset.local:53 {\n    forward . 10.96.0.20\n}"]);
+
+    let mut recorded = healthy();
+    recorded.set(coredns, json!({ "data": { "Corefile": "clusterset.local {\n  forward . 10.96.0.99\n}\n" } }));
+    says(&one(recorded).await, &["10.96.0.99", "linkspan-dns is at 10.96.0.20"]);
+}
+
+#[tokio::test]
+async fn gateways_without_an_address_are_named() {
+    let mut recorded = healthy();
+    recorded.set(
+        &format!("{OWN}/services/linkspan-link"),
+        json!({ "spec": { "type": "LoadBalancer", "ports": [{ "port": 4143 }] }, "status": { "loadBalancer": {} } }),
+    );
+    says(&one(recorded).await, &["the gateways have no address", "--service-type NodePort", "--address"]);
+}
+
+#[tokio::test]
+async fn gateways_that_are_not_ready_are_named() {
+    let mut recorded = healthy();
+    recorded.list(
+        &format!("{OWN}/pods?component%3Dgateway"),
+        json!([unready("gateway-c", "containers with unready status: [gateway]")]),
+    );
+    recorded.page("gateway-c", "/ready", 503, r#"{"ready":false,"parts":{"configuration":{"state":"pending"}}}"#);
+    let (failures, _, page) = round(recorded).await;
+    let failures = failures.join("\n");
+    says(&failures, &["none is ready; gateway-c: containers with unready status", "configuration is pending"]);
+    assert!(page.contains("describe deployment linkspan-gateway"), "{page}");
+}
+
+#[tokio::test]
+async fn admin_pages_that_may_not_be_read_are_told_of_once_with_the_right() {
+    let mut recorded = healthy();
+    for (name, page) in [("gateway-a", "/ready"), ("gateway-b", "/ready")] {
+        recorded.refuse(&proxy(name, page), 403, "pods \"x\" is forbidden");
+        let forward = format!("GET /api/v1/namespaces/linkspan/pods/{name}/portforward");
+        recorded.refuse(&forward, 403, "forbidden");
+    }
+    let failure = one(recorded).await;
+    says(&failure, &["admin pages of gateways", "| ask for the right to `get` pods/proxy"]);
+}
+
+#[tokio::test]
+async fn a_lost_leader_is_named() {
+    let lease = "GET /apis/coordination.k8s.io/v1/namespaces/linkspan/leases/linkspan-controller";
+    let mut recorded = healthy();
+    recorded.remove(lease);
+    says(&one(recorded).await, &["one controller leads", "nobody holds the Lease"]);
+    let mut recorded = healthy();
+    let spec = json!({ "holderIdentity": "controller-z", "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 15 });
+    recorded.set(lease, json!({ "spec": spec }));
+    says(&one(recorded).await, &["controller-z led, and has not said so"]);
+}
+
+#[tokio::test]
+async fn a_peer_that_cannot_be_reached_and_one_that_is_not_trusted_are_told_apart() {
+    let down = |reason: &str, message: &str| {
+        let mut recorded = healthy();
+        let mut link = serde_json::to_value(crate::client::facts::tests::link("west", false)).expect("a report");
+        link["reason"] = json!(reason);
+        link["message"] = json!(message);
+        for name in ["gateway-a", "gateway-b"] {
+            recorded.set(&proxy(name, "/links"), json!([link.clone()]));
+        }
+        recorded
+    };
+    let named = async |recorded| {
+        let (failures, _, page) = round(recorded).await;
+        failures.into_iter().find(|failure| failure.starts_with("west: the link is alive")).unwrap_or(page)
+    };
+    let silent = named(down("Unreachable", "no answer from 192.0.2.2:4143/udp within 3 s")).await;
+    says(&silent, &["no answer from 192.0.2.2:4143/udp", "UDP to 192.0.2.2:4143 passes every firewall"]);
+    let ours =
+        named(down("TrustBundleMismatch", "the peer's certificate is not signed by the Link's trustBundle")).await;
+    says(&ours, &["trust bundle in our Link for west", "link import west.yaml --replace --context east"]);
+    let theirs =
+        named(down("TrustBundleMismatch", "the peer's Link for this cluster carries another trustBundle")).await;
+    says(&theirs, &["west does not trust us", "link export --context east"]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_named_with_its_node() {
+    let mut recorded = healthy();
+    let late = jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(630)).expect("a time");
+    let late = late.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    recorded.dates.insert("gateway-b".to_owned(), late);
+    says(&one(recorded).await, &["the clock of the node of gateway-b is 10 min behind", "chronyd"]);
+}
+
+#[tokio::test]
+async fn mirrors_that_differ_from_the_exports_are_named() {
+    let services = "GET /api/v1/services";
+    let whole = |name: &str, cluster: Option<&str>, port: u16| {
+        let mut labels = json!({ "mirror.linkspan.io/service-name": "web" });
+        if let Some(cluster) = cluster {
+            labels["mirror.linkspan.io/cluster-name"] = json!(cluster);
+        }
+        json!({
+            "metadata": { "name": name, "namespace": "shop", "labels": labels },
+            "spec": { "clusterIPs": ["10.96.0.31"], "ports": [{ "port": port }] },
+        })
+    };
+    let (west, set) = (whole("web-west", Some("west"), 80), whole("web-clusterset", None, 80));
+    let with = |items: serde_json::Value| {
+        let mut recorded = healthy();
+        recorded.list(services, items);
+        recorded
+    };
+    says(
+        &one(with(json!([set]))).await,
+        &["web-west.shop.svc.cluster.local has its Service", "no Service stands for it"],
+    );
+    says(&one(with(json!([whole("web-west", Some("west"), 81), set]))).await, &["shop/web-west", "it lacks port 80"]);
+    let mut bent = west.clone();
+    bent["spec"]["selector"] = json!({ "app": "web" });
+    says(&one(with(json!([bent, set]))).await, &["it has a selector"]);
+    let extra = whole("old-west", Some("west"), 80);
+    says(&one(with(json!([west, set, extra]))).await, &["shop/old-west", "its mirror is still there"]);
+
+    let mut recorded = healthy();
+    recorded.list("GET /apis/discovery.k8s.io/v1/endpointslices", json!([]));
+    let (failures, _, page) = round(recorded).await;
+    assert!(failures.len() == 2 && failures[0].contains("it has no endpoint"), "{page}");
+}
+
+/// A service of a namespace that is not here is no fault.
+#[tokio::test]
+async fn nothing_is_mirrored_into_a_namespace_that_does_not_exist() {
+    let mut recorded = healthy();
+    recorded.list("GET /api/v1/services", json!([]));
+    recorded.list("GET /api/v1/namespaces", json!([]));
+    recorded.list("GET /apis/multicluster.x-k8s.io/v1beta1/serviceimports", json!([]));
+    let (failures, _, page) = round(recorded).await;
+    assert!(failures.is_empty(), "{page}");
+    says(&page, &["nothing is mirrored into shop, which does not exist here", "2 names"]);
+}
+
+#[tokio::test]
+async fn a_root_that_is_gone_is_named() {
+    let mut recorded = healthy();
+    recorded.remove(&format!("{OWN}/configmaps/linkspan-root"));
+    says(&one(recorded).await, &["no ConfigMap linkspan-root", "linkspan ca create --cluster-name east"]);
+    assert!(root("x.example").contains("BEGIN CERTIFICATE"));
+}
