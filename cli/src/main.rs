@@ -1,11 +1,11 @@
 //! The `linkspan` command: runs a standalone site, links sites, and shows what the link does.
 //!
 //! `args` says what may be typed, `commands` does it (one verb per file), `output` prints it. Everything that a command
-//! learns about a running site comes from the site's folder and from its admin listener; nothing here is on the path of
-//! a byte, except `site run` and `demo`, which start the gateway and the controller that are.
+//! learns about a running site comes from the site's folder and from its admin listener, about a Kubernetes cluster from its API
+//! server; nothing here is on the path of a byte, except `site run` and `demo`, which start the gateway and the controller that are.
 
 mod args;
-/// Asks a running site: its folder, its admin listener, its DNS server.
+/// Asks a running site or a Kubernetes cluster.
 mod client;
 mod commands;
 mod output;
