@@ -70,13 +70,14 @@ pub struct Alone(RwLockWriteGuard<'static, ()>);
 /// # Panics
 /// When it is required and cannot be had.
 pub fn available() -> bool {
+    let required = std::env::var_os("LINKSPAN_REQUIRE_KUBERNETES").is_some_and(|v| v == "1");
     if !crate::world::available() {
+        assert!(!required, "LINKSPAN_REQUIRE_KUBERNETES=1, and clusters need root for their network namespaces");
         return false;
     }
     match testbed() {
         Ok(_) => true,
         Err(missing) => {
-            let required = std::env::var_os("LINKSPAN_REQUIRE_KUBERNETES").is_some_and(|v| v == "1");
             assert!(!required, "LINKSPAN_REQUIRE_KUBERNETES=1, and there is no Kubernetes to test against: {missing}");
             eprintln!("SKIPPED: no test against a real Kubernetes: {missing}");
             false
