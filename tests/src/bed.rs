@@ -14,7 +14,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use crate::process::{Process, eventually, program};
@@ -133,8 +133,21 @@ fn bed() -> &'static Bed {
         })
     });
     match bed {
-        Ok(bed) => bed,
+        Ok(bed) => {
+            static KUBELET: Once = Once::new();
+            KUBELET.call_once(|| drop(std::thread::spawn(restart_ended)));
+            bed
+        }
         Err(error) => panic!("the test bed did not start: {error}"),
+    }
+}
+
+/// What a kubelet does for a container that ended by itself: it starts it again.
+fn restart_ended() {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let Some(Ok(bed)) = BED.get() else { return };
+        bed.clusters.iter().filter_map(OnceLock::get).for_each(Cluster::restart_ended);
     }
 }
 

@@ -212,6 +212,24 @@ impl Cluster {
         self.run_container(pod, &container.unwrap_or_else(|| panic!("{} is a replica", pod.name)));
     }
 
+    /// Starts replicas again whose programs ended by themselves. Those that a test killed or ended are no more among the
+    /// processes.
+    pub(super) fn restart_ended(&self) {
+        let mut ended = Vec::new();
+        self.processes().retain(|name, process| {
+            let runs = !name.starts_with("linkspan-") || process.running();
+            if !runs {
+                ended.push(name.clone());
+            }
+            runs
+        });
+        let pods: Vec<Pod> = self.linkspan().iter().map(|replica| replica.pod.clone()).collect();
+        for pod in pods.into_iter().filter(|pod| ended.contains(&pod.name)) {
+            eprintln!("{} of {} ended by itself and is started again", pod.name, self.name());
+            self.start_replica(&pod);
+        }
+    }
+
     /// Replaces every replica of a component, one after the other, as a Deployment with `maxSurge: 1` and
     /// `maxUnavailable: 0` does it.
     ///

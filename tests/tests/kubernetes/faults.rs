@@ -184,7 +184,7 @@ fn kill_at_write(cluster: &Cluster, count: usize) {
     let mark = cluster.audit_mark();
     let writes = || cluster.audit(CONTROLLER, Some(mark)).iter().filter(|request| request.writes()).count();
     let start = Instant::now();
-    while writes() < count && start.elapsed() < Duration::from_secs(12) {
+    while writes() < count && start.elapsed() < NEW_LEADER + Duration::from_secs(5) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let controllers = cluster.replicas(Component::Controller);
