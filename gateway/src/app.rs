@@ -83,6 +83,7 @@ pub struct App {
     pub addresses: Addresses,
     drain: Drain,
     links: Links,
+    linger: Duration,
     deadline: Duration,
     workers: Vec<Thread>,
     control: Thread,
@@ -161,7 +162,7 @@ impl App {
         let (running, stopped) = oneshot::channel();
         let parts = Parts::build(config, process.clone(), signal, &sockets, &runtimes, &control.runtime, descriptors)?;
         let (addresses, links) = (parts.addresses.clone(), parts.gateway.links.clone());
-        let deadline = parts.config.drain;
+        let (linger, deadline) = (parts.config.linger(), parts.config.drain);
         links
             .serve(sockets, Arc::new(parts.path.clone()))
             .map_err(|error| StartError::Link { address: addresses.link, error })?;
@@ -170,7 +171,7 @@ impl App {
             link = %addresses.link, mtls = addresses.mtls.map(tracing::field::display), workers = addresses.workers,
             "gateway started"
         );
-        Ok(Self { addresses, drain, links, deadline, workers, control, running })
+        Ok(Self { addresses, drain, links, linger, deadline, workers, control, running })
     }
 
     /// Resolves with the name of a vital part when that has ended by itself: the process should end, too.
@@ -178,9 +179,17 @@ impl App {
         self.drain.vital_ended().await
     }
 
-    /// Ends the gateway: peers are told first, then nothing new is accepted, what runs may finish until the configured
-    /// deadline, the rest is cut. Says whether everything finished.
+    /// Ends the gateway: in a Kubernetes cluster it serves on until nobody is sent here any more; then peers are told, nothing
+    /// new is accepted, what runs may finish until the configured deadline, the rest is cut. Says whether everything
+    /// finished.
     pub async fn drain(self) -> bool {
+        if !self.linger.is_zero() {
+            tracing::info!(
+                seconds = self.linger.as_secs(),
+                "gateway stopping; it serves on until clients are sent elsewhere"
+            );
+            tokio::time::sleep(self.linger).await;
+        }
         tracing::info!(seconds = self.deadline.as_secs(), "gateway draining");
         self.links.announce().await;
         let finished = self.drain.drain(self.deadline).await;

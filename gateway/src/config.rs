@@ -114,6 +114,11 @@ pub enum ControllerAddress {
     },
 }
 
+/// Clients come until the whole cluster has heard that the pod is going: the EndpointSlices of its Service, those of the mirrors, and
+/// every node's service proxy, which may change its rules once a second only. All begins with the same word that stops
+/// the gateway. With the drain after it, less than the 30 s that a pod has (`terminationGracePeriodSeconds`).
+const LINGER: Duration = Duration::from_secs(5);
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -193,6 +198,16 @@ impl Config {
         }
     }
 
+    /// How long the gateway serves on as before when it is told to stop.
+    #[must_use]
+    pub const fn linger(&self) -> Duration {
+        match self.controller {
+            // Nobody else serves the site's names.
+            ControllerAddress::Sockets => Duration::ZERO,
+            ControllerAddress::Port { .. } => LINGER,
+        }
+    }
+
     /// How the controller is reached; `certificate` is what it is shown over TLS.
     #[must_use]
     pub fn controller(&self, certificate: &Arc<OwnCertificate>) -> Controller {
@@ -246,6 +261,16 @@ mod tests {
         assert_eq!(config.run_file(), Path::new("/srv/east/state/run/gateway.json"));
         assert!(config.workers >= 1);
         assert_eq!(config.drain, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_pod_serves_on_for_a_while_and_a_site_has_nobody_to_wait_for() {
+        let site = Site::new(ClusterName::parse("east").unwrap());
+        assert_eq!(Config::resolve(&site, Path::new("/srv/east")).linger(), Duration::ZERO);
+        let yaml = include_str!("../../deploy/kustomize/base/configuration.yaml");
+        let config = Config::resolve_cluster(&cluster_from_yaml(yaml, "configuration.yaml").unwrap());
+        assert!(config.linger() > Duration::from_secs(2), "two reactions of controllers and one of the service proxy");
+        assert!(config.linger() + config.drain < Duration::from_secs(25), "a pod is killed 30 s after it is told");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-"""A gRPC echo server of all four call kinds, over bytes, with the grpcio library. Argument: the port."""
+"""A gRPC echo server of all four call kinds, over bytes, with the grpcio library. Arguments: the port, the address."""
 
 import json
 import os
@@ -86,7 +86,7 @@ handlers = {
 }
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
-if server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}") == 0:
+if server.add_insecure_port(f"{sys.argv[2]}:{sys.argv[1]}") == 0:
     sys.exit("the port is taken")
 server.start()
 server.wait_for_termination()

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server that answers with the request it saw, as JSON, every header field in order. Argument: the port.
+"""An HTTP/1.1 server that answers with the request it saw, as JSON, every header field in order. Arguments: the port, the address.
 
 Also: /trailers answers chunked with a trailer; /early answers 413 before it reads the body; /cut cuts the body short.
 """
@@ -65,4 +65,4 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+http.server.ThreadingHTTPServer((sys.argv[2], int(sys.argv[1])), Handler).serve_forever()

@@ -1,4 +1,4 @@
-"""Answers each TCP connection with what its PROXY protocol v2 header said, as JSON. Argument: the port.
+"""Answers each TCP connection with what its PROXY protocol v2 header said, as JSON. Arguments: the port, the address.
 
 Reads the header by the specification of HAProxy (proxy-protocol.txt, section 2.2), including the CRC32C TLV.
 """
@@ -49,4 +49,4 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
 
-Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+Server((sys.argv[2], int(sys.argv[1])), Handler).serve_forever()

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server that takes 50 ms for each answer: the name of its host, also as header x-cluster. Argument: the port."""
+"""An HTTP/1.1 server that takes 50 ms for each answer: the name of its host, also as header x-cluster. Arguments: the port, the address."""
 
 import http.server
 import os
@@ -29,4 +29,4 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
 
-Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+Server((sys.argv[2], int(sys.argv[1])), Handler).serve_forever()

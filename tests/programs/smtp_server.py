@@ -1,4 +1,4 @@
-"""An SMTP server (it speaks first) with the aiosmtpd library; keeps the last message. Argument: the port."""
+"""An SMTP server (it speaks first) with the aiosmtpd library; keeps the last message. Arguments: the port, the address."""
 
 import sys
 import threading
@@ -6,6 +6,6 @@ import threading
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Debugging
 
-controller = Controller(Debugging(sys.stdout), hostname="127.0.0.1", port=int(sys.argv[1]))
+controller = Controller(Debugging(sys.stdout), hostname=sys.argv[2], port=int(sys.argv[1]))
 controller.start()
 threading.Event().wait()

@@ -1,4 +1,4 @@
-"""A WebSocket echo server with the websockets library. Argument: the port."""
+"""A WebSocket echo server with the websockets library. Arguments: the port, the address."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ async def echo(connection):
 
 
 async def main():
-    async with websockets.serve(echo, "127.0.0.1", int(sys.argv[1]), max_size=None):
+    async with websockets.serve(echo, sys.argv[2], int(sys.argv[1]), max_size=None):
         await asyncio.Future()
 
 

@@ -1,4 +1,4 @@
-"""A TCP server that says the name of its host first, then echoes line by line. Argument: the port."""
+"""A TCP server that says the name of its host first, then echoes line by line. Arguments: the port, the address."""
 
 import os
 import socketserver
@@ -19,4 +19,4 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
 
-Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+Server((sys.argv[2], int(sys.argv[1])), Handler).serve_forever()

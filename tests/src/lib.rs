@@ -4,6 +4,7 @@
 //! World  -- one bridge namespace, one namespace per host, addresses 10.77.0.N
 //!   Host -- runs programs: host.command("curl"), host.start(...), with a resolv.conf of its own
 //!     Site -- `linkspan site run` on that host, its manifests, its CLI
+//! Bed    -- real Kubernetes clusters in namespaces of their own, Linkspan installed in them; its pods are Hosts
 //! ```
 //!
 //! Everything is real: the binaries that users run, nginx, PostgreSQL, Redis, curl, dig, gRPC and WebSocket programs.
@@ -28,3 +29,5 @@ pub mod load;
 pub mod peer;
 
 pub mod wire;
+
+pub mod bed;

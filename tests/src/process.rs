@@ -99,6 +99,7 @@ impl Drop for Process {
 ///
 /// # Panics
 /// When it does not within `timeout`.
+#[track_caller]
 pub fn eventually(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {

@@ -40,11 +40,12 @@ impl Nginx {
              events {{ worker_connections 4096; }}\nhttp {{\n  access_log {root}/access.log;\n  client_max_body_size 0;\n  \
              client_body_temp_path {root}/tmp;\n  proxy_temp_path {root}/p;\n  fastcgi_temp_path {root}/f;\n  \
              uwsgi_temp_path {root}/u;\n  scgi_temp_path {root}/s;\n  keepalive_requests 1000000;\n  server {{\n    \
-             listen 127.0.0.1:{port};\n    listen 127.0.0.1:{h2} http2;\n    listen 127.0.0.1:{tls} ssl http2;\n    \
+             listen {listen}:{port};\n    listen {listen}:{h2} http2;\n    listen {listen}:{tls} ssl http2;\n    \
              ssl_certificate {root}/cert.pem;\n    ssl_certificate_key {root}/key.pem;\n    add_header x-cluster {name} always;\n    \
              location = / {{ default_type text/plain; return 200 \"{name}\\n\"; }}\n    \
              location = /empty {{ return 204; }}\n    \
              location /files/ {{ alias {root}/files/; dav_methods PUT DELETE; create_full_put_path on; }}\n  }}\n}}\n",
+            listen = host.listen(),
             h2 = port + 1,
             tls = port + 2,
         );
@@ -76,7 +77,7 @@ pub fn python(host: &Host, script: &str, port: u16) -> Process {
     let process = host.start(
         &script.replace(".py", &format!("-{port}")),
         interpreter(),
-        &["-u", &script_path(script), &port.to_string()],
+        &["-u", &script_path(script), &port.to_string(), host.listen()],
     );
     wait_listening(host, port);
     process

@@ -10,6 +10,8 @@ use crate::process::{Process, succeed};
 /// Distinguishes the worlds of one test process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+const LOOPBACK: &str = "127.0.0.1";
+
 /// A network of hosts. Dropping it removes every namespace.
 pub struct World {
     id: String,
@@ -24,6 +26,8 @@ pub struct Host {
     /// `None`: the machine itself.
     netns: Option<String>,
     address: String,
+    /// Where its servers listen: loopback on a site's host, which only a gateway there reaches; a pod's own address in a pod.
+    listen: String,
     dir: PathBuf,
 }
 
@@ -120,7 +124,13 @@ impl World {
             .expect("resolv.conf of the host");
         let dir = self.dir.path().join(name);
         fs::create_dir_all(&dir).expect("folder of the host");
-        self.hosts.push(Host { name: (*name).to_owned(), netns: Some(netns), address, dir });
+        self.hosts.push(Host {
+            name: (*name).to_owned(),
+            netns: Some(netns),
+            address,
+            listen: LOOPBACK.to_owned(),
+            dir,
+        });
     }
 
     fn wan(&self) -> String {
@@ -210,6 +220,11 @@ impl Host {
         &self.address
     }
 
+    /// The address at which its servers listen.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
     /// A folder of its own.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -217,7 +232,24 @@ impl Host {
 
     /// The machine itself, for tests that need no root: loopback, and ports from the kernel.
     pub fn local(name: &str, dir: &Path) -> Self {
-        Self { name: name.to_owned(), netns: None, address: "127.0.0.1".to_owned(), dir: dir.to_owned() }
+        Self {
+            name: name.to_owned(),
+            netns: None,
+            address: LOOPBACK.to_owned(),
+            listen: LOOPBACK.to_owned(),
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// A network namespace that is there already; its servers listen on `address`.
+    pub fn in_namespace(name: &str, netns: &str, address: &str, dir: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            netns: Some(netns.to_owned()),
+            address: address.to_owned(),
+            listen: address.to_owned(),
+            dir: dir.to_owned(),
+        }
     }
 
     /// Whether this is the machine itself and not a namespace.

@@ -168,11 +168,23 @@ impl Api {
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&rendered.value);
         let name = rendered.reference.name.as_str();
-        let answer = match subresource {
-            None => in_time(api.patch(name, &params, &patch)).await?,
-            Some(_) => in_time(api.patch_status(name, &params, &patch)).await?,
+        if subresource.is_some() {
+            return Ok(value(in_time(api.patch_status(name, &params, &patch)).await?));
+        }
+        let refused = match in_time(api.patch(name, &params, &patch)).await.map(value) {
+            Ok(answer) if objects::is_as(&rendered.value, &answer) => return Ok(answer),
+            Ok(_) => None,
+            // A port that somebody renumbered is one more port to an apply, of the same name; and a selector that somebody added
+            // stays in, which admission refuses.
+            Err(Failure::Api(status)) if matches!(status.code, 403 | 422) => Some(Failure::Api(status)),
+            Err(failure) => return Err(failure.into()),
         };
-        Ok(value(answer))
+        let ours = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        match (in_time(api.patch(name, &ours, &Patch::Merge(objects::overwriting(rendered)))).await, refused) {
+            (Ok(_), _) => Ok(value(in_time(api.patch(name, &params, &patch)).await?)),
+            (Err(_), Some(first)) => Err(first.into()),
+            (Err(failure), None) => Err(failure.into()),
+        }
     }
 
     fn of(&self, reference: &Reference) -> KubeApi<DynamicObject> {

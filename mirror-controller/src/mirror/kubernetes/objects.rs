@@ -293,11 +293,30 @@ fn rendered(
     Rendered { reference, value }
 }
 
+/// Fields of a Service that a mirror never has: each would lead clients elsewhere.
+const NEVER: [&str; 5] = ["selector", "externalIPs", "externalName", "loadBalancerIP", "loadBalancerClass"];
+
+/// What a merge patch has to say so that nothing is left in an object that others put into our fields: lists as a whole, and
+/// that what is never there is not there. A server-side apply leaves to others what they added to a list or beside it.
+#[must_use]
+pub fn overwriting(rendered: &Rendered) -> Value {
+    let mut value = rendered.value.clone();
+    if let Some(object) = value.as_object_mut() {
+        // Whose object it is, is not for a correction to say: the labels decide whether it is ours.
+        object.retain(|field, _| !matches!(field.as_str(), "apiVersion" | "kind" | "metadata"));
+    }
+    if rendered.reference.resource == Resource::Service
+        && let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut)
+    {
+        spec.extend(NEVER.map(|field| (field.to_owned(), Value::Null)));
+    }
+    value
+}
+
 /// Whether an object is as it should be: everything that we say is so, and nothing is said that we never say. What the API
 /// server adds by itself, and what other people add beside it, is theirs.
 #[must_use]
 pub fn is_as(rendered: &Value, observed: &Value) -> bool {
-    const NEVER: [&str; 5] = ["selector", "externalIPs", "externalName", "loadBalancerIP", "loadBalancerClass"];
     let is_nothing = |value: &Value| match value {
         Value::Null => true,
         Value::Object(map) => map.is_empty(),

@@ -97,8 +97,23 @@ fn what_others_add_is_theirs_and_what_they_change_is_not() {
 }
 
 #[test]
+fn a_correction_says_whole_lists_and_what_is_never_there() {
+    let set = set([entry("shop/web", &["http:80"], 1)]);
+    let all = objects(of(&set, false), &gateways(&["10.244.0.9"]));
+    let service = overwriting(&all[0]);
+    assert_eq!(service["spec"]["ports"], all[0].value["spec"]["ports"]);
+    for field in NEVER {
+        assert_eq!(service["spec"].get(field), Some(&Value::Null), "{field} is taken out");
+    }
+    assert!(service.get("metadata").is_none(), "it makes nothing ours");
+    let slice = overwriting(&all[1]);
+    assert_eq!(slice["endpoints"], all[1].value["endpoints"]);
+    assert!(slice.get("spec").is_none());
+}
+
+#[test]
 fn a_headless_mirror_has_no_address_of_its_own() {
-    let set = set([headless("shop/db", &[("db-0", true)])]);
+    let set = set([headless("shop/db", &["db-0"])]);
     let all = objects(of(&set, false), &gateways(&["10.244.0.9"]));
     assert_eq!(all[0].value["spec"]["clusterIP"], "None");
     assert!(import(of(&set, true), &[]).unwrap().value["spec"].get("ips").is_none());

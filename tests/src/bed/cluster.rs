@@ -1,0 +1,302 @@
+//! One cluster: its components, from nothing to a cluster that resolves names and reaches its own API server.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::kubelet::Container;
+use super::linkspan::Replica;
+use super::pods::Pod;
+use super::{PATIENCE, network};
+use crate::process::{Process, eventually, succeed};
+use crate::world::Host;
+
+/// The clusters and the addresses of their nodes.
+const CLUSTERS: [(&str, &str); 3] = [("a", "192.0.2.2"), ("b", "198.51.100.2"), ("c", "203.0.113.2")];
+/// The controllers that a bed needs: those whose objects Linkspan and the tests use.
+const CONTROLLERS: &str = "serviceaccount-token-controller,serviceaccount-controller,\
+                           root-ca-certificate-publisher-controller,namespace-controller,garbage-collector-controller,\
+                           endpointslice-controller";
+/// The files of the test bed that are not made by a test.
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/manifests");
+
+/// A Kubernetes cluster of one node.
+pub struct Cluster {
+    name: &'static str,
+    prefix: String,
+    dir: PathBuf,
+    bin: PathBuf,
+    node: Host,
+    address: &'static str,
+    link_port: u16,
+    next_pod: AtomicU32,
+    next_replica: AtomicU32,
+    processes: Mutex<BTreeMap<String, Process>>,
+    linkspan: Mutex<Vec<Replica>>,
+    dns: Mutex<Option<(Pod, Container)>>,
+}
+
+impl Cluster {
+    /// Starts the components; returns when DNS answers at its ClusterIP.
+    pub(super) fn start(prefix: &str, bed: &Path, index: usize) -> Self {
+        let (name, address) = CLUSTERS[index];
+        let dir = bed.join(name);
+        fs::create_dir_all(&dir).expect("folder of the cluster");
+        network::node(prefix, name, address);
+        let cluster = Self {
+            name,
+            prefix: prefix.to_owned(),
+            bin: bed.join("bin"),
+            node: Host::in_namespace(name, &format!("{prefix}-{name}"), address, &dir),
+            dir,
+            address,
+            link_port: network::LINK_PORTS.clone().nth(index).expect("a port for each cluster"),
+            next_pod: AtomicU32::new(10),
+            next_replica: AtomicU32::new(0),
+            processes: Mutex::default(),
+            linkspan: Mutex::default(),
+            dns: Mutex::default(),
+        };
+        succeed(std::process::Command::new(cluster.bin.join("certs")).args(["--dir"]).arg(&cluster.dir).args([
+            "--server",
+            &format!("https://{address}:6443"),
+            "--names",
+            network::API_IP,
+        ]));
+        cluster.write_admin_credentials();
+        cluster.start_api_server();
+        cluster.wait_api_server();
+        cluster.create(&format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: node, labels: {{kubernetes.io/hostname: node, kubernetes.io/os: \
+             linux}}}}\nspec: {{podCIDR: 10.244.0.0/24, podCIDRs: [10.244.0.0/24]}}\nstatus:\n  addresses: [{{type: InternalIP, \
+             address: {address}}}, {{type: Hostname, address: node}}]\n  conditions: [{{type: Ready, status: \"True\", \
+             reason: KubeletReady}}]\n"
+        ));
+        cluster.start_controllers();
+        cluster.start_proxy();
+        cluster.create_dns();
+        cluster
+    }
+
+    /// The cluster's name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The address of its node.
+    pub const fn address(&self) -> &'static str {
+        self.address
+    }
+
+    /// Where peers dial its gateways.
+    pub fn link_address(&self) -> String {
+        format!("{}:{}", self.address, self.link_port)
+    }
+
+    /// The NodePort of its link.
+    pub const fn link_port(&self) -> u16 {
+        self.link_port
+    }
+
+    /// Its only node, where its administrator types commands too.
+    pub const fn node(&self) -> &Host {
+        &self.node
+    }
+
+    /// A folder of its own.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn bin(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// An address for a pod, never given twice.
+    pub(super) fn pod_address(&self) -> String {
+        let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        format!("10.244.{}.{}", number / 250, 1 + number % 250)
+    }
+
+    pub(super) fn next_replica(&self) -> u32 {
+        self.next_replica.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn linkspan(&self) -> MutexGuard<'_, Vec<Replica>> {
+        self.linkspan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn processes(&self) -> MutexGuard<'_, BTreeMap<String, Process>> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn component(&self, name: &str, args: &[&str]) {
+        let mut command = network::exec(&format!("{}-{}", self.prefix, self.name), self.bin(name));
+        command.args(args).current_dir(&self.dir);
+        let log = self.dir.join(format!("{name}.log"));
+        let process = Process::start(&format!("{}/{name}", self.name), command, &log);
+        self.processes().insert(name.to_owned(), process);
+    }
+
+    fn start_api_server(&self) {
+        let prefix = format!("--etcd-prefix=/{}", self.name);
+        let etcd = format!("--etcd-servers=unix://{}", self.dir.with_file_name("etcd.sock").display());
+        let address = format!("--advertise-address={}", self.address);
+        let services = format!("--service-cluster-ip-range={}", network::SERVICE_CIDR);
+        let policy = format!("--audit-policy-file={MANIFESTS}/audit.yaml");
+        self.component(
+            "kube-apiserver",
+            &[
+                &etcd,
+                &prefix,
+                &address,
+                &services,
+                &policy,
+                "--bind-address=0.0.0.0",
+                "--secure-port=6443",
+                "--tls-cert-file=apiserver.crt",
+                "--tls-private-key-file=apiserver.key",
+                "--cert-dir=.",
+                "--client-ca-file=ca.crt",
+                "--authorization-mode=Node,RBAC",
+                "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+                "--service-account-key-file=sa.pub",
+                "--service-account-signing-key-file=sa.key",
+                "--requestheader-client-ca-file=front-proxy-ca.crt",
+                "--requestheader-allowed-names=front-proxy-client",
+                "--requestheader-username-headers=X-Remote-User",
+                "--requestheader-group-headers=X-Remote-Group",
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+                "--proxy-client-cert-file=front-proxy-client.crt",
+                "--proxy-client-key-file=front-proxy-client.key",
+                "--audit-log-path=audit.log",
+            ],
+        );
+    }
+
+    /// Takes the API server away at once, as a crash does.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill_api_server(&self) {
+        let mut process = self.processes().remove("kube-apiserver").expect("the API server runs");
+        process.kill();
+    }
+
+    /// Starts the API server again and waits until it is ready.
+    pub fn restore_api_server(&self) {
+        self.start_api_server();
+        self.wait_api_server();
+    }
+
+    /// Lets the cluster's own components find the API server again at once: by themselves they return with a pause that grows with
+    /// the outage.
+    pub fn hurry_components(&self) {
+        for name in ["kube-controller-manager", "kube-proxy", "coredns"] {
+            drop(self.processes().remove(name));
+        }
+        self.start_controllers();
+        self.start_proxy();
+        self.start_dns();
+    }
+
+    fn wait_api_server(&self) {
+        let what = format!("the API server of {} is ready", self.name);
+        eventually(&what, 2 * PATIENCE, || self.request("GET", "/readyz", None).0 == 200);
+    }
+
+    fn start_controllers(&self) {
+        let controllers = format!("--controllers={CONTROLLERS}");
+        self.component(
+            "kube-controller-manager",
+            &[
+                "--kubeconfig=controller-manager.conf",
+                "--authentication-kubeconfig=controller-manager.conf",
+                "--authorization-kubeconfig=controller-manager.conf",
+                "--bind-address=127.0.0.1",
+                "--cert-dir=.",
+                "--leader-elect=false",
+                "--use-service-account-credentials=true",
+                "--service-account-private-key-file=sa.key",
+                "--root-ca-file=ca.crt",
+                &controllers,
+            ],
+        );
+    }
+
+    fn start_proxy(&self) {
+        let pods = format!("--cluster-cidr={}", network::POD_CIDR);
+        self.component(
+            "kube-proxy",
+            &[
+                "--kubeconfig=kube-proxy.conf",
+                "--hostname-override=node",
+                "--proxy-mode=nftables",
+                &pods,
+                "--nodeport-addresses=primary",
+                "--healthz-bind-address=127.0.0.1:10256",
+                "--metrics-bind-address=127.0.0.1:10249",
+                "--conntrack-max-per-core=0",
+                "--conntrack-min=0",
+                "--conntrack-tcp-timeout-established=0s",
+                "--conntrack-tcp-timeout-close-wait=0s",
+            ],
+        );
+    }
+
+    fn create_dns(&self) {
+        self.kubectl(&["apply", "-f", &format!("{MANIFESTS}/coredns.yaml")]);
+        fs::copy(format!("{MANIFESTS}/Corefile"), self.corefile()).expect("Corefile is copied");
+        let pod = self.starting_pod("kube-system", "coredns", "k8s-app: kube-dns", "coredns");
+        let mounts = vec![self.api_volume(&pod, "coredns")];
+        let argv = [self.bin("coredns"), "-conf".into(), self.corefile()].map(|part| part.display().to_string());
+        let container = Container { mounts, argv: argv.to_vec(), restricted: false };
+        self.set_ready(&pod, true);
+        *self.dns.lock().unwrap_or_else(PoisonError::into_inner) = Some((pod, container));
+        self.start_dns();
+    }
+
+    fn start_dns(&self) {
+        let dns = self.dns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (pod, container) = dns.expect("DNS was created");
+        self.run_container(&pod, &container);
+        let name = "kubernetes.default.svc.cluster.local";
+        eventually(&format!("DNS of {} answers", self.name), PATIENCE, || {
+            pod.host.try_sh(&format!("dig +short +time=1 +tries=1 {name}")).1.trim() == network::API_IP
+        });
+    }
+
+    /// The configuration of the cluster's DNS, which it reads again when it changes.
+    pub fn corefile(&self) -> PathBuf {
+        self.dir.join("Corefile")
+    }
+
+    /// Prints the end of what Linkspan's pods logged.
+    pub(super) fn print_logs(&self) {
+        for (name, process) in self.processes().iter().filter(|(name, _)| name.starts_with("linkspan-")) {
+            let output = process.output();
+            let access = "\"message\":\"request\"";
+            let lines: Vec<&str> = output.lines().rev().filter(|line| !line.contains(access)).take(15).collect();
+            eprintln!("--- {}/{name} ---", self.name);
+            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+
+    /// Memory that a component holds, MiB.
+    pub fn resident(&self, process: &str) -> Option<u64> {
+        let id = self.processes().get(process)?.id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+    }
+}
+
+/// How often a condition in the API server is looked at: each look is a process and a TLS handshake.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
