@@ -98,7 +98,7 @@ fn what_others_add_is_theirs_and_what_they_change_is_not() {
 
 #[test]
 fn a_headless_mirror_has_no_address_of_its_own() {
-    let set = set([headless("shop/db", &[("db-0", true)])]);
+    let set = set([headless("shop/db", &["db-0"])]);
     let all = objects(of(&set, false), &gateways(&["10.244.0.9"]));
     assert_eq!(all[0].value["spec"]["clusterIP"], "None");
     assert!(import(of(&set, true), &[]).unwrap().value["spec"].get("ips").is_none());
