@@ -29,8 +29,8 @@ use super::objects::{KINDS, Ledger, Write};
 use super::{PACE, SHARE, Sources};
 use crate::leader::Leading;
 use crate::mirror::kubernetes::Foreign;
-use crate::watch::kubernetes::{resource, watched};
 use crate::watch::ObjectKey;
+use crate::watch::kubernetes::{resource, watched};
 
 /// Whose fields these are, in `managedFields`: mirrors have another, so that the two never take fields from each other.
 const MANAGER: &str = "linkspan-status";
