@@ -6,8 +6,12 @@
 //!
 //! What is lost when this process dies: gateways keep serving what they were last told, DNS of this site is silent, and
 //! changes wait. What it left on disk (addresses, catalogues, the certificate authority) is what the next start needs.
+//!
+//! On Kubernetes there are several, of which one leads ([`crate::leader`]). DNS and the admin server are there from the start;
+//! the stages start when the lease is won.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,10 +29,12 @@ use crate::config::Config;
 use crate::configuration::{self, Reports, Store};
 use crate::door::tls::AuthorityError;
 use crate::exchange::{self, Peers};
-use crate::mirror::kubernetes::ClusterIps;
+use crate::leader::lease::Lease;
+use crate::leader::{self, Leading, Office};
+use crate::mirror::kubernetes::{ClusterIps, Foreign};
 use crate::mirror::{self, MirrorSet};
 use crate::watch::{Event, Problem};
-use crate::{dns, files, status};
+use crate::{cluster, dns, files, status};
 
 mod accepted;
 mod home;
@@ -36,7 +42,7 @@ mod routes;
 mod state_dir;
 mod zone;
 
-use home::Home;
+use home::{Ground, Home, Standby};
 use state_dir::StateDirError;
 
 /// Between two snapshots of the catalog: a burst of events becomes one.
@@ -128,10 +134,13 @@ struct Channels {
     store: Store,
     /// On Kubernetes, what the API server gave to imports.
     cluster_ips: watch::Sender<ClusterIps>,
+    /// On Kubernetes, mirrors whose name somebody else's object has.
+    foreign: watch::Sender<Foreign>,
 }
 
 impl App {
-    /// Starts a controller on the current runtime. It is ready when the first complete state is known.
+    /// Starts a controller on the current runtime. It is ready when the first complete state is known; on Kubernetes, when it
+    /// can answer DNS.
     ///
     /// # Errors
     /// When an address, the state directory or the certificate authority is not to be had. Nothing runs then.
@@ -142,54 +151,44 @@ impl App {
         let (udp, tcp) =
             bind_dns(config.dns_listen).await.map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
-        let mut home = Home::open(&config, &ca).await?;
-        let door = home.take_configuration();
+        let (home, standby) = match &config.kubernetes {
+            None => (Some(Home::site(&config).await?), None),
+            Some(settings) => (None, Some(Standby::open(settings, &ca).await?)),
+        };
         state_dir::forget_earlier(&config)?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
         let (drain, signal) = Drain::new();
-        let channels = Channels {
-            snapshots: watch::Sender::new(Snapshot::default()),
-            peers: watch::Sender::new(Arc::default()),
-            mirrors: watch::Sender::new(MirrorSet::default()),
-            reports: Arc::new(watch::Sender::new(Reports::new())),
-            problems: watch::Sender::new(Arc::default()),
-            store: Store::default(),
-            cluster_ips: home::no_cluster_ips(),
+        let channels = Channels::new();
+        let (office, leading) = match &standby {
+            None => (None, Leading::always()),
+            Some(_) => {
+                let (office, leading) = Office::new();
+                (Some(office), leading)
+            }
         };
-        routes::register(&process.admin, &config, &channels.subscribe());
-        let zone = zone::Feed::new();
+        routes::register(&process.admin, &config, &channels.subscribe(leading.clone()));
         let dns_metrics = dns::Metrics::register(process.admin.registry());
+        let zone = zone::Feed::new();
         drop(task::vital("dns", &signal, dns::serve(zone.current(), udp, tcp, signal.clone(), dns_metrics)));
-        drop(task::vital(
-            "zone",
-            &signal,
-            zone.run(
-                channels.mirrors.subscribe(),
-                channels.reports.subscribe(),
-                channels.cluster_ips.subscribe(),
-                signal.clone(),
-            ),
-        ));
-        let serving = configuration::Context {
-            store: channels.store.clone(),
-            reports: Arc::clone(&channels.reports),
-            ca,
-            attestor: home.attestor.clone(),
-            mirrors: channels.mirrors.subscribe(),
-            signal: signal.clone(),
-        };
-        drop(task::vital("configuration", &signal, configuration::serve(serving, door)));
+        let names = standby.as_ref().map(|standby| restored_names(standby, process, &signal));
+        drop(task::vital("zone", &signal, zone.run(channels.names(names), signal.clone())));
         let stages = Stages {
             config: config.clone(),
             process: process.clone(),
             addresses,
             channels,
-            home,
+            ca,
             in_force,
             signal: signal.clone(),
         };
-        stages.start();
+        match (home, standby, office) {
+            (Some(home), ..) => stages.start(home),
+            (None, Some(standby), Some(office)) => {
+                drop(task::vital("leader", &signal, lead(stages, standby, office, leading)));
+            }
+            (None, ..) => {}
+        }
         tracing::info!(dns = %addresses.dns, cluster = %config.cluster, "controller started");
         Ok(Self { addresses, drain, config })
     }
@@ -225,23 +224,69 @@ async fn bind_dns(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListene
     }
 }
 
+/// What DNS can answer before this controller leads: ready once that is known.
+fn restored_names(standby: &Standby, process: &Process, signal: &Signal) -> watch::Receiver<cluster::Imports> {
+    let (sender, names) = watch::channel(cluster::Imports::default());
+    let client = standby.client.clone();
+    let mut known = names.clone();
+    let ready = process.admin.readiness().register("names");
+    drop(task::vital("imports", signal, async move {
+        let telling = async {
+            if known.wait_for(Option::is_some).await.is_ok() {
+                ready.ready();
+            }
+            drop(known);
+        };
+        tokio::join!(cluster::imports(client, sender), telling);
+        // Nobody needs them any more. What was once known stays ready.
+        std::future::pending::<()>().await;
+        drop(ready);
+    }));
+    names
+}
+
+/// Stands for the lease, and starts the stages when it is won. Ends with the drain, when another controller leads after this
+/// one did, or when what the leader needs is not to be had.
+async fn lead(stages: Stages, standby: Standby, office: Office, mut leading: Leading) {
+    let signal = stages.signal.clone();
+    let settings = standby.settings.clone();
+    let lease = Lease::new(standby.client.clone(), settings.namespace.as_str());
+    let standing = leader::run(lease, settings.identity, office, signal);
+    let working = async {
+        leading.won().await;
+        match standby.lead(leading).await {
+            Ok(home) => {
+                stages.start(home);
+                std::future::pending::<()>().await;
+            }
+            Err(error) => tracing::error!(%error, "the lease is won, and this controller cannot lead"),
+        }
+    };
+    tokio::select! {
+        () = standing => {}
+        () = working => {}
+    }
+}
+
 /// The four stages and what hangs on them.
 struct Stages {
     config: Config,
     process: Process,
     addresses: Addresses,
     channels: Channels,
-    home: Home,
+    ca: Arc<Ca>,
     in_force: Accepted,
     signal: Signal,
 }
 
 impl Stages {
     /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
-    fn start(self) {
-        let Self { config, process, addresses, channels, mut home, in_force, signal } = self;
-        let ready = process.admin.readiness().register("controller");
+    fn start(self, home: Home) {
+        let Self { config, process, addresses, channels, ca, in_force, signal } = self;
+        let Home { fronts, configuration: door, exchange: exchange_door, attestor, hold, leading, ground } = home;
         let registry = process.admin.registry().clone();
+        let serving = channels.serving(ca, attestor, &signal);
+        drop(task::vital("configuration", &signal, configuration::serve(serving, door)));
 
         let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
@@ -263,12 +308,12 @@ impl Stages {
         let mirror = mirror::Context {
             own: config.cluster.clone(),
             addresses: config.state("addresses.json"),
-            hold: home.hold,
+            hold,
+            leading: leading.clone(),
             metrics: mirror::Metrics::register(&registry),
             signal: signal.clone(),
         };
         let applied = mirror.metrics.applied.clone();
-        let (fronts, exchange_door) = home.take_rest();
         let state = mirror::State::new(config.cluster.clone(), fronts);
         let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.clone());
         let guard = signal.guard();
@@ -301,8 +346,39 @@ impl Stages {
                 }
             }
         }));
-        home.run(&config, &channels, events, applied, &signal);
-        drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, ready, signal)));
+        let outcome = Outcome::of(&ground, &config, &channels, &leading, &process);
+        ground.run(&config, &channels, leading, events, applied, &signal);
+        drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, outcome, signal)));
+    }
+}
+
+/// Where what was found out goes to.
+enum Outcome {
+    /// Files.
+    Site {
+        /// Ready when there is something to serve.
+        ready: linkspan_runtime::readiness::Handle,
+        folder: PathBuf,
+    },
+    /// The API server.
+    Cluster { status: status::cluster::Context },
+}
+
+impl Outcome {
+    fn of(ground: &Ground, config: &Config, channels: &Channels, leading: &Leading, process: &Process) -> Self {
+        match ground {
+            Ground::Folder => {
+                Self::Site { ready: process.admin.readiness().register("controller"), folder: config.state("status") }
+            }
+            Ground::Cluster(in_cluster) => Self::Cluster {
+                status: status::cluster::Context {
+                    client: in_cluster.client.clone(),
+                    leading: leading.clone(),
+                    identity: in_cluster.settings.identity.clone(),
+                    foreign: channels.foreign.subscribe(),
+                },
+            },
+        }
     }
 }
 
@@ -352,13 +428,7 @@ async fn keep_catalog(
 }
 
 /// What waits for the first mirrors: objects, status, the run file, readiness.
-async fn after_mirror(
-    config: Config,
-    addresses: Addresses,
-    channels: Channels,
-    ready: linkspan_runtime::readiness::Handle,
-    signal: Signal,
-) {
+async fn after_mirror(config: Config, addresses: Addresses, channels: Channels, outcome: Outcome, signal: Signal) {
     let mut generation = channels.store.subscribe();
     tokio::select! {
         known = generation.wait_for(|generation| *generation > 0) => if known.is_err() { return },
@@ -371,7 +441,17 @@ async fn after_mirror(
         reports: channels.reports.subscribe(),
         problems: channels.problems.subscribe(),
     };
-    drop(task::spawn("status", status::run(config.state("status"), config.cluster.clone(), sources, signal.clone())));
+    let own = config.cluster.clone();
+    let ready = match outcome {
+        Outcome::Site { ready, folder } => {
+            drop(task::spawn("status", status::run(folder, own, sources, signal.clone())));
+            Some(ready)
+        }
+        Outcome::Cluster { status } => {
+            drop(task::vital("status", &signal, status::cluster::run(status, own, sources, signal.clone())));
+            None
+        }
+    };
     let contents = json!({
         "pid": std::process::id(),
         "version": build_info::VERSION,
@@ -382,15 +462,59 @@ async fn after_mirror(
     if let Err(error) = files::write_quickly(&path, format!("{contents}\n").as_bytes(), 0o600) {
         tracing::error!(path = %path.display(), %error, "cannot write the run file; the CLI will not find this controller");
     }
-    ready.ready();
+    if let Some(ready) = ready {
+        ready.ready();
+    }
     // The senders live here: the tasks above end when the drain does.
     signal.closed().await;
     drop(channels);
 }
 
 impl Channels {
-    fn subscribe(&self) -> routes::Sources {
+    fn new() -> Self {
+        Self {
+            snapshots: watch::Sender::new(Snapshot::default()),
+            peers: watch::Sender::new(Arc::default()),
+            mirrors: watch::Sender::new(MirrorSet::default()),
+            reports: Arc::new(watch::Sender::new(Reports::new())),
+            problems: watch::Sender::new(Arc::default()),
+            store: Store::default(),
+            cluster_ips: home::no_cluster_ips(),
+            foreign: watch::Sender::new(Foreign::default()),
+        }
+    }
+
+    /// What gateways are served from.
+    fn serving(
+        &self,
+        ca: Arc<Ca>,
+        attestor: Option<Arc<dyn configuration::Attestor>>,
+        signal: &Signal,
+    ) -> configuration::Context {
+        configuration::Context {
+            store: self.store.clone(),
+            reports: Arc::clone(&self.reports),
+            ca,
+            attestor,
+            mirrors: self.mirrors.subscribe(),
+            signal: signal.clone(),
+        }
+    }
+
+    /// What the DNS zone is made of; `restored` is the word of an earlier leader, or of the one that leads now.
+    fn names(&self, restored: Option<watch::Receiver<cluster::Imports>>) -> zone::Sources {
+        zone::Sources {
+            sets: self.mirrors.subscribe(),
+            reports: self.reports.subscribe(),
+            ips: self.cluster_ips.subscribe(),
+            generation: self.store.subscribe(),
+            restored,
+        }
+    }
+
+    fn subscribe(&self, leading: Leading) -> routes::Sources {
         routes::Sources {
+            leading,
             snapshots: self.snapshots.subscribe(),
             peers: self.peers.subscribe(),
             mirrors: self.mirrors.subscribe(),

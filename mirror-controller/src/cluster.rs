@@ -21,14 +21,15 @@ use kube::api::{Api, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
-use linkspan_proto::names::{ClusterName, Namespace as NamespaceName, ServiceAccountName};
+use linkspan_proto::exchange::Protocol;
+use linkspan_proto::names::{ClusterName, Namespace as NamespaceName, PortName, ServiceAccountName, ServiceName};
 use linkspan_proto::resources::SERVICE_NAME_LABEL;
 use linkspan_runtime::text::Clean;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::configuration::{AttestError, Attestor};
-use crate::dns::ZoneName;
+use crate::dns::{self, ZoneName};
 use crate::labels;
 use crate::mirror::front::port_key;
 use crate::mirror::kubernetes::objects::Gateways;
@@ -103,6 +104,55 @@ pub async fn namespaces(client: Client, namespaces: watch::Sender<Option<Arc<BTr
     .await;
 }
 
+/// What DNS answers for the imports in the API server; `None` until they are known.
+pub type Imports = Option<Arc<Vec<dns::Service>>>;
+
+/// Watches the imports that a leader wrote. Runs until nobody wants them any more.
+pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
+    let resource = kube::api::ApiResource {
+        group: "multicluster.x-k8s.io".to_owned(),
+        version: "v1beta1".to_owned(),
+        api_version: "multicluster.x-k8s.io/v1beta1".to_owned(),
+        kind: "ServiceImport".to_owned(),
+        plural: "serviceimports".to_owned(),
+    };
+    let unwanted = imports.clone();
+    let ours = config().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
+    let following =
+        follow(Api::all_with(client, &resource), ours, PACE, |all: &BTreeMap<_, kube::api::DynamicObject>| {
+            changed(&imports, Some(Arc::new(all.values().filter_map(import).collect())))
+        });
+    tokio::select! {
+        () = following => {}
+        () = unwanted.closed() => {}
+    }
+}
+
+/// One import as DNS shows it. A headless one keeps its name; its hosts are known to the leader only.
+fn import(object: &kube::api::DynamicObject) -> Option<dns::Service> {
+    let spec = object.data.get("spec")?;
+    let list = |field: &str| spec.get(field).and_then(serde_json::Value::as_array).into_iter().flatten();
+    let port = |port: &serde_json::Value| {
+        let text = |field: &str| port.get(field).and_then(serde_json::Value::as_str);
+        let is_tcp = text("protocol").is_none_or(|protocol| protocol == "TCP");
+        is_tcp.then_some(())?;
+        Some(dns::Port {
+            name: text("name").and_then(|name| PortName::parse(name).ok()),
+            protocol: Protocol::Tcp,
+            port: u16::try_from(port.get("port")?.as_u64()?).ok()?,
+        })
+    };
+    let headless = spec.get("type").and_then(serde_json::Value::as_str) == Some("Headless");
+    Some(dns::Service {
+        name: ServiceName::parse(&object.name_any()).ok()?,
+        namespace: NamespaceName::parse(&object.namespace()?).ok()?,
+        zone: ZoneName::Clusterset,
+        addresses: list("ips").filter_map(|ip| ip.as_str()?.parse().ok()).collect(),
+        ports: list("ports").filter_map(port).collect(),
+        headless: headless.then(Vec::new),
+    })
+}
+
 fn config() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE)
 }
@@ -126,7 +176,7 @@ async fn follow<K>(
     pace: Duration,
     mut tell: impl FnMut(&BTreeMap<(Option<String>, String), K>) -> bool,
 ) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let mut events = watcher(api, config).backoff(Pause::default()).boxed();
     let mut objects: BTreeMap<(Option<String>, String), K> = BTreeMap::new();
@@ -305,6 +355,26 @@ mod tests {
         assert_eq!(all[0].1.cidr.to_string(), "10.244.0.7/32");
         assert_eq!(all[0].1.service_account.as_str(), "web");
         assert!(workload(&pod(true)).is_empty());
+    }
+
+    #[test]
+    fn an_import_is_answered_as_its_object_says() {
+        let object = |spec: serde_json::Value| -> kube::api::DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceImport",
+                "metadata": {"namespace": "shop", "name": "web"}, "spec": spec,
+            }))
+            .unwrap()
+        };
+        let single = import(&object(json!({
+            "type": "ClusterSetIP", "ips": ["10.96.0.7", "fd00::7"],
+            "ports": [{"name": "http", "port": 80}, {"port": 53, "protocol": "UDP"}]
+        })))
+        .unwrap();
+        assert_eq!((single.name.as_str(), single.namespace.as_str()), ("web", "shop"));
+        assert_eq!((single.addresses.len(), single.ports.len(), single.headless), (2, 1, None));
+        let headless = import(&object(json!({"type": "Headless", "ports": [{"port": 80}]}))).unwrap();
+        assert_eq!((headless.addresses.len(), headless.headless), (0, Some(Vec::new())));
     }
 
     #[test]

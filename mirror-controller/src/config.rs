@@ -45,7 +45,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     pub config: Option<PathBuf>,
 
-    /// The name of this pod, for its log.
+    /// The name of this pod: who it is in the lease that says which controller leads. Default: a name made up for this run,
+    /// under which a restart does not know its own lease and waits 15 s for it.
     #[arg(long, value_name = "NAME", requires = "kubernetes")]
     pub pod_name: Option<String>,
 
@@ -104,6 +105,8 @@ pub struct Kubernetes {
     pub listen: SocketAddr,
     /// The DNS names in the certificate of that port.
     pub names: Vec<String>,
+    /// Who this controller is in the lease: its pod, whose name no other one ever has.
+    pub identity: String,
 }
 
 /// Why there is no configuration.
@@ -120,6 +123,15 @@ pub enum ConfigError {
     /// The file says something that is not a site.
     #[error(transparent)]
     Invalid(#[from] ManifestError),
+}
+
+impl Args {
+    /// Who this controller is among those of its cluster.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let named = self.pod_name.clone().filter(|name| !name.is_empty());
+        named.unwrap_or_else(|| format!("linkspan-controller_{:016x}", rand::random::<u64>()))
+    }
 }
 
 impl Config {
@@ -159,15 +171,15 @@ impl Config {
     ///
     /// # Errors
     /// When it cannot be read or is not valid.
-    pub fn load_cluster(path: &Path) -> Result<Self, ConfigError> {
+    pub fn load_cluster(path: &Path, identity: String) -> Result<Self, ConfigError> {
         let text =
             fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-        Ok(Self::resolve_cluster(&cluster_from_yaml(&text, &path.display().to_string())?))
+        Ok(Self::resolve_cluster(&cluster_from_yaml(&text, &path.display().to_string())?, identity))
     }
 
     /// What a cluster, which is valid by its type, means.
     #[must_use]
-    pub fn resolve_cluster(cluster: &Cluster) -> Self {
+    pub fn resolve_cluster(cluster: &Cluster, identity: String) -> Self {
         let spec = &cluster.spec;
         Self {
             cluster: cluster.cluster().clone(),
@@ -185,6 +197,7 @@ impl Config {
                 ports: PortRange { first: spec.gateway.ports.first, last: spec.gateway.ports.last },
                 listen: spec.controller.listen,
                 names: vec![cluster.controller_address().host],
+                identity,
             }),
         }
     }

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Each stage hands an immutable snapshot to the next; [`app`] is the only place that knows all four. What decides is
-//! pure (`catalog`, `exchange::session`, `mirror::{desired, state, plan, collect, addresses}`) and tested without a clock or a
-//! socket; what talks (`watch::directory`, `exchange::{pipe, server, client}`, `mirror::apply`, `configuration`, `status`)
-//! is thin. Nothing here is on the path of a request: gateways keep serving what they were last told.
+//! pure (`catalog`, `exchange::session`, `mirror::{desired, state, plan, collect, addresses}`, `leader::candidate`,
+//! `status::{findings, objects, events}`) and tested without a clock or a socket; what talks (`watch::directory`,
+//! `exchange::{pipe, server, client}`, `mirror::apply`, `configuration`, `leader`, `status`) is thin. Nothing here is on the path of a request: gateways keep serving what they were last told.
 
 // The order is the order of the path, not the alphabet.
 
@@ -25,6 +25,9 @@ pub mod catalog;
 
 // 3. Catalogues to peers and from peers.
 pub mod exchange;
+
+// Which of several controllers writes.
+pub mod leader;
 
 // 4. Peers' catalogues to local objects.
 pub mod mirror;

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 /// Two threads: one answers DNS while the other makes a large update.
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = match &args.config {
-        Some(path) if args.kubernetes => Config::load_cluster(path)?,
+        Some(path) if args.kubernetes => Config::load_cluster(path, args.identity())?,
         _ => Config::load(&args.dir)?,
     };
     let _logs = telemetry::init(args.log_format, &args.log_filter)?;

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use crate::catalog::Snapshot;
 use crate::exchange::Peers;
 use crate::files;
+use crate::leader::Leading;
 
 // Local addresses, on a site.
 pub mod addresses;
@@ -75,6 +76,8 @@ pub struct Context {
     /// How long the first word to the gateways waits for the catalogues of peers that nothing is known of. Gateways that run
     /// keep what they were told before; on a site the catalogues are on disk and this is zero.
     pub hold: Duration,
+    /// Whether fronts may be given to new names.
+    pub leading: Leading,
     /// Figures.
     pub metrics: Metrics,
     /// The end.
@@ -111,6 +114,7 @@ pub async fn run(
 ) {
     let held = tokio::time::Instant::now() + context.hold;
     let mut waiting = Some(Changes::new());
+    let mut leading = context.leading.clone();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let known = Arc::clone(&peers.borrow_and_update());
@@ -118,6 +122,7 @@ pub async fn run(
         // A peer that was linked a moment ago is looked up on disk first.
         if snapshot.peers.keys().all(|cluster| known.contains_key(cluster)) {
             let path = context.addresses.clone();
+            state.set_closed(!leading.holds());
             let updated = tokio::task::spawn_blocking(move || {
                 let changes = state.update(snapshot, known);
                 save(&mut state, &path);
@@ -155,6 +160,7 @@ pub async fn run(
         let ended = tokio::select! {
             changed = snapshots.changed() => changed.is_err(),
             changed = peers.changed() => changed.is_err(),
+            () = leading.changed() => false,
             () = context.signal.draining() => true,
             () = tokio::time::sleep_until(held), if waiting.is_some() => false,
         };

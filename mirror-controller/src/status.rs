@@ -1,4 +1,5 @@
-//! What became of Links, exports and mirrors: objects with conditions below `state/status/`.
+//! What became of Links, exports and mirrors: objects with conditions below `state/status/`; on Kubernetes the status of the
+//! objects themselves, and events ([`cluster`]).
 //!
 //! - **In**: findings of all stages, reports of the gateways, problems of the manifests.
 //! - **Out**: `links/<cluster>.yaml`, `exports/<namespace>.<name>.yaml`, `mirrors/<namespace>.<name>.yaml` (imports end in
@@ -30,7 +31,12 @@ use crate::mirror::MirrorSet;
 use crate::verdict::Verdict;
 use crate::watch::Problem;
 
+// In an API server.
+pub mod cluster;
+
+mod events;
 mod findings;
+mod objects;
 
 use findings::{Finding, Inputs};
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All modules, each after everything that it may use.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 19] = [
     // Words and tools that every stage may use.
     "diff",
     "files",
@@ -17,7 +17,9 @@ const ORDER: [&str; 16] = [
     // Leaves.
     "ca",
     "dns",
-    "config",
+    "leader",
+    // Where gateways come in; the exchange takes pipes from it.
+    "door",
     // The stages, in the order of the path.
     "watch",
     "catalog",
@@ -26,16 +28,20 @@ const ORDER: [&str; 16] = [
     // What the gateways and people are told.
     "configuration",
     "status",
+    // Our own cluster, on Kubernetes.
+    "cluster",
     // Wiring.
+    "config",
     "app",
     "main",
 ];
 
 /// Files and folders that decide and never talk.
-const PURE: [&str; 15] = [
+const PURE: [&str; 19] = [
     "watch/folder.rs",
     "catalog.rs",
     "catalog/",
+    "leader/candidate.rs",
     "exchange/session.rs",
     "exchange/session/",
     "mirror/addresses.rs",
@@ -46,6 +52,9 @@ const PURE: [&str; 15] = [
     "mirror/plan.rs",
     "mirror/state.rs",
     "status/findings.rs",
+    "status/events.rs",
+    "status/objects.rs",
+    "watch/intake.rs",
     "dns/message.rs",
     "dns/zone.rs",
 ];

@@ -27,6 +27,10 @@ use tower::service_fn;
 /// For a connection and its handshake.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// For one address of a name that has several: in one cluster an answer takes milliseconds, and behind the address of a dead
+/// node there may be that of the controller that leads now. Four of them fit into [`CONNECT`].
+const ADDRESS: Duration = Duration::from_secs(1);
+
 /// A controller that is stopped (SIGSTOP) is noticed by HTTP/2 pings, so that the call is open anew when it goes on.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
@@ -132,7 +136,7 @@ impl Port {
             let config = self.config(protocol).map_err(io::Error::other)?;
             let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
             let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-            let stream = TcpStream::connect(&self.address).await?;
+            let stream = self.reach().await?;
             stream.set_nodelay(true)?;
             let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
             let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -143,6 +147,21 @@ impl Port {
             }
         };
         tokio::time::timeout(CONNECT, connecting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// The first of the controllers that has the port open: the one that leads. The others refuse at once.
+    async fn reach(&self) -> io::Result<TcpStream> {
+        let addresses: Vec<_> = tokio::net::lookup_host(&self.address).await?.collect();
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name of the controllers has no address");
+        for address in &addresses {
+            let only = addresses.len() == 1;
+            match tokio::time::timeout(if only { CONNECT } else { ADDRESS }, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(last)
     }
 
     fn config(&self, protocol: &[u8]) -> Result<ClientConfig, ConfigError> {

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use kube::Client;
 use linkspan_proto::configuration::{Resource, Workloads};
+use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
+use linkspan_runtime::text::Clean;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -19,8 +21,10 @@ use crate::config::{Config, Kubernetes};
 use crate::configuration::{Attestor, Store};
 use crate::door::tls::Authority;
 use crate::door::{Door, Port};
+use crate::leader::Leading;
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::kubernetes::{self, ClusterIps};
+use crate::mirror::ports::Ports;
 use crate::mirror::{self, Fronts};
 use crate::watch::directory::{self, Directory};
 use crate::watch::{self as source, Event};
@@ -28,103 +32,137 @@ use crate::watch::{self as source, Event};
 /// For the catalogues of peers after a start in a pod without a disk; see [`mirror::Context::hold`]. A peer whose link is up
 /// sends its own within a second or two.
 const HOLD: Duration = Duration::from_secs(10);
+/// Between two tries to read what was given out before; as the watches.
+const PAUSE: (Duration, Duration) = source::kubernetes::PAUSE;
 
 /// What differs between the two.
 pub(super) struct Home {
-    /// Who has which address or port, until taken.
-    fronts: Option<Fronts>,
-    /// Configuration and certificates, until taken.
-    configuration: Option<Door>,
-    /// Pipes to peers, until taken.
-    exchange: Option<Door>,
+    /// Who has which address or port.
+    pub(super) fronts: Fronts,
+    /// Configuration and certificates.
+    pub(super) configuration: Door,
+    /// Pipes to peers.
+    pub(super) exchange: Door,
     /// Who vouches for gateways without a certificate.
     pub(super) attestor: Option<Arc<dyn Attestor>>,
     /// How long the first word to the gateways may wait.
     pub(super) hold: Duration,
-    cluster: Option<InCluster>,
+    /// Whether this controller writes.
+    pub(super) leading: Leading,
+    /// Where objects come from and go to.
+    pub(super) ground: Ground,
+}
+
+/// Where objects come from and go to.
+pub(super) enum Ground {
+    /// The folder of a site.
+    Folder,
+    /// A Kubernetes cluster.
+    Cluster(Box<InCluster>),
 }
 
 /// A Kubernetes cluster.
-struct InCluster {
-    client: Client,
-    settings: Kubernetes,
+pub(super) struct InCluster {
+    pub(super) client: Client,
+    pub(super) settings: Kubernetes,
     port: Port,
     authority: Arc<Authority>,
 }
 
-impl Home {
-    /// The door for configuration; there is one.
-    pub(super) fn take_configuration(&mut self) -> Door {
-        self.configuration.take().expect("taken once, when the server starts")
-    }
+/// What a controller in a cluster has before it leads.
+pub(super) struct Standby {
+    pub(super) client: Client,
+    pub(super) settings: Kubernetes,
+    authority: Arc<Authority>,
+}
 
-    /// What the stages start with.
-    pub(super) fn take_rest(&mut self) -> (Fronts, Door) {
-        let fronts = self.fronts.take().expect("taken once, when the stages start");
-        (fronts, self.exchange.take().expect("taken once, when the stages start"))
-    }
-
-    /// Opens the doors and finds out what was given out before.
-    pub(super) async fn open(config: &Config, ca: &Arc<Ca>) -> Result<Self, StartError> {
-        match &config.kubernetes {
-            None => Self::site(config).await,
-            Some(settings) => Self::in_cluster(settings, ca).await,
-        }
-    }
-
-    async fn site(config: &Config) -> Result<Self, StartError> {
-        let given = mirror::load_addresses(&config.state("addresses.json"), config.mirror_addresses)
-            .map_err(StartError::Addresses)?;
-        Ok(Self {
-            fronts: Some(given.into()),
-            configuration: Some(state_dir::socket(&config.state("controller.sock")).await?.into()),
-            exchange: Some(state_dir::socket(&config.state("exchange.sock")).await?.into()),
-            attestor: None,
-            hold: Duration::ZERO,
-            cluster: None,
-        })
-    }
-
-    async fn in_cluster(settings: &Kubernetes, ca: &Arc<Ca>) -> Result<Self, StartError> {
+impl Standby {
+    /// Nothing is opened yet: gateways take whoever has the port open for the leader.
+    pub(super) async fn open(settings: &Kubernetes, ca: &Arc<Ca>) -> Result<Self, StartError> {
         let client = Client::try_default().await.map_err(StartError::ApiServer)?;
+        let authority = Arc::new(Authority::new(Arc::clone(ca), settings.names.clone())?);
+        Ok(Self { client, settings: settings.clone(), authority })
+    }
+
+    /// The lease is won: reads what was given out before, and opens the port for gateways.
+    pub(super) async fn lead(self, leading: Leading) -> Result<Home, StartError> {
+        let Self { client, settings, authority } = self;
+        // Only now: what an earlier leader gave out until its end counts.
+        let given = given_out(&client, &settings).await;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| StartError::Gateways { address: settings.listen, error })?;
-        let authority = Arc::new(Authority::new(Arc::clone(ca), settings.names.clone())?);
         let (port, configuration, exchange) = Port::new(listener, Arc::clone(&authority)).map_err(StartError::Tls)?;
-        let given = cluster::ports(&client, settings.ports).await.map_err(StartError::ApiServer)?;
         let attestor = TokenAttestor::new(client.clone(), settings.namespace.as_str());
-        let in_cluster = InCluster { client, settings: settings.clone(), port, authority };
-        Ok(Self {
-            fronts: Some(given.into()),
-            configuration: Some(configuration),
-            exchange: Some(exchange),
+        Ok(Home {
+            fronts: given.into(),
+            configuration,
+            exchange,
             attestor: Some(Arc::new(attestor)),
             hold: HOLD,
-            cluster: Some(in_cluster),
+            leading,
+            ground: Ground::Cluster(Box::new(InCluster { client, settings, port, authority })),
         })
     }
+}
 
+/// The ports that mirrors have in the API server.
+async fn given_out(client: &Client, settings: &Kubernetes) -> Ports {
+    let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+    loop {
+        match cluster::ports(client, settings.ports).await {
+            Ok(ports) => return ports,
+            Err(error) => {
+                let error = error.to_string();
+                tracing::warn!(error = %Clean(&error), "the mirrored objects cannot be listed; trying again");
+                tokio::time::sleep(pause.next()).await;
+            }
+        }
+    }
+}
+
+impl Home {
+    /// A site.
+    pub(super) async fn site(config: &Config) -> Result<Self, StartError> {
+        let given = mirror::load_addresses(&config.state("addresses.json"), config.mirror_addresses)
+            .map_err(StartError::Addresses)?;
+        Ok(Self {
+            fronts: given.into(),
+            configuration: state_dir::socket(&config.state("controller.sock")).await?.into(),
+            exchange: state_dir::socket(&config.state("exchange.sock")).await?.into(),
+            attestor: None,
+            hold: Duration::ZERO,
+            leading: Leading::always(),
+            ground: Ground::Folder,
+        })
+    }
+}
+
+impl Ground {
     /// Starts the source of objects, and what writes the mirrors.
     pub(super) fn run(
         self,
         config: &Config,
         channels: &Channels,
+        leading: Leading,
         events: mpsc::Sender<Event>,
         applied: mirror::Applied,
         signal: &Signal,
     ) {
-        let Some(InCluster { client, settings, port, authority }) = self.cluster else {
-            let source = Directory::new(config.manifests.clone(), config.state("last-good"));
-            drop(task::vital("watch", signal, directory::run(source, events, channels.problems.clone())));
-            let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
-            let (store, sets) = (channels.store.clone(), channels.mirrors.subscribe());
-            drop(task::spawn("apply", async move {
-                if known(&store).await {
-                    mirror::apply::run(sink, sets, applied).await;
-                }
-            }));
-            return;
+        let InCluster { client, settings, port, authority } = match self {
+            Self::Cluster(in_cluster) => *in_cluster,
+            Self::Folder => {
+                let source = Directory::new(config.manifests.clone(), config.state("last-good"));
+                drop(task::vital("watch", signal, directory::run(source, events, channels.problems.clone())));
+                let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
+                let (store, sets) = (channels.store.clone(), channels.mirrors.subscribe());
+                drop(task::spawn("apply", async move {
+                    if known(&store).await {
+                        mirror::apply::run(sink, sets, applied).await;
+                    }
+                }));
+                return;
+            }
         };
         drop(task::vital("door", signal, port.serve(signal.clone())));
         drop(task::vital("authority", signal, authority.run()));
@@ -139,8 +177,6 @@ impl Home {
         drop(task::vital("namespaces", signal, cluster::namespaces(client.clone(), namespaces)));
         drop(task::vital("pods", signal, cluster::workloads(client.clone(), workloads)));
         drop(task::spawn("workloads", tell_workloads(channels.store.clone(), pods)));
-        // One controller: the Deployment has one replica.
-        let (leader, leading) = watch::channel(true);
         let keeping = kubernetes::Context {
             client,
             sets: channels.mirrors.subscribe(),
@@ -148,6 +184,7 @@ impl Home {
             namespaces: present,
             leading,
             cluster_ips: channels.cluster_ips.clone(),
+            foreign: channels.foreign.clone(),
             metrics: applied,
             signal: signal.clone(),
         };
@@ -156,7 +193,6 @@ impl Home {
             if known(&store).await {
                 kubernetes::run(keeping).await;
             }
-            drop(leader);
         }));
     }
 }

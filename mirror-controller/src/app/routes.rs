@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::configuration::{Reports, Store};
 use crate::exchange::store::EntryText;
 use crate::exchange::{Entries, PeerState, Peers};
+use crate::leader::Leading;
 use crate::mirror::MirrorSet;
 use crate::mirror::desired::Refused;
 use crate::watch::Problem;
@@ -18,6 +19,7 @@ use crate::watch::Problem;
 /// What the routes read.
 #[derive(Clone, Debug)]
 pub(super) struct Sources {
+    pub(super) leading: Leading,
     pub(super) snapshots: watch::Receiver<Snapshot>,
     pub(super) peers: watch::Receiver<Arc<Peers>>,
     pub(super) mirrors: watch::Receiver<MirrorSet>,
@@ -32,15 +34,21 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     let own = config.cluster.clone();
     let from = sources.clone();
     admin.route("/catalogue", move |_| {
+        let refused = standing_by(&from);
         let snapshot = from.snapshots.borrow().clone();
         let own = own.clone();
-        async move { Ok(json!({ "cluster": own, "entries": entries(&snapshot.exported) })) }
+        async move {
+            refused.map_or(Ok(()), Err)?;
+            Ok(json!({ "cluster": own, "entries": entries(&snapshot.exported) }))
+        }
     });
     let from = sources.clone();
     admin.route("/peers", move |query| {
+        let refused = standing_by(&from);
         let peers = Arc::clone(&from.peers.borrow());
         let wanted = query.get("cluster").map(ToOwned::to_owned);
         async move {
+            refused.map_or(Ok(()), Err)?;
             match wanted {
                 None => Ok(Value::Array(peers.iter().map(|(cluster, peer)| summary(cluster.as_str(), peer)).collect())),
                 Some(cluster) => {
@@ -56,13 +64,21 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     });
     let from = sources.clone();
     admin.route("/manifests", move |_| {
+        let refused = standing_by(&from);
         let problems = Arc::clone(&from.problems.borrow());
-        async move { Ok(serde_json::to_value(problems.as_ref())?) }
+        async move {
+            refused.map_or(Ok(()), Err)?;
+            Ok(serde_json::to_value(problems.as_ref())?)
+        }
     });
     let from = sources.clone();
     admin.route("/refused", move |_| {
+        let absent = standing_by(&from);
         let refused: Vec<_> = from.mirrors.borrow().refused.values().map(|refused| mirror(refused)).collect();
-        async move { Ok(Value::Array(refused)) }
+        async move {
+            absent.map_or(Ok(()), Err)?;
+            Ok(Value::Array(refused))
+        }
     });
     let config = config.clone();
     let from = sources.clone();
@@ -80,6 +96,7 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
             .map(|(boot_id, gateway)| json!({ "bootId": boot_id, "version": gateway.version, "generation": gateway.acknowledged }))
             .collect();
         let generation = *from.store.subscribe().borrow();
+        let (leads, leader) = (from.leading.holds(), from.leading.holder());
         async move {
             Ok(json!({
                 "config": config?,
@@ -87,6 +104,8 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
                 "mirrors": mirrors,
                 "refusedMirrors": refused,
                 "generation": generation,
+                "leads": leads,
+                "leader": leader,
                 "gateways": gateways,
             }))
         }
@@ -112,6 +131,15 @@ fn mirror(refused: &Refused) -> Value {
             "conditions": conditions.collect::<Vec<_>>(),
         },
     })
+}
+
+/// Why a controller that was not told anything yet does not answer: an empty answer would look like an empty cluster.
+fn standing_by(sources: &Sources) -> Option<RouteError> {
+    if sources.leading.holds() || *sources.store.subscribe().borrow() > 0 {
+        return None;
+    }
+    let leader = sources.leading.holder().unwrap_or_else(|| "nobody yet".to_owned());
+    Some(RouteError::Unavailable(format!("this controller stands by; the one that leads, and knows, is {leader}")))
 }
 
 fn entries(entries: &Entries) -> Value {

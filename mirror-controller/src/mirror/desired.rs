@@ -423,6 +423,7 @@ const fn front_reason(error: &FrontError) -> &'static str {
         FrontError::NoAddress(_) => "AddressesExhausted",
         FrontError::NoPort(_) => "PortsExhausted",
         FrontError::ShareExceeded(..) => "ShareExceeded",
+        FrontError::NotLeading => "NotLeading",
     }
 }
 

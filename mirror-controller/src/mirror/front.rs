@@ -48,6 +48,9 @@ pub enum FrontError {
     /// One cluster has its share.
     #[error("{0} has its share of the mirrored names; choose a larger range of {1} if that is right")]
     ShareExceeded(ClusterName, &'static str),
+    /// Another controller may give out the same at this moment.
+    #[error("this controller does not lead at the moment; only the leader gives out gateway ports")]
+    NotLeading,
 }
 
 impl Front {
@@ -102,16 +105,20 @@ impl Fronts {
                 Ok(address) => Ok(Front::Address(address)),
                 Err(PoolError::Exhausted(all)) => Err(FrontError::NoAddress(all)),
                 Err(PoolError::ShareExceeded(cluster)) => Err(FrontError::ShareExceeded(cluster, "mirrorAddresses")),
+                Err(PoolError::Closed) => Err(FrontError::NotLeading),
             },
             Self::Ports(ports) => {
                 let mut given = BTreeMap::new();
                 for number in numbers {
                     match ports.assign(&port_key(name, *number), cluster, clusters) {
                         Ok(port) => drop(given.insert(*number, port)),
+                        // The ports that it has go on.
+                        Err(PoolError::Closed) => {}
                         Err(error) => {
                             given.keys().for_each(|number| ports.release(&port_key(name, *number)));
                             return Err(match error {
                                 PoolError::Exhausted(all) => FrontError::NoPort(all),
+                                PoolError::Closed => FrontError::NotLeading,
                                 PoolError::ShareExceeded(cluster) => {
                                     FrontError::ShareExceeded(cluster, "spec.gateway.ports")
                                 }
@@ -119,8 +126,19 @@ impl Fronts {
                         }
                     }
                 }
+                if given.is_empty() && !numbers.is_empty() {
+                    return Err(FrontError::NotLeading);
+                }
                 Ok(Front::Ports(given))
             }
+        }
+    }
+
+    /// While closed, names keep what they have and new ones get nothing.
+    pub const fn set_closed(&mut self, closed: bool) {
+        match self {
+            Self::Addresses(addresses) => addresses.set_closed(closed),
+            Self::Ports(ports) => ports.set_closed(closed),
         }
     }
 
@@ -190,5 +208,23 @@ mod tests {
         assert_eq!(front.keys("b").collect::<Vec<_>>(), ["b:80", "b:443"]);
         front.keys("b").for_each(|key| fronts.release(&key));
         assert_eq!(fronts.load(), (0, 3));
+    }
+
+    #[test]
+    fn who_does_not_lead_gives_nothing_new_and_takes_nothing_away() {
+        let west = ClusterName::parse("west").unwrap();
+        let mut fronts = Fronts::from(Ports::new(PortRange { first: 10_000, last: 10_009 }));
+        let before = fronts.assign("a", &[80], &west, &[]).unwrap();
+        fronts.set_closed(true);
+        assert_eq!(
+            fronts.assign("a", &[80, 443], &west, &[]),
+            Ok(before.clone()),
+            "a new port waits, the old one stays"
+        );
+        assert_eq!(fronts.assign("b", &[80], &west, &[]), Err(FrontError::NotLeading));
+        before.keys("a").for_each(|key| fronts.release(&key));
+        assert_eq!(fronts.assign("a", &[80], &west, &[]), Ok(before), "it comes back as it was");
+        fronts.set_closed(false);
+        assert!(fronts.assign("b", &[80], &west, &[]).is_ok());
     }
 }

@@ -30,6 +30,7 @@ use super::desired::{MirrorId, Wanted};
 use super::metrics::Applied;
 use super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::state::MirrorSet;
+use crate::leader::Leading;
 use api::{Api, Said};
 use objects::{Gateways, Reference, Resource};
 
@@ -44,13 +45,17 @@ mod place;
 pub const AT_ONCE: usize = 8;
 /// Mirrors that are written between two looks at whether something newer is wanted.
 pub const BATCH: usize = 64;
-/// Time for one write.
-pub const WRITE: Duration = Duration::from_secs(10);
+/// Time for one write. What is sent in the last moment of a leadership is over before another one can begin
+/// ([`crate::leader::candidate`]).
+pub const WRITE: Duration = Duration::from_secs(5);
 /// Pause of one mirror whose write failed: first and longest.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// The ClusterIPs of imports, by the service that is imported.
 pub type ClusterIps = Arc<BTreeMap<ServiceKey, Vec<IpAddr>>>;
+
+/// Mirrors that cannot be made because an object of somebody else has the name, by that object.
+pub type Foreign = Arc<BTreeMap<ServiceKey, MirrorId>>;
 
 /// What this stage needs from outside.
 pub struct Context {
@@ -63,9 +68,11 @@ pub struct Context {
     /// The namespaces; `None` until they are known.
     pub namespaces: watch::Receiver<Option<Arc<BTreeSet<String>>>>,
     /// Whether this controller is the one that writes.
-    pub leading: watch::Receiver<bool>,
+    pub leading: Leading,
     /// Told when they change.
     pub cluster_ips: watch::Sender<ClusterIps>,
+    /// Told when they change.
+    pub foreign: watch::Sender<Foreign>,
     /// Figures.
     pub metrics: Applied,
     /// The end.
@@ -92,6 +99,8 @@ struct Keeper {
     gateways: Gateways,
     namespaces: Arc<BTreeSet<String>>,
     cluster_ips: BTreeMap<ServiceKey, Vec<IpAddr>>,
+    /// Mirrors whose place somebody else has.
+    foreign: BTreeMap<ServiceKey, MirrorId>,
     /// Resources whose list was complete once.
     listed: BTreeSet<Resource>,
     metrics: Applied,
@@ -99,8 +108,9 @@ struct Keeper {
 
 /// Keeps the objects until the drain.
 pub async fn run(context: Context) {
-    let Context { client, mut sets, mut gateways, mut namespaces, mut leading, cluster_ips, metrics, signal } = context;
-    let api = Api::new(client);
+    let Context { client, mut sets, mut gateways, mut namespaces, mut leading, cluster_ips, foreign, metrics, signal } =
+        context;
+    let api = Api::new(client, leading.clone());
     let mut watches: stream::SelectAll<BoxStream<'static, (Resource, Said)>> =
         stream::select_all(Resource::ALL.map(|resource| api.watch(resource)));
     let mut keeper = Keeper::new(api, metrics);
@@ -121,15 +131,16 @@ pub async fn run(context: Context) {
             changed = sets.changed() => if changed.is_err() { return },
             changed = gateways.changed() => if changed.is_err() { return },
             changed = namespaces.changed() => if changed.is_err() { return },
-            changed = leading.changed() => if changed.is_err() { return },
+            () = leading.changed() => {}
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
         }
         let set = sets.borrow_and_update().clone();
         keeper.landscape(gateways.borrow_and_update().as_ref(), namespaces.borrow_and_update().clone());
-        if *leading.borrow_and_update() && keeper.is_ready() {
+        if leading.holds() && keeper.is_ready() {
             // One batch at a time, so that whatever changes meanwhile counts for the next.
             keeper.work(&set).await;
             keeper.tell(&cluster_ips);
+            keeper.tell_foreign(&foreign);
         }
     }
 }
@@ -146,6 +157,7 @@ impl Keeper {
             gateways: Gateways::default(),
             namespaces: Arc::default(),
             cluster_ips: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             listed: BTreeSet::new(),
             metrics,
         }
@@ -321,6 +333,7 @@ impl Keeper {
         match result {
             Ok(ips) => {
                 self.pauses.remove(&place);
+                self.foreign.remove(&place.object);
                 self.metrics.applied(&item.action);
                 tracing::debug!(object = %place.object, reason = ?item.reason, "mirrored object written");
                 match item.action {
@@ -335,7 +348,15 @@ impl Keeper {
             }
             Err(api::WriteError::Foreign) => {
                 tracing::warn!(object = %place.object, "an object of this name is there and is not ours; it is left alone");
+                if let Action::Create(wanted) | Action::Patch(wanted) = &item.action {
+                    self.foreign.insert(place.object.clone(), wanted.id.clone());
+                }
                 self.present.insert(place, Present::Foreign);
+            }
+            Err(api::WriteError::NotLeading) => {
+                if item.reason == Reason::Drifted {
+                    self.stale.insert(place);
+                }
             }
             Err(error) => {
                 self.metrics.failed();
@@ -348,6 +369,16 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    fn tell_foreign(&self, sender: &watch::Sender<Foreign>) {
+        sender.send_if_modified(|current| {
+            let differs = **current != self.foreign;
+            if differs {
+                *current = Arc::new(self.foreign.clone());
+            }
+            differs
+        });
     }
 
     fn tell(&self, sender: &watch::Sender<ClusterIps>) {

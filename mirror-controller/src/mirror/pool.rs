@@ -53,6 +53,8 @@ pub enum PoolError {
     Exhausted(u64),
     /// One cluster has its share.
     ShareExceeded(ClusterName),
+    /// Nothing is given to new names at the moment.
+    Closed,
 }
 
 /// One name's item.
@@ -87,6 +89,7 @@ pub struct Pool<R: Range> {
     used: BTreeMap<ClusterName, u64>,
     sequence: u64,
     changed: bool,
+    closed: bool,
 }
 
 impl<R: Range> Pool<R> {
@@ -101,6 +104,7 @@ impl<R: Range> Pool<R> {
             used: BTreeMap::new(),
             sequence: 0,
             changed: false,
+            closed: false,
         }
     }
 
@@ -160,6 +164,9 @@ impl<R: Range> Pool<R> {
             self.changed = true;
             return Ok(item);
         }
+        if self.closed {
+            return Err(PoolError::Closed);
+        }
         self.check_share(cluster, clusters)?;
         let item = match self.unused(name) {
             Some(item) => item,
@@ -170,6 +177,11 @@ impl<R: Range> Pool<R> {
         *self.used.entry(cluster.clone()).or_default() += 1;
         self.changed = true;
         Ok(item)
+    }
+
+    /// While closed, names keep what they have and new ones get nothing.
+    pub const fn set_closed(&mut self, closed: bool) {
+        self.closed = closed;
     }
 
     /// `name` is mirrored no more; its item stays remembered.

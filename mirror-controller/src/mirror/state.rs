@@ -61,6 +61,8 @@ pub struct State {
     holders: BTreeMap<String, MirrorId>,
     /// Mirrors without all the fronts that they want.
     short: BTreeSet<MirrorId>,
+    /// Whether new names get no front at the moment.
+    closed: bool,
 }
 
 impl State {
@@ -77,7 +79,17 @@ impl State {
             objects: BTreeMap::new(),
             holders: BTreeMap::new(),
             short: BTreeSet::new(),
+            closed: false,
         }
+    }
+
+    /// While closed, names keep their fronts and new ones get none: somebody else may be giving them out. What was left out
+    /// meanwhile comes with the first update afterwards.
+    pub fn set_closed(&mut self, closed: bool) {
+        if std::mem::replace(&mut self.closed, closed) && !closed {
+            self.short.extend(self.set.wanted.keys().chain(self.set.refused.keys()).cloned());
+        }
+        self.fronts.set_closed(closed);
     }
 
     /// Takes new inputs; returns what the gateway must be told.

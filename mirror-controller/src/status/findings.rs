@@ -75,9 +75,16 @@ impl Finding {
 /// All findings.
 pub(super) fn all(inputs: &Inputs) -> Vec<Finding> {
     let rejections = Rejections::of(&inputs.reports);
+    let mut findings = objects(inputs);
+    findings.extend(mirrors(inputs, &rejections));
+    findings
+}
+
+/// The findings about objects that users make. Mirrors are ours.
+pub(super) fn objects(inputs: &Inputs) -> Vec<Finding> {
+    let rejections = Rejections::of(&inputs.reports);
     let mut findings = links(inputs, &rejections);
     findings.extend(exports(inputs, &rejections));
-    findings.extend(mirrors(inputs, &rejections));
     findings
 }
 
@@ -111,6 +118,12 @@ fn word(reason: &str) -> String {
 }
 
 fn links(inputs: &Inputs, rejections: &Rejections<'_>) -> Vec<Finding> {
+    let mut mirrored: BTreeMap<&str, usize> = BTreeMap::new();
+    for id in inputs.mirrors.wanted.keys() {
+        if let MirrorId::Cluster { cluster, .. } = id {
+            *mirrored.entry(cluster.as_str()).or_default() += 1;
+        }
+    }
     let finding = |name: &String, report: &Arc<crate::catalog::LinkReport>| {
         let mut verdicts = vec![report.verdict.clone()];
         let mut more = Map::new();
@@ -132,7 +145,7 @@ fn links(inputs: &Inputs, rejections: &Rejections<'_>) -> Vec<Finding> {
             if let Some(version) = states.iter().find_map(|link| link.version.as_ref()) {
                 more.insert("version".to_owned(), json!(linkspan_runtime::text::clean(version)));
             }
-            more.insert("services".to_owned(), json!(peer.map_or(0, |peer| peer.view.entries.len())));
+            more.insert("services".to_owned(), json!(mirrored.get(name.as_str()).copied().unwrap_or_default()));
         }
         Finding {
             file: format!("links/{name}.yaml"),

@@ -84,8 +84,8 @@ pub async fn run(client: Client, events: mpsc::Sender<Event>, problems: watch::S
     }
 }
 
-/// One kind's watch, kept up for ever.
-fn watched(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Result<Seen, watcher::Error>)> {
+/// One kind's watch, kept up for ever. What fails is tried again with pauses, and said.
+pub fn watched(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Result<Seen, watcher::Error>)> {
     let resource = resource(kind);
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);

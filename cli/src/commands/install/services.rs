@@ -24,7 +24,8 @@ pub(super) fn services(options: &Options) -> Vec<Item> {
         CONTROLLER,
         "controller",
         json!({
-            "type": "ClusterIP",
+            "clusterIP": "None",
+            "publishNotReadyAddresses": true,
             "ports": [
                 port("configuration", "TCP", spec.controller.listen.port(), "configuration"),
                 port("admin", "TCP", spec.controller.admin_listen.port(), "admin"),
@@ -41,7 +42,11 @@ pub(super) fn services(options: &Options) -> Vec<Item> {
     vec![
         Item::new("Its EndpointSlices name the gateway pods: the only endpoints that mirrors have.", pods),
         Item::new("What peers dial.", link(options)),
-        Item::new("Where gateways get their configuration and certificates.", configuration),
+        Item::new(
+            "Where gateways get their configuration and certificates. Headless: of the controllers only the one that leads has the \
+             port open, and gateways try each. It needs their links before it is ready.",
+            configuration,
+        ),
         Item::new("clusterset.local; CoreDNS forwards it here.", service(options, DNS, "controller", dns)),
     ]
 }

@@ -18,6 +18,7 @@ use super::super::plan::Place;
 use super::objects::{self, Gateways, Reference, Rendered, Resource};
 use super::{WRITE, place};
 use crate::labels;
+use crate::leader::Leading;
 use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS};
 
 /// Whose fields these are, in `managedFields`.
@@ -44,6 +45,9 @@ pub(super) enum WriteError {
     /// Something of that name is there and has not our label.
     #[error("an object of this name is there and is not ours")]
     Foreign,
+    /// This controller is not the one that writes (any more).
+    #[error("this controller does not lead")]
+    NotLeading,
     /// The API server did not answer in time.
     #[error("no answer within {} s", WRITE.as_secs())]
     Slow,
@@ -56,11 +60,12 @@ pub(super) enum WriteError {
 #[derive(Clone)]
 pub(super) struct Api {
     client: Client,
+    leading: Leading,
 }
 
 impl Api {
-    pub(super) const fn new(client: Client) -> Self {
-        Self { client }
+    pub(super) const fn new(client: Client, leading: Leading) -> Self {
+        Self { client, leading }
     }
 
     /// Everything with our label, kept up for ever.
@@ -143,6 +148,7 @@ impl Api {
         if place::identify(reference.resource, &found).is_none() {
             return Ok(());
         }
+        let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
         // Of exactly what was looked at: somebody may put another in its place in between.
         let text =
             |field: &str| found.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).map(str::to_owned);
@@ -163,6 +169,7 @@ impl Api {
     }
 
     async fn patch(&self, rendered: &Rendered, subresource: Option<&str>) -> Result<Value, WriteError> {
+        let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
         let api = self.of(&rendered.reference);
         // Ours by label, as was seen: a field that somebody else took is taken back.
         let params = PatchParams::apply(MANAGER).force();

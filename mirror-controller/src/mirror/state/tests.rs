@@ -41,6 +41,39 @@ fn address(set: &MirrorSet, name: &str) -> IpAddr {
 }
 
 #[test]
+fn who_does_not_lead_changes_no_port_and_makes_up_for_it_later() {
+    use crate::mirror::ports::{PortRange, Ports};
+    let mut state = State::new(cluster("east"), Ports::new(PortRange { first: 10_000, last: 10_099 }));
+    let tell = |state: &mut State, all: Vec<Arc<linkspan_proto::exchange::CatalogueEntry>>| {
+        changed_keys(&state.update(snapshot(&["west"]), peers(&[("west", entries(all))])))
+    };
+    tell(&mut state, vec![entry("shop/web", &["80"], 1)]);
+    let before = state.set();
+    state.set_closed(true);
+    // A port more, and a service more: the one that is there goes on as it is.
+    let more = vec![entry("shop/web", &["80", "tls:443"], 1), entry("shop/db", &["5432"], 1)];
+    let told = tell(&mut state, more.clone());
+    assert!(
+        told.iter()
+            .all(|change| !change.starts_with("-Mirror") && !change.contains("db.") && !change.contains("db-west")),
+        "{told:?}"
+    );
+    let front = |set: &MirrorSet, id: &MirrorId| match &set.wanted[id].shape {
+        Shape::Single { front, .. } => front.clone(),
+        Shape::Headless { .. } => panic!("headless"),
+    };
+    let web = MirrorId::Cluster { cluster: cluster("west"), service: service_key("shop/web") };
+    assert_eq!(front(&state.set(), &web), front(&before, &web));
+    state.set_closed(false);
+    let told = tell(&mut state, more);
+    for name in ["+Mirror db-west.shop.svc.cluster.local", "+Mirror web-west.shop.svc.cluster.local"] {
+        assert!(told.iter().any(|change| change == name), "{name} in {told:?}");
+    }
+    assert_eq!(front(&state.set(), &web).listen(80), front(&before, &web).listen(80));
+    assert!(front(&state.set(), &web).listen(443).is_some());
+}
+
+#[test]
 fn a_peers_services_appear_change_and_disappear() {
     let mut state = state();
     let web = entry("shop/web", &["80"], 1);
