@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::configuration::{self, Reports, Store};
 use crate::door::tls::AuthorityError;
 use crate::exchange::{self, Peers};
-use crate::mirror::kubernetes::ClusterIps;
+use crate::mirror::kubernetes::{ClusterIps, Held};
 use crate::mirror::{self, MirrorSet};
 use crate::watch::{Event, Problem};
 use crate::{dns, files, status};
@@ -128,6 +128,8 @@ struct Channels {
     store: Store,
     /// On Kubernetes, what the API server gave to imports.
     cluster_ips: watch::Sender<ClusterIps>,
+    /// On Kubernetes, mirrors that are wanted and not written, and why.
+    held: watch::Sender<Held>,
 }
 
 impl App {
@@ -156,6 +158,7 @@ impl App {
             problems: watch::Sender::new(Arc::default()),
             store: Store::default(),
             cluster_ips: home::no_cluster_ips(),
+            held: watch::Sender::new(Held::default()),
         };
         routes::register(&process.admin, &config, &channels.subscribe());
         let zone = zone::Feed::new();
@@ -248,7 +251,7 @@ impl Stages {
         let accepted = watch::Sender::new(in_force.clone());
         let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());
         drop(task::spawn("accepted", keeping));
-        let catalog = Catalog::new(own, config.mirror_addresses, in_force);
+        let catalog = Catalog::new(own, config.mirror_addresses, in_force).with_exclusions(config.exclusions());
         let complete = watch::Sender::new(false);
         let completed = complete.subscribe();
         let outputs = CatalogOutputs { snapshots: channels.snapshots.clone(), accepted, complete };
@@ -269,7 +272,8 @@ impl Stages {
         };
         let applied = mirror.metrics.applied.clone();
         let (fronts, exchange_door) = home.take_rest();
-        let state = mirror::State::new(config.cluster.clone(), fronts);
+        let seniority = home.take_seniority().with_policy(config.mirrors.precedence.clone());
+        let state = mirror::State::new(config.cluster.clone(), fronts).with(seniority, config.exclusions());
         let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.clone());
         let guard = signal.guard();
         drop(task::vital("exchange", &signal, {
@@ -368,6 +372,7 @@ async fn after_mirror(
         snapshots: channels.snapshots.subscribe(),
         peers: channels.peers.subscribe(),
         mirrors: channels.mirrors.subscribe(),
+        held: channels.held.subscribe(),
         reports: channels.reports.subscribe(),
         problems: channels.problems.subscribe(),
     };

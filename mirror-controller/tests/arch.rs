@@ -32,7 +32,7 @@ const ORDER: [&str; 16] = [
 ];
 
 /// Files and folders that decide and never talk.
-const PURE: [&str; 15] = [
+const PURE: [&str; 20] = [
     "watch/folder.rs",
     "catalog.rs",
     "catalog/",
@@ -40,10 +40,15 @@ const PURE: [&str; 15] = [
     "exchange/session/",
     "mirror/addresses.rs",
     "mirror/collect.rs",
+    "mirror/conflicts.rs",
     "mirror/desired.rs",
     "mirror/faces.rs",
+    "mirror/kubernetes/import.rs",
+    "mirror/kubernetes/objects.rs",
+    "mirror/kubernetes/place.rs",
     "mirror/object.rs",
     "mirror/plan.rs",
+    "mirror/seniority.rs",
     "mirror/state.rs",
     "status/findings.rs",
     "dns/message.rs",

@@ -21,7 +21,7 @@ use crate::door::tls::Authority;
 use crate::door::{Door, Port};
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::kubernetes::{self, ClusterIps};
-use crate::mirror::{self, Fronts};
+use crate::mirror::{self, Fronts, Seniority};
 use crate::watch::directory::{self, Directory};
 use crate::watch::{self as source, Event};
 
@@ -33,6 +33,8 @@ const HOLD: Duration = Duration::from_secs(10);
 pub(super) struct Home {
     /// Who has which address or port, until taken.
     fronts: Option<Fronts>,
+    /// Who exported what first, until taken.
+    seniority: Seniority,
     /// Configuration and certificates, until taken.
     configuration: Option<Door>,
     /// Pipes to peers, until taken.
@@ -64,6 +66,11 @@ impl Home {
         (fronts, self.exchange.take().expect("taken once, when the stages start"))
     }
 
+    /// Who exported what first.
+    pub(super) fn take_seniority(&mut self) -> Seniority {
+        std::mem::take(&mut self.seniority)
+    }
+
     /// Opens the doors and finds out what was given out before.
     pub(super) async fn open(config: &Config, ca: &Arc<Ca>) -> Result<Self, StartError> {
         match &config.kubernetes {
@@ -77,6 +84,7 @@ impl Home {
             .map_err(StartError::Addresses)?;
         Ok(Self {
             fronts: Some(given.into()),
+            seniority: mirror::load_seniority(&config.state("addresses.json")),
             configuration: Some(state_dir::socket(&config.state("controller.sock")).await?.into()),
             exchange: Some(state_dir::socket(&config.state("exchange.sock")).await?.into()),
             attestor: None,
@@ -93,10 +101,12 @@ impl Home {
         let authority = Arc::new(Authority::new(Arc::clone(ca), settings.names.clone())?);
         let (port, configuration, exchange) = Port::new(listener, Arc::clone(&authority)).map_err(StartError::Tls)?;
         let given = cluster::ports(&client, settings.ports).await.map_err(StartError::ApiServer)?;
+        let seniority = cluster::seniority(&client).await;
         let attestor = TokenAttestor::new(client.clone(), settings.namespace.as_str());
         let in_cluster = InCluster { client, settings: settings.clone(), port, authority };
         Ok(Self {
             fronts: Some(given.into()),
+            seniority,
             configuration: Some(configuration),
             exchange: Some(exchange),
             attestor: Some(Arc::new(attestor)),
@@ -148,6 +158,7 @@ impl Home {
             namespaces: present,
             leading,
             cluster_ips: channels.cluster_ips.clone(),
+            held: channels.held.clone(),
             metrics: applied,
             signal: signal.clone(),
         };
