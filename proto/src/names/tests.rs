@@ -196,6 +196,37 @@ fn endpoints_of_a_stateful_set_have_the_names_of_linkerd_and_all_others_a_mark()
     assert!(of("west").len() <= MAX_LABEL);
 }
 
+/// Services of mirrors and of endpoints stand in one namespace: no two of them have one name, whatever peers are called and export.
+#[test]
+fn endpoints_and_mirrors_never_share_a_name() {
+    let services = ["a", "a-0", "a-0-0", "a-0-west", "west", "west-0", "0-a"];
+    let endpoints = ["a-0", "a-0-0", "a-0-west", "west-0", "west-0-0", "a", "0", "0-a"];
+    let clusters = ["west", "0-west", "a-0-west", "0", "a-west"];
+    let linked = linked(&clusters);
+    let mut names: HashMap<ServiceName, String> = HashMap::new();
+    let mut note = |name: ServiceName, what: String| {
+        assert!(name.as_str().len() <= MAX_LABEL);
+        if let Some(other) = names.insert(name.clone(), what.clone()) {
+            panic!("{name} is the name of {what} and of {other}");
+        }
+    };
+    for from in clusters.map(cluster) {
+        for one in services.map(service) {
+            note(mirror_name(&one, &from, &linked), format!("{one} of {from}"));
+            for endpoint in endpoints {
+                let taken = services.contains(&endpoint);
+                let endpoint = EndpointName::parse(endpoint).unwrap();
+                let what = format!("endpoint {endpoint} of {one} of {from}");
+                note(clusterset_endpoint_name(&one, &endpoint, &from), format!("{what} in the clusterset"));
+                note(endpoint_name(&one, &endpoint, &from, &linked, taken), what);
+            }
+        }
+    }
+    for one in services.map(service) {
+        note(mirror_name(&one, &cluster(CLUSTERSET), &BTreeSet::new()), format!("{one} of all"));
+    }
+}
+
 #[test]
 fn no_cluster_has_the_name_of_all_of_them() {
     assert_eq!(cluster("west").reserved(), None);
