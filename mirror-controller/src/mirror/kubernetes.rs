@@ -98,7 +98,7 @@ struct Keeper {
     found: BTreeMap<Place, BTreeMap<Reference, Value>>,
     stale: BTreeMap<Place, Stale>,
     /// Objects of mirrors that are written which these do not have (any more), such as the slice of a family that no gateway has.
-    orphans: BTreeSet<Reference>,
+    orphans: BTreeSet<(Place, Reference)>,
     /// More is due than one batch.
     behind: bool,
     /// Places whose last write failed: when to try again, and how often it failed.
@@ -226,7 +226,7 @@ impl Keeper {
                         match self.agrees(&wanted, &reference, &value) {
                             Some(true) if !moved => {}
                             Some(_) => self.spoil(place, Stale::All),
-                            None => drop(self.orphans.insert(reference)),
+                            None => drop(self.orphans.insert((place, reference))),
                         }
                     }
                     _ => {
@@ -326,8 +326,8 @@ impl Keeper {
                 batch.push((item, stale));
             }
         }
-        for reference in std::mem::take(&mut self.orphans) {
-            if let Err(error) = self.api.remove(&reference).await {
+        for (place, reference) in std::mem::take(&mut self.orphans) {
+            if let Err(error) = self.api.remove(&place, &reference).await {
                 // Not pressing: the next list shows it again.
                 tracing::debug!(object = reference.name, %error, "an orphan cannot be deleted");
             }
@@ -365,7 +365,8 @@ impl Keeper {
                 .all(|rendered| found.get(&rendered.reference).is_some_and(|value| is_as(wanted, rendered, value)));
             if all {
                 let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
-                self.orphans.extend(found.keys().filter(|reference| !theirs.contains(reference)).cloned());
+                let orphans = found.keys().filter(|reference| !theirs.contains(reference));
+                self.orphans.extend(orphans.map(|reference| (place.clone(), reference.clone())));
                 self.present.insert(place, Present::Written(Arc::clone(wanted)));
             }
         }
@@ -376,7 +377,7 @@ impl Keeper {
         let none = BTreeSet::new();
         let ours = self.objects.get(&item.place).unwrap_or(&none);
         let (Action::Create(wanted) | Action::Patch(wanted)) = &item.action else {
-            return self.api.delete(ours).await.map(|()| Given::new());
+            return self.api.delete(&item.place, ours).await.map(|()| Given::new());
         };
         let old = match self.present.get(&item.place) {
             Some(Present::Written(old)) => Some(old),
@@ -402,7 +403,7 @@ impl Keeper {
         let kept: BTreeSet<Reference> =
             objects::objects(wanted, &self.gateways, &given).into_iter().map(|rendered| rendered.reference).collect();
         for reference in ours.difference(&kept) {
-            self.api.remove(reference).await?;
+            self.api.remove(&item.place, reference).await?;
         }
         Ok(given)
     }

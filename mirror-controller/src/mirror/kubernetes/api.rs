@@ -15,6 +15,7 @@ use linkspan_runtime::text::Clean;
 use serde_json::{Value, json};
 
 use super::super::desired::Wanted;
+use super::super::plan::Place;
 use super::objects::{self, Gateways, Given, Reference, Rendered, Resource};
 use super::{WRITE, import, place};
 use crate::labels;
@@ -145,17 +146,17 @@ impl Api {
     }
 
     /// Deletes these objects. A Service comes before its slices, which mean nothing without it.
-    pub(super) async fn delete(&self, all: &BTreeSet<Reference>) -> Result<(), WriteError> {
+    pub(super) async fn delete(&self, place: &Place, all: &BTreeSet<Reference>) -> Result<(), WriteError> {
         for reference in all {
-            self.remove(reference).await?;
+            self.remove(place, reference).await?;
         }
         Ok(())
     }
 
-    /// Deletes one object unless it is somebody else's.
-    pub(super) async fn remove(&self, reference: &Reference) -> Result<(), WriteError> {
+    /// Deletes one object of a mirror unless it is somebody else's by now, another mirror's included: a name may pass on.
+    pub(super) async fn remove(&self, place: &Place, reference: &Reference) -> Result<(), WriteError> {
         let Some(found) = self.get(reference).await? else { return Ok(()) };
-        if place::identify(reference.resource, &found).is_none() {
+        if place::identify(reference.resource, &found).is_none_or(|(_, its)| its != *place) {
             return Ok(());
         }
         // Of exactly what was looked at: somebody may put another in its place in between.

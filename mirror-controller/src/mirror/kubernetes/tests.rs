@@ -221,6 +221,21 @@ async fn somebody_elses_object_is_left_alone_and_its_name_is_taken_when_it_is_go
 }
 
 #[tokio::test]
+async fn a_name_that_passes_from_an_endpoint_to_a_service_is_not_deleted_on_the_way() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    let cache = || headless("shop/cache", &["cache-0"]);
+    world.exports([cache()]);
+    world.settle().await;
+    world.exports([cache(), entry("shop/cache-0", &["80"], 1)]);
+    let calls = world.settle().await;
+    assert!(!calls.contains(&"DELETE cache-0-west".to_owned()), "{calls:?}");
+    let objects = world.objects();
+    let service = objects.iter().find(|object| object["metadata"]["name"] == "cache-0-west").unwrap();
+    assert_eq!(service["metadata"]["labels"][labels::SERVICE], "cache-0");
+}
+
+#[tokio::test]
 async fn what_a_run_before_wrote_is_adopted_without_a_write() {
     let mut world = World::new();
     world.namespaces(&["shop"]);
