@@ -31,7 +31,7 @@ use crate::door::tls::AuthorityError;
 use crate::exchange::{self, Peers};
 use crate::leader::lease::Lease;
 use crate::leader::{self, Leading, Office};
-use crate::mirror::kubernetes::{ClusterIps, Foreign};
+use crate::mirror::kubernetes::{ClusterIps, Held};
 use crate::mirror::{self, MirrorSet};
 use crate::watch::{Event, Problem};
 use crate::{cluster, dns, files, status};
@@ -134,8 +134,8 @@ struct Channels {
     store: Store,
     /// On Kubernetes, what the API server gave to imports.
     cluster_ips: watch::Sender<ClusterIps>,
-    /// On Kubernetes, mirrors whose name somebody else's object has.
-    foreign: watch::Sender<Foreign>,
+    /// On Kubernetes, mirrors that are wanted and not written, and why.
+    held: watch::Sender<Held>,
 }
 
 impl App {
@@ -283,7 +283,8 @@ impl Stages {
     /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
     fn start(self, home: Home) {
         let Self { config, process, addresses, channels, ca, in_force, signal } = self;
-        let Home { fronts, configuration: door, exchange: exchange_door, attestor, hold, leading, ground } = home;
+        let Home { fronts, seniority, configuration: door, exchange: exchange_door, attestor, hold, leading, ground } =
+            home;
         let registry = process.admin.registry().clone();
         let serving = channels.serving(ca, attestor, &signal);
         drop(task::vital("configuration", &signal, configuration::serve(serving, door)));
@@ -293,7 +294,7 @@ impl Stages {
         let accepted = watch::Sender::new(in_force.clone());
         let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());
         drop(task::spawn("accepted", keeping));
-        let catalog = Catalog::new(own, config.mirror_addresses, in_force);
+        let catalog = Catalog::new(own, config.mirror_addresses, in_force).with_exclusions(config.exclusions());
         let complete = watch::Sender::new(false);
         let completed = complete.subscribe();
         let outputs = CatalogOutputs { snapshots: channels.snapshots.clone(), accepted, complete };
@@ -314,7 +315,8 @@ impl Stages {
             signal: signal.clone(),
         };
         let applied = mirror.metrics.applied.clone();
-        let state = mirror::State::new(config.cluster.clone(), fronts);
+        let seniority = seniority.with_policy(config.mirrors.precedence.clone());
+        let state = mirror::State::new(config.cluster.clone(), fronts).with(seniority, config.exclusions());
         let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.clone());
         let guard = signal.guard();
         drop(task::vital("exchange", &signal, {
@@ -375,7 +377,6 @@ impl Outcome {
                     client: in_cluster.client.clone(),
                     leading: leading.clone(),
                     identity: in_cluster.settings.identity.clone(),
-                    foreign: channels.foreign.subscribe(),
                 },
             },
         }
@@ -438,6 +439,7 @@ async fn after_mirror(config: Config, addresses: Addresses, channels: Channels, 
         snapshots: channels.snapshots.subscribe(),
         peers: channels.peers.subscribe(),
         mirrors: channels.mirrors.subscribe(),
+        held: channels.held.subscribe(),
         reports: channels.reports.subscribe(),
         problems: channels.problems.subscribe(),
     };
@@ -480,7 +482,7 @@ impl Channels {
             problems: watch::Sender::new(Arc::default()),
             store: Store::default(),
             cluster_ips: home::no_cluster_ips(),
-            foreign: watch::Sender::new(Foreign::default()),
+            held: watch::Sender::new(Held::default()),
         }
     }
 

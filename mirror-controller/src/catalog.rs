@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use linkspan_proto::configuration::{Export, ExportRule};
 use linkspan_proto::exchange::{CatalogueEntry, MAX_SERVICES};
+use linkspan_proto::metadata::Exclusions;
 use linkspan_proto::names::{Namespace, ServiceKey, ServiceName};
 use linkspan_proto::resources::{
     ClusterTrafficPolicy, ExportPolicy, LINKERD_EXPORT_LABEL, Link, SERVICE_NAME_LABEL, ServiceExport,
@@ -30,6 +31,8 @@ use crate::watch::{Doubt, Event, Kind, Object, ObjectKey};
 
 // What is in force, over a restart.
 pub mod accepted;
+// What goes with an export beside ports and endpoints.
+mod details;
 mod export;
 mod link;
 // What the catalog publishes.
@@ -45,6 +48,7 @@ pub use snapshot::{ExportReport, LinkReport, Snapshot, Traffic};
 pub struct Catalog {
     own: Own,
     mirror_addresses: IpNet,
+    exclusions: Exclusions,
     services: BTreeMap<ServiceKey, Service>,
     /// By the service they belong to, then by their own name.
     slices: BTreeMap<ServiceKey, BTreeMap<String, EndpointSlice>>,
@@ -92,6 +96,7 @@ impl Catalog {
             good_traffic: traffic::restore(accepted.traffic),
             own,
             mirror_addresses,
+            exclusions: Exclusions::default(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owners: BTreeMap::new(),
@@ -108,6 +113,13 @@ impl Catalog {
             dirty: Dirty::default(),
             snapshot: Snapshot::default(),
         }
+    }
+
+    /// With labels and annotations that the operator does not want to be copied.
+    #[must_use]
+    pub fn with_exclusions(mut self, exclusions: Exclusions) -> Self {
+        self.exclusions = exclusions;
+        self
     }
 
     /// Takes one event. Between `Init` and `InitDone` nothing changes; then everything at once.
@@ -378,6 +390,7 @@ impl Catalog {
             slices: self.slices.get(key).into_iter().flat_map(BTreeMap::values).collect(),
             rules,
             mirror_addresses: self.mirror_addresses,
+            exclusions: &self.exclusions,
         }
         .decide();
         let mut report = outcome.report;

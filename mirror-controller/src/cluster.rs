@@ -17,12 +17,14 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
 use linkspan_proto::exchange::Protocol;
-use linkspan_proto::names::{ClusterName, Namespace as NamespaceName, PortName, ServiceAccountName, ServiceName};
+use linkspan_proto::names::{
+    ClusterName, Namespace as NamespaceName, PortName, ServiceAccountName, ServiceKey, ServiceName,
+};
 use linkspan_proto::resources::SERVICE_NAME_LABEL;
 use linkspan_runtime::text::Clean;
 use serde::de::DeserializeOwned;
@@ -31,7 +33,9 @@ use tokio::sync::watch;
 use crate::configuration::{AttestError, Attestor};
 use crate::dns::{self, ZoneName};
 use crate::labels;
+use crate::mirror::Seniority;
 use crate::mirror::front::port_key;
+use crate::mirror::kubernetes::import;
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::ports::{PortRange, Ports};
 use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS};
@@ -274,10 +278,8 @@ impl Attestor for TokenAttestor {
 /// # Errors
 /// When the API server cannot be asked: starting without it could give a port of one name to another.
 pub async fn ports(client: &Client, range: PortRange) -> kube::Result<Ports> {
-    let ours =
-        ListParams::default().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE)).limit(PAGE);
-    let services = list::<Service>(client, &ours).await?;
-    let slices = list::<EndpointSlice>(client, &ours).await?;
+    let services = pages(&Api::<Service>::all(client.clone()), &ours()).await?;
+    let slices = pages(&Api::<EndpointSlice>::all(client.clone()), &ours()).await?;
     let mut ports = Ports::new(range);
     let services: BTreeMap<_, _> =
         services.iter().map(|service| ((service.namespace(), service.name_any()), service)).collect();
@@ -287,19 +289,68 @@ pub async fn ports(client: &Client, range: PortRange) -> kube::Result<Ports> {
         else {
             continue;
         };
-        let namespace = slice.namespace().unwrap_or_default();
-        let (zone, name, cluster) = match label(labels::CLUSTER) {
-            Some(cluster) => (ZoneName::ClusterLocal, service.name_any(), ClusterName::parse(cluster).ok()),
-            // Which cluster's it counts as is settled when the name is asked for.
-            None => (ZoneName::Clusterset, label(labels::SERVICE).cloned().unwrap_or_default(), None),
-        };
-        let cluster = cluster.unwrap_or_else(crate::reserved::clusterset);
-        let name = format!("{name}.{namespace}.{}", zone.service_suffix());
+        // The slice of a headless mirror has the ports of its service, not those of the gateways.
+        if service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None")) {
+            continue;
+        }
+        let (name, cluster) = name_of(service);
         for (number, port) in given(service, slice) {
             ports.remember(port_key(&name, number), port, cluster.clone());
         }
     }
     Ok(ports)
+}
+
+/// The DNS name that the Service of a mirror, or of one endpoint of it, stands for, and the cluster that causes it.
+fn name_of(service: &Service) -> (String, ClusterName) {
+    let label = |name: &str| service.labels().get(name).map(String::as_str);
+    let namespace = service.namespace().unwrap_or_default();
+    let (zone, name, cluster) = match label(labels::CLUSTER) {
+        Some(cluster) => {
+            let mirror = label(labels::MIRROR).map_or_else(|| service.name_any(), str::to_owned);
+            (ZoneName::ClusterLocal, mirror, Some(cluster))
+        }
+        None => (ZoneName::Clusterset, label(labels::SERVICE).unwrap_or_default().to_owned(), label(labels::SOURCE)),
+    };
+    let host = match (label(labels::ENDPOINT), label(labels::SOURCE)) {
+        (Some(endpoint), Some(source)) => format!("{endpoint}.{source}."),
+        (Some(endpoint), None) => format!("{endpoint}."),
+        (None, _) => String::new(),
+    };
+    // Which cluster's an import counts as is settled when the name is asked for.
+    let cluster = cluster.and_then(|name| ClusterName::parse(name).ok()).unwrap_or_else(crate::reserved::clusterset);
+    (format!("{host}{name}.{namespace}.{}", zone.service_suffix()), cluster)
+}
+
+/// Who exported what first, as ServiceImports from before a restart tell it. Nobody is known where they cannot be asked
+/// for: then everybody begins anew, this cluster first.
+pub async fn seniority(client: &Client) -> Seniority {
+    let mut seniority = Seniority::default();
+    for version in ["v1beta1", "v1alpha1"] {
+        let group = GroupVersionKind::gvk("multicluster.x-k8s.io", version, "ServiceImport");
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&group));
+        match pages(&api, &ours()).await {
+            Ok(imports) => {
+                for import in imports {
+                    let parsed =
+                        ServiceKey::parse(&format!("{}/{}", import.namespace().unwrap_or_default(), import.name_any()));
+                    if let Ok(service) = parsed {
+                        seniority.remember(service, import::clusters(&import.data));
+                    }
+                }
+                break;
+            }
+            Err(error) => {
+                tracing::debug!(version, error = %Clean(&error.to_string()), "ServiceImports cannot be listed")
+            }
+        }
+    }
+    seniority
+}
+
+/// Everything with our label.
+fn ours() -> ListParams {
+    ListParams::default().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE)).limit(PAGE)
 }
 
 /// The Service's port numbers with the slice's, joined by name as kube-proxy does.
@@ -317,11 +368,10 @@ fn given(service: &Service, slice: &EndpointSlice) -> Vec<(u16, u16)> {
         .collect()
 }
 
-async fn list<K>(client: &Client, params: &ListParams) -> kube::Result<Vec<K>>
+async fn pages<K>(api: &Api<K>, params: &ListParams) -> kube::Result<Vec<K>>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Clone + DeserializeOwned + std::fmt::Debug,
 {
-    let api: Api<K> = Api::all(client.clone());
     let (mut all, mut params) = (Vec::new(), params.clone());
     loop {
         let page = api.list(&params).await?;
@@ -375,6 +425,32 @@ mod tests {
         assert_eq!((single.addresses.len(), single.ports.len(), single.headless), (2, 1, None));
         let headless = import(&object(json!({"type": "Headless", "ports": [{"port": 80}]}))).unwrap();
         assert_eq!((headless.addresses.len(), headless.headless), (0, Some(Vec::new())));
+    }
+
+    #[test]
+    fn a_service_of_ours_tells_the_name_that_it_stands_for() {
+        let name = |name: &str, labels: &[(&str, &str)]| {
+            let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+            let service: Service =
+                serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}}))
+                    .unwrap();
+            let (name, cluster) = name_of(&service);
+            format!("{name} {cluster}")
+        };
+        let (service, cluster, endpoint) = (labels::SERVICE, labels::CLUSTER, labels::ENDPOINT);
+        assert_eq!(name("web-west", &[(service, "web"), (cluster, "west")]), "web-west.shop.svc.cluster.local west");
+        assert_eq!(name("web-clusterset", &[(service, "web")]), "web.shop.svc.clusterset.local clusterset");
+        assert_eq!(
+            name(
+                "cache-0-west",
+                &[(service, "cache"), (cluster, "west"), (labels::MIRROR, "cache-west"), (endpoint, "cache-0")]
+            ),
+            "cache-0.cache-west.shop.svc.cluster.local west"
+        );
+        assert_eq!(
+            name("cache-0-x-clusterset", &[(service, "cache"), (labels::SOURCE, "west"), (endpoint, "cache-0")]),
+            "cache-0.west.cache.shop.svc.clusterset.local west"
+        );
     }
 
     #[test]

@@ -15,8 +15,9 @@ use ipnet::IpNet;
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::manifest::{ManifestError, cluster_from_yaml, site_from_yaml};
+use linkspan_proto::metadata::Exclusions;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
-use linkspan_proto::resources::{Cluster, Site};
+use linkspan_proto::resources::{Cluster, ClusterMirrorsSpec, Site};
 use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
 
@@ -86,6 +87,8 @@ pub struct Config {
     pub workloads: Workloads,
     /// Where the certificate authority's root and key are.
     pub ca: PathBuf,
+    /// What is copied between clusters, and whose word counts.
+    pub mirrors: ClusterMirrorsSpec,
     /// In a Kubernetes cluster: what is different there. Manifests, mirror addresses and workloads are a site's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
@@ -163,6 +166,7 @@ impl Config {
             mirror_addresses: site.spec.mirror_addresses,
             workloads: Workloads { ranges: ranges.collect() },
             ca: dir.join(&site.spec.state_dir).join("ca"),
+            mirrors: ClusterMirrorsSpec::default(),
             kubernetes: None,
         }
     }
@@ -191,6 +195,7 @@ impl Config {
             mirror_addresses: Site::new(cluster.cluster().clone()).spec.mirror_addresses,
             workloads: Workloads::default(),
             ca: CA.into(),
+            mirrors: spec.mirrors.clone(),
             kubernetes: Some(Kubernetes {
                 namespace: spec.namespace.clone(),
                 gateway_service: spec.gateway.service.clone(),
@@ -199,6 +204,15 @@ impl Config {
                 names: vec![cluster.controller_address().host],
                 identity,
             }),
+        }
+    }
+
+    /// What is not copied between clusters.
+    #[must_use]
+    pub fn exclusions(&self) -> Exclusions {
+        Exclusions {
+            labels: self.mirrors.excluded_labels.clone(),
+            annotations: self.mirrors.excluded_annotations.clone(),
         }
     }
 

@@ -8,6 +8,12 @@ pub const MANAGED_BY_VALUE: &str = "mirror-controller";
 pub const CLUSTER: &str = "mirror.linkspan.io/cluster-name";
 /// On mirrors: the name of the service in the clusters that export it.
 pub const SERVICE: &str = "mirror.linkspan.io/service-name";
+/// On what stands for one endpoint of a headless mirror, in an API server: the endpoint's host name.
+pub const ENDPOINT: &str = "mirror.linkspan.io/endpoint";
+/// The same, of one peer's mirror: the name of the mirror that the endpoint belongs to.
+pub const MIRROR: &str = "mirror.linkspan.io/mirror-name";
+/// The same, of a clusterset import: the cluster that the endpoint runs in.
+pub const SOURCE: &str = "mirror.linkspan.io/source-cluster";
 /// On EndpointSlices of clusterset imports, by the multi-cluster services API.
 pub const MCS_SERVICE: &str = "multicluster.kubernetes.io/service-name";
 /// The cluster behind an EndpointSlice of an import, by the multi-cluster services API.

@@ -34,6 +34,8 @@ pub mod addresses;
 pub mod apply;
 // Which objects may be deleted.
 pub mod collect;
+// What clusters disagree about.
+pub mod conflicts;
 // What should be mirrored.
 pub mod desired;
 // Writes objects to an API server.
@@ -50,6 +52,8 @@ pub mod plan;
 pub mod pool;
 // Ports of the gateways, on Kubernetes.
 pub mod ports;
+// Whose word counts.
+pub mod seniority;
 // All mirrors, kept up to date.
 pub mod state;
 
@@ -59,12 +63,16 @@ pub use addresses::Addresses;
 pub use desired::{MirrorId, Refused, Wanted};
 pub use front::{Front, Fronts};
 pub use metrics::{Applied, Metrics};
+pub use seniority::Seniority;
 pub use state::{Changes, MirrorSet, State};
 
 /// Between two updates. Changes come in bursts; together with the pace of the exchange this stays well below a second.
 pub const PACE: Duration = Duration::from_millis(30);
 /// Updates take at most half of one core, however large the catalogues are.
 const SHARE: u32 = 1;
+
+/// Beside the addresses: see [`Seniority`].
+const SENIORITY: &str = "seniority.json";
 
 /// What the mirror stage needs from outside.
 #[derive(Debug)]
@@ -101,6 +109,20 @@ pub fn load_addresses(path: &std::path::Path, range: IpNet) -> io::Result<Addres
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Addresses::new(range)),
         Err(error) => Err(error),
     }
+}
+
+/// Loads who exported what first, as far as it is known. Without it everybody begins anew, this cluster first.
+#[must_use]
+pub fn load_seniority(addresses: &std::path::Path) -> Seniority {
+    let path = addresses.with_file_name(SENIORITY);
+    let loaded = std::fs::read_to_string(&path)
+        .and_then(|text| Seniority::parse(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)));
+    loaded.unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            tracing::error!(path = %path.display(), %error, "which cluster exported what first is not known any more");
+        }
+        Seniority::default()
+    })
 }
 
 /// Keeps all mirrors up to date until the drain. `tell` gets what the gateway must be told.
@@ -172,6 +194,13 @@ pub async fn run(
 
 /// Addresses are on disk before anybody hears of them, so that no crash can give one to two names.
 fn save(state: &mut State, path: &std::path::Path) {
+    if let Some(text) = state.seniority().take_changed() {
+        let path = path.with_file_name(SENIORITY);
+        if let Err(error) = files::write_atomically(&path, text.as_bytes(), 0o600) {
+            tracing::error!(path = %path.display(), %error, "which cluster exported what first cannot be saved");
+            state.seniority().mark_changed();
+        }
+    }
     let Some(text) = state.fronts().take_changed() else { return };
     if let Err(error) = files::write_atomically(path, text.as_bytes(), 0o600) {
         tracing::error!(path = %path.display(), %error, "the addresses of mirrored names cannot be saved");

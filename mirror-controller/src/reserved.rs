@@ -1,6 +1,6 @@
 //! Names that belong to the cluster itself: nothing that a peer says puts anything there (S-35).
 
-use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
+use linkspan_proto::names::{CLUSTERSET, ClusterName, Namespace, ServiceKey};
 
 /// Namespaces of Kubernetes and of Linkspan. `default` is one of them: it holds the API server's own Service.
 const NAMESPACES: [&str; 5] = ["default", "kube-node-lease", "kube-public", "kube-system", "linkspan"];
@@ -31,5 +31,5 @@ pub fn refusal(service: &ServiceKey) -> Option<String> {
 /// The part of a Service's name that stands for all clusters, where a mirror has a cluster's. No cluster may have it.
 #[must_use]
 pub fn clusterset() -> ClusterName {
-    ClusterName::parse("clusterset").expect("a valid label")
+    ClusterName::parse(CLUSTERSET).expect("a valid label")
 }

@@ -28,6 +28,7 @@ use crate::configuration::Reports;
 use crate::exchange::Peers;
 use crate::files;
 use crate::mirror::MirrorSet;
+use crate::mirror::kubernetes::Held;
 use crate::verdict::Verdict;
 use crate::watch::Problem;
 
@@ -54,6 +55,8 @@ pub struct Sources {
     pub peers: watch::Receiver<Arc<Peers>>,
     /// The mirrors.
     pub mirrors: watch::Receiver<MirrorSet>,
+    /// What of the mirrors is not written, and why.
+    pub held: watch::Receiver<Held>,
     /// The gateways.
     pub reports: watch::Receiver<Reports>,
     /// The manifests.
@@ -70,6 +73,7 @@ pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut s
             snapshot: sources.snapshots.borrow_and_update().clone(),
             peers: Arc::clone(&sources.peers.borrow_and_update()),
             mirrors: sources.mirrors.borrow_and_update().clone(),
+            held: Arc::clone(&sources.held.borrow_and_update()),
             reports: sources.reports.borrow_and_update().clone(),
         };
         let problems = Arc::clone(&sources.problems.borrow_and_update());
@@ -96,6 +100,7 @@ pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut s
             changed = sources.snapshots.changed() => changed.is_err(),
             changed = sources.peers.changed() => changed.is_err(),
             changed = sources.mirrors.changed() => changed.is_err(),
+            changed = sources.held.changed() => changed.is_err(),
             changed = sources.reports.changed() => changed.is_err(),
             changed = sources.problems.changed() => changed.is_err(),
             () = again => false,

@@ -38,6 +38,7 @@ pub(crate) fn entry(service: &str, ports: &[&str], ready: u32) -> Arc<CatalogueE
         ports: ports.iter().map(port).collect(),
         endpoints: Vec::new(),
         labels: BTreeMap::new(),
+        details: Default::default(),
     })
 }
 

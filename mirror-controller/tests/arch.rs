@@ -37,7 +37,7 @@ const ORDER: [&str; 19] = [
 ];
 
 /// Files and folders that decide and never talk.
-const PURE: [&str; 19] = [
+const PURE: [&str; 24] = [
     "watch/folder.rs",
     "catalog.rs",
     "catalog/",
@@ -46,10 +46,15 @@ const PURE: [&str; 19] = [
     "exchange/session/",
     "mirror/addresses.rs",
     "mirror/collect.rs",
+    "mirror/conflicts.rs",
     "mirror/desired.rs",
     "mirror/faces.rs",
+    "mirror/kubernetes/import.rs",
+    "mirror/kubernetes/objects.rs",
+    "mirror/kubernetes/place.rs",
     "mirror/object.rs",
     "mirror/plan.rs",
+    "mirror/seniority.rs",
     "mirror/state.rs",
     "status/findings.rs",
     "status/events.rs",

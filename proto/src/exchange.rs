@@ -14,6 +14,8 @@ mod hash;
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::names::{ClusterName, EndpointName, PortName, ServiceKey};
 
 pub use convert::batches;
@@ -34,21 +36,21 @@ pub const MAX_PORTS: usize = 64;
 /// The most endpoints of one headless service.
 pub const MAX_ENDPOINTS: usize = 1_000;
 
-/// The most labels of one service.
+/// The most labels of one service, and the most exported ones.
 pub const MAX_LABELS: usize = 16;
 
-/// The most bytes of an `appProtocol` or of a label's key.
+/// The most bytes of an `appProtocol` or of a `trafficDistribution`.
 pub const MAX_NAME_LEN: usize = 253;
 
-/// The labels of an exported Service that its catalogue entry carries and its mirrors get. All others stay at home:
-/// labels select, and what a peer says must not make an object selected by something of ours.
-pub const LISTED_LABELS: [&str; 5] = [
-    "app.kubernetes.io/component",
-    "app.kubernetes.io/instance",
-    "app.kubernetes.io/name",
-    "app.kubernetes.io/part-of",
-    "app.kubernetes.io/version",
-];
+/// The most annotations of one service, and the most exported ones.
+pub const MAX_ANNOTATIONS: usize = 16;
+
+/// The most bytes of all labels and annotations of one service, keys and values: with [`MAX_SERVICES`] a bound on what a peer
+/// can make us keep.
+pub const MAX_METADATA_LEN: usize = 4096;
+
+/// The longest session affinity, in seconds, as in Kubernetes: a day.
+pub const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// One exported service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,14 +63,44 @@ pub struct CatalogueEntry {
     pub ports: Vec<CataloguePort>,
     /// Its named endpoints and whether each is ready, in ascending order; only for headless services.
     pub endpoints: Vec<(EndpointName, bool)>,
-    /// Its labels, as the exporting cluster sent them: only [`Self::listed_labels`] may reach an object.
+    /// Its labels, as the exporting cluster sent them: which may reach an object is the importer's decision
+    /// ([`crate::metadata::Exclusions`]).
     pub labels: BTreeMap<String, String>,
+    /// What goes with it beside that.
+    pub details: Details,
+}
+
+/// What goes with an exported service beside its ports; most services say nothing of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Details {
+    /// Its annotations, for the mirror; the importer decides, as of labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// `spec.exportedLabels` of its ServiceExport, for the import of all clusters.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub exported_labels: BTreeMap<String, String>,
+    /// `spec.exportedAnnotations` of its ServiceExport.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub exported_annotations: BTreeMap<String, String>,
+    /// `sessionAffinity: ClientIP` with its time, 1 to [`MAX_AFFINITY_SECONDS`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_seconds: Option<u32>,
+    /// `internalTrafficPolicy: Local`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub local_traffic: bool,
+    /// `trafficDistribution`, a word such as `PreferClose`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<String>,
 }
 
 impl CatalogueEntry {
-    /// The labels that a mirror may carry.
-    pub fn listed_labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        LISTED_LABELS.iter().filter_map(|key| Some((*key, self.labels.get(*key)?.as_str())))
+    /// Bytes of all labels and annotations, held against [`MAX_METADATA_LEN`].
+    #[must_use]
+    pub fn metadata_len(&self) -> usize {
+        let Details { annotations, exported_labels, exported_annotations, .. } = &self.details;
+        let maps = [&self.labels, annotations, exported_labels, exported_annotations];
+        maps.into_iter().flatten().map(|(key, value)| key.len() + value.len()).sum()
     }
 }
 

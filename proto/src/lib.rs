@@ -22,6 +22,9 @@ mod text;
 // Names that are parsed once.
 pub mod names;
 
+// Labels and annotations that go with a service.
+pub mod metadata;
+
 // Trust domains, SPIFFE IDs, assurance.
 pub mod identity;
 

@@ -69,7 +69,7 @@ fn is_label(text: &str) -> bool {
 }
 
 /// Whether `text` is labels joined by dots.
-fn is_subdomain(text: &str) -> bool {
+pub(crate) fn is_subdomain(text: &str) -> bool {
     text.split('.').all(is_label)
 }
 
@@ -212,6 +212,19 @@ name!(
     "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 );
 
+/// The name that stands for all clusters together: `web-clusterset` is made beside `web-west`, so no cluster may have it.
+pub const CLUSTERSET: &str = "clusterset";
+
+impl ClusterName {
+    /// Why no cluster may have this name, if none may.
+    #[must_use]
+    pub fn reserved(&self) -> Option<String> {
+        (self.as_str() == CLUSTERSET).then(|| {
+            format!("`{CLUSTERSET}` stands for all clusters together (<service>-{CLUSTERSET}): give the cluster another name")
+        })
+    }
+}
+
 /// A service inside a cluster. As text `namespace/name`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey {
@@ -300,13 +313,13 @@ const CUT_CLUSTER: usize = 20;
 pub fn mirror_name(service: &ServiceName, cluster: &ClusterName, linked: &BTreeSet<ClusterName>) -> ServiceName {
     let text = if has_mark(cluster.as_str()) || cluster.as_str().len() > MAX_LABEL - SHORT_MARK - 4 {
         let keep = unmarked(cluster.as_str());
-        marked(service, cluster, LONG_MARK, cut(keep, CUT_CLUSTER))
+        marked(service.as_str(), &hash_text(&[service.as_str(), cluster.as_str()], LONG_MARK), cut(keep, CUT_CLUSTER))
     } else {
         let plain = format!("{service}-{cluster}");
         if plain.len() <= MAX_LABEL && !has_mark(service.as_str()) && !belongs_to_longer(&plain, cluster, linked) {
             plain
         } else {
-            marked(service, cluster, SHORT_MARK, cluster.as_str())
+            marked(service.as_str(), &hash_text(&[service.as_str(), cluster.as_str()], SHORT_MARK), cluster.as_str())
         }
     };
     debug_assert!(is_label(&text), "a mirror name is a label: {text}");
@@ -321,13 +334,56 @@ fn belongs_to_longer(plain: &str, cluster: &ClusterName, linked: &BTreeSet<Clust
     })
 }
 
-/// `<service, cut>-x<mark>-<suffix>`, at most 63 bytes.
-fn marked(service: &ServiceName, cluster: &ClusterName, mark: usize, suffix: &str) -> String {
-    let hash = hash_text(service, cluster, mark);
+/// The local name of the Service that stands for one endpoint of the headless `service` of the peer `cluster`.
+///
+/// `cache-0` of `cache` is called `cache-0-west`, as Linkerd users know it: an ordinal behind the service's name, by which
+/// the service can be read from the text. Any other endpoint, and one whose plain name `is_taken` by a mirror of another
+/// service of the same peer, has a mark: the hash is SHA-256 over all three names. So names of endpoints are injective for the
+/// same reasons as those of services ([`mirror_name`]), and neither can be the other's.
+#[must_use]
+pub fn endpoint_name(
+    service: &ServiceName,
+    endpoint: &EndpointName,
+    cluster: &ClusterName,
+    linked: &BTreeSet<ClusterName>,
+    is_taken: bool,
+) -> ServiceName {
+    if ordinal_of(service, endpoint).is_some() && !is_taken {
+        return mirror_name(&ServiceName(Arc::clone(&endpoint.0)), cluster, linked);
+    }
+    let whole = cluster.as_str().len() <= MAX_LABEL - SHORT_MARK - 4 && !has_mark(cluster.as_str());
+    let (mark, suffix) =
+        if whole { (SHORT_MARK, cluster.as_str()) } else { (LONG_MARK, cut(unmarked(cluster.as_str()), CUT_CLUSTER)) };
+    let hash = hash_text(&[service.as_str(), endpoint.as_str(), cluster.as_str()], mark);
+    ServiceName(marked(&lettered(endpoint), &hash, suffix).into())
+}
+
+/// The local name of the Service that stands for one endpoint of the headless `service`, of whichever cluster, among the
+/// endpoints of all clusters. All of them share one suffix, so the mark is a long one: no cluster finds another's.
+#[must_use]
+pub fn clusterset_endpoint_name(service: &ServiceName, endpoint: &EndpointName, cluster: &ClusterName) -> ServiceName {
+    let hash = hash_text(&[service.as_str(), endpoint.as_str(), cluster.as_str()], LONG_MARK);
+    ServiceName(marked(&lettered(endpoint), &hash, CLUSTERSET).into())
+}
+
+/// The number behind the service's name, as a StatefulSet of that name gives its pods.
+fn ordinal_of<'a>(service: &ServiceName, endpoint: &'a EndpointName) -> Option<&'a str> {
+    let ordinal = endpoint.as_str().strip_prefix(service.as_str())?.strip_prefix('-')?;
+    ordinal.bytes().all(|byte| byte.is_ascii_digit()).then_some(ordinal)
+}
+
+/// A Service's name begins with a letter (RFC 1035), a pod's may begin with a digit. The mark behind it tells them apart.
+fn lettered(endpoint: &EndpointName) -> String {
+    let letter = if endpoint.as_str().starts_with(|first: char| first.is_ascii_digit()) { "e" } else { "" };
+    format!("{letter}{endpoint}")
+}
+
+/// `<label, cut>-x<hash>-<suffix>`, at most 63 bytes.
+fn marked(label: &str, hash: &str, suffix: &str) -> String {
     // Two hyphens and the `x`. The suffix is at most 49 bytes beside a short mark and 20 beside a long one, so at least
-    // one byte stays for the service.
-    let room = MAX_LABEL - mark - 3 - suffix.len();
-    format!("{}-x{hash}-{suffix}", cut(service.as_str(), room))
+    // one byte stays for the label.
+    let room = MAX_LABEL - hash.len() - 3 - suffix.len();
+    format!("{}-x{hash}-{suffix}", cut(label, room))
 }
 
 /// At most `max` bytes of a label, not ending in a hyphen. Labels are ASCII and start with no hyphen.
@@ -364,13 +420,12 @@ fn is_mark(part: &str) -> bool {
 /// RFC 4648 base32 in lower case.
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// The first `length` base32 characters of SHA-256 over `service NUL cluster`: neither name can hold a NUL.
-fn hash_text(service: &ServiceName, cluster: &ClusterName, length: usize) -> String {
+/// The first `length` base32 characters of SHA-256 over the names with NULs between them, which no name can hold: names of
+/// two services (service, cluster) and of endpoints (service, endpoint, cluster) never hash the same text.
+fn hash_text(names: &[&str], length: usize) -> String {
     let mut hash = Sha256::new();
     hash.update(b"linkspan mirror name\0");
-    hash.update(service.as_str());
-    hash.update(b"\0");
-    hash.update(cluster.as_str());
+    hash.update(names.join("\0"));
     let digest = hash.finalize();
     let (mut bits, mut held, mut text) = (0_u32, 0_u32, String::with_capacity(length));
     let mut bytes = digest.iter();

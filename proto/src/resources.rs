@@ -21,7 +21,8 @@ mod traffic_policy;
 
 pub use address::{AddressError, HostPort};
 pub use cluster::{
-    Cluster, ClusterControllerSpec, ClusterDnsSpec, ClusterGatewaySpec, ClusterMetadata, ClusterSpec, PortRange,
+    Cluster, ClusterControllerSpec, ClusterDnsSpec, ClusterGatewaySpec, ClusterMetadata, ClusterMirrorsSpec,
+    ClusterSpec, PortRange,
 };
 pub use condition::{ConditionStatus, NewCondition, set_condition};
 pub use export_policy::{AllowRule, ExportPolicy, ExportPolicySpec, ExportPolicyStatus};

@@ -25,7 +25,7 @@ use crate::leader::Leading;
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::kubernetes::{self, ClusterIps};
 use crate::mirror::ports::Ports;
-use crate::mirror::{self, Fronts};
+use crate::mirror::{self, Fronts, Seniority};
 use crate::watch::directory::{self, Directory};
 use crate::watch::{self as source, Event};
 
@@ -39,6 +39,8 @@ const PAUSE: (Duration, Duration) = source::kubernetes::PAUSE;
 pub(super) struct Home {
     /// Who has which address or port.
     pub(super) fronts: Fronts,
+    /// Who exported what first.
+    pub(super) seniority: Seniority,
     /// Configuration and certificates.
     pub(super) configuration: Door,
     /// Pipes to peers.
@@ -93,9 +95,11 @@ impl Standby {
             .await
             .map_err(|error| StartError::Gateways { address: settings.listen, error })?;
         let (port, configuration, exchange) = Port::new(listener, Arc::clone(&authority)).map_err(StartError::Tls)?;
+        let seniority = cluster::seniority(&client).await;
         let attestor = TokenAttestor::new(client.clone(), settings.namespace.as_str());
         Ok(Home {
             fronts: given.into(),
+            seniority,
             configuration,
             exchange,
             attestor: Some(Arc::new(attestor)),
@@ -128,6 +132,7 @@ impl Home {
             .map_err(StartError::Addresses)?;
         Ok(Self {
             fronts: given.into(),
+            seniority: mirror::load_seniority(&config.state("addresses.json")),
             configuration: state_dir::socket(&config.state("controller.sock")).await?.into(),
             exchange: state_dir::socket(&config.state("exchange.sock")).await?.into(),
             attestor: None,
@@ -184,7 +189,7 @@ impl Ground {
             namespaces: present,
             leading,
             cluster_ips: channels.cluster_ips.clone(),
-            foreign: channels.foreign.clone(),
+            held: channels.held.clone(),
             metrics: applied,
             signal: signal.clone(),
         };

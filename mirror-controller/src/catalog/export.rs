@@ -8,13 +8,15 @@ use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use linkspan_proto::configuration::{Endpoint, Export, ExportPort, ExportRule};
-use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, LISTED_LABELS, MAX_ENDPOINTS, Protocol};
+use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, MAX_ENDPOINTS, Protocol};
 use linkspan_proto::generated::exchange as wire;
+use linkspan_proto::metadata::Exclusions;
 use linkspan_proto::names::{EndpointName, PortName, ServiceKey};
 use linkspan_proto::resources::{ConditionStatus, PROXY_PROTOCOL_ANNOTATION, ServiceExport};
 use linkspan_runtime::text::Clean;
 use sha2::{Digest, Sha256};
 
+use super::details::{self, OPAQUE, OpaquePorts};
 use super::snapshot::ExportReport;
 use crate::labels;
 use crate::reserved;
@@ -31,6 +33,8 @@ pub(super) struct Wish<'a> {
     pub(super) rules: Option<Vec<ExportRule>>,
     /// Endpoints in here are mirrors of other clusters' services.
     pub(super) mirror_addresses: IpNet,
+    /// Labels and annotations that stay at home.
+    pub(super) exclusions: &'a Exclusions,
 }
 
 /// What came of it.
@@ -87,9 +91,12 @@ impl Wish<'_> {
         }
         let proxy_protocol = self.proxy_protocol(service)?;
         let headless = spec.cluster_ip.as_deref() == Some("None");
-        let ports = ports(&spec.ports.unwrap_or_default())?;
+        let opaque = OpaquePorts::of(service);
+        let ports = ports(spec.ports.as_deref().unwrap_or_default(), &opaque)?;
         let backends = Backends::find(&ports, &self.slices, self.mirror_addresses, headless);
-        let message = backends.message(&ports);
+        let mut message = backends.message(&ports);
+        let carried = details::carried(service, &spec, self.export, self.exclusions);
+        message.extend(opaque.complaint().into_iter().chain(carried.complaint()));
         let entry = CatalogueEntry {
             service: self.key.clone(),
             headless,
@@ -105,7 +112,8 @@ impl Wish<'_> {
                 })
                 .collect(),
             endpoints: if headless { backends.names() } else { Vec::new() },
-            labels: listed_labels(service),
+            labels: carried.labels,
+            details: carried.details,
         };
         // What we send must pass the checks of whoever receives it: one entry that does not would cost the peer all others.
         CatalogueEntry::try_from(wire::Entry::from(entry.clone()))
@@ -152,7 +160,7 @@ struct Port {
     target: u16,
 }
 
-fn ports(ports: &[ServicePort]) -> Result<Vec<Port>, Refusal> {
+fn ports(ports: &[ServicePort], opaque: &OpaquePorts) -> Result<Vec<Port>, Refusal> {
     let mut checked = Vec::with_capacity(ports.len());
     for (index, port) in ports.iter().enumerate() {
         let failed = |field: &str, what: String| Refusal::Failed(format!("spec.ports[{index}].{field}: {what}"));
@@ -171,7 +179,9 @@ fn ports(ports: &[ServicePort]) -> Result<Vec<Port>, Refusal> {
             Some(IntOrString::Int(target)) => positive(*target).unwrap_or(number),
             _ => number,
         };
-        checked.push(Port { number, protocol, name, app_protocol: port.app_protocol.clone(), target });
+        // Whoever says both means "do not look into it" more than the protocol that nobody then looks for.
+        let app_protocol = if opaque.contains(number) { Some(OPAQUE.to_owned()) } else { port.app_protocol.clone() };
+        checked.push(Port { number, protocol, name, app_protocol, target });
     }
     if checked.is_empty() {
         return Err(Refusal::Failed("spec.ports: the Service has no ports".to_owned()));
@@ -182,14 +192,6 @@ fn ports(ports: &[ServicePort]) -> Result<Vec<Port>, Refusal> {
 
 fn positive(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port > 0)
-}
-
-fn listed_labels(service: &Service) -> BTreeMap<String, String> {
-    let labels = service.metadata.labels.iter().flatten();
-    labels
-        .filter(|(key, _)| LISTED_LABELS.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
 }
 
 /// The endpoints behind each port.

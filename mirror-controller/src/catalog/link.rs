@@ -30,6 +30,9 @@ pub(super) fn check(own: &Own, name: &str, link: &Link) -> Result<Peer, Verdict>
     let cluster = ClusterName::parse(name)
         .map_err(|error| refuse("InvalidName", format!("metadata.name is the peer's cluster name: {error}")))?;
     let spec = &link.spec;
+    if let Some(message) = cluster.reserved() {
+        return Err(refuse("ReservedName", format!("metadata.name: {message}")));
+    }
     if cluster == own.cluster {
         return Err(refuse("SelfLink", format!("{cluster} is this cluster; a Link names a peer")));
     }

@@ -104,7 +104,9 @@ fn an_export_is_its_service_with_its_slices() {
     assert!(!entry.headless && entry.endpoints.is_empty());
     let ports: Vec<_> = entry.ports.iter().map(|port| (port.port, port.protocol, port.ready, port.total)).collect();
     assert_eq!(ports, [(80, Protocol::Tcp, 2, Some(3)), (90, Protocol::Tcp, 0, Some(0))]);
-    assert_eq!(entry.labels, BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())]));
+    let labels =
+        [("app.kubernetes.io/name", "web"), ("team", "a")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(entry.labels, BTreeMap::from(labels));
     let reachable = &snapshot.reachable[&key("shop/web")];
     let endpoints: Vec<_> =
         reachable.ports[0].endpoints.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.ready)).collect();
@@ -203,6 +205,38 @@ fn linkerds_label_exports_too() {
     assert!(snapshot.exports[&key("shop/web")].by_label);
     apply(&mut catalog, SERVICE);
     assert!(catalog.snapshot().exports.is_empty());
+}
+
+#[test]
+fn a_service_export_counts_more_than_linkerds_label() {
+    let mut catalog = catalog();
+    let labelled = SERVICE.replace("team: a", "mirror.linkerd.io/exported: \"true\"");
+    apply(&mut catalog, &format!("{labelled}---{SLICE}---{EXPORT}"));
+    assert!(!catalog.snapshot().exports[&key("shop/web")].by_label);
+    apply(&mut catalog, SERVICE);
+    assert!(catalog.snapshot().exported.contains_key(&key("shop/web")), "the label's removal ends nothing here");
+    apply(&mut catalog, &labelled);
+    delete(&mut catalog, Kind::ServiceExport, "web");
+    assert!(catalog.snapshot().exports[&key("shop/web")].by_label);
+    apply(&mut catalog, &labelled.replace("\"true\"", "\"false\""));
+    assert!(catalog.snapshot().exported.is_empty());
+}
+
+#[test]
+fn ports_that_linkerds_annotation_marks_are_opaque() {
+    let mut catalog = catalog();
+    let service = SERVICE
+        .replace("labels:", "annotations: {config.linkerd.io/opaque-ports: \"80,mysql\", helm.sh/x: y}, labels:");
+    apply(&mut catalog, &format!("{service}---{SLICE}---{EXPORT}"));
+    let snapshot = catalog.snapshot();
+    let entry = &snapshot.exported[&key("shop/web")];
+    let declared: Vec<_> = entry.ports.iter().map(|port| port.app_protocol.as_deref()).collect();
+    assert_eq!(declared, [Some("tcp"), Some("grpc")]);
+    assert_eq!(snapshot.reachable[&key("shop/web")].ports[0].app_protocol.as_deref(), Some("tcp"));
+    let ready = &snapshot.exports[&key("shop/web")].verdicts[1];
+    assert!(ready.holds() && ready.message.contains("`mysql` is passed over"), "{}", ready.message);
+    assert_eq!(entry.details.annotations.keys().collect::<Vec<_>>(), ["config.linkerd.io/opaque-ports"]);
+    assert_eq!(entry.labels.keys().collect::<Vec<_>>(), ["app.kubernetes.io/name", "team"]);
 }
 
 #[test]
@@ -370,6 +404,7 @@ fn a_link_is_checked_as_a_whole() {
     for (name, domain, reason) in [
         ("east", "north.linkspan.internal", "SelfLink"),
         ("north", "east.linkspan.internal", "SelfLink"),
+        ("clusterset", "set.linkspan.internal", "ReservedName"),
         ("north", "north.linkspan.internal", "InvalidTrustBundle"),
         ("xorth", "west.linkspan.internal", "TrustDomainInUse"),
     ] {

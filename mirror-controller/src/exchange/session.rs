@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_proto::exchange::{CatalogueEntry, MAX_SERVICES, VERSION, catalogue_hash};
+use linkspan_proto::exchange::{CatalogueEntry, Details, MAX_SERVICES, VERSION, catalogue_hash};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 
 mod publisher;
@@ -227,8 +227,17 @@ fn weight(entry: &CatalogueEntry) -> usize {
         })
         .sum();
     let endpoints: usize = entry.endpoints.iter().map(|(name, _)| 8 + name.as_str().len()).sum();
-    let labels: usize = entry.labels.iter().map(|(key, value)| 12 + key.len() + value.len()).sum();
-    32 + entry.service.namespace.as_str().len() + entry.service.name.as_str().len() + ports + endpoints + labels
+    let Details { annotations, exported_labels, exported_annotations, traffic_distribution, .. } = &entry.details;
+    let maps = [&entry.labels, annotations, exported_labels, exported_annotations];
+    // Keys and values in entries of a map: tags and lengths take at most 12 bytes.
+    let labels: usize = maps.into_iter().map(|map| 12 * map.len()).sum::<usize>() + entry.metadata_len();
+    let details = 16 + traffic_distribution.as_ref().map_or(0, String::len);
+    32 + details
+        + entry.service.namespace.as_str().len()
+        + entry.service.name.as_str().len()
+        + ports
+        + endpoints
+        + labels
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, MAX_SERVICES, Protocol};
+use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, Details, MAX_SERVICES, Protocol};
 use linkspan_proto::generated::exchange as wire;
 use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
 use linkspan_runtime::task;
@@ -58,9 +58,16 @@ pub struct EntryText {
     /// Whether each named endpoint is ready; only for headless services.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub endpoints: BTreeMap<EndpointName, bool>,
-    /// Its listed labels.
+    /// Its labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What goes with it beside that.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub details: Details,
+}
+
+fn is_default(details: &Details) -> bool {
+    *details == Details::default()
 }
 
 /// A port of an [`EntryText`].
@@ -103,6 +110,7 @@ impl From<&CatalogueEntry> for EntryText {
                 .collect(),
             endpoints: entry.endpoints.iter().cloned().collect(),
             labels: entry.labels.clone(),
+            details: entry.details.clone(),
         }
     }
 }
@@ -129,6 +137,7 @@ impl EntryText {
             ports,
             endpoints: self.endpoints.into_iter().collect(),
             labels: self.labels,
+            details: self.details,
         };
         CatalogueEntry::try_from(wire::Entry::from(entry)).map_err(|error| error.to_string())
     }

@@ -2,27 +2,34 @@
 //!
 //! Two kinds. A **cluster mirror** `<service>-<cluster>` stands for one service of one peer. A **clusterset import**
 //! `<service>` stands for that service in all clusters that export it, this one included, by the rules of the
-//! multi-cluster services API. What clusters say about one service may differ; then local precedence decides (S-40): this
-//! cluster first, then the peers in the order of their names. Nothing that a peer sends decides about another.
+//! multi-cluster services API. What clusters say about one service may differ; then local precedence decides (S-40, see
+//! [`super::seniority`]). Nothing that a peer sends decides about another.
 //!
 //! - **In**: entries of catalogues, which carry no addresses; Links, traffic policies and local names.
 //! - **Out**: [`Wanted`] or a refusal with its reason, and what conflicts.
 //! - **Refuses when**: the name is reserved, a local Service has it, no port of it can be carried, no address or port is free.
-//! - **Never does**: copy anything from a peer but ports, protocols and listed labels (S-39), or use an address that did
-//!   not come from our own range (S-38).
+//! - **Never does**: copy anything from a peer but ports, protocols, and labels and annotations that command nobody (S-39),
+//!   or use an address that did not come from our own range (S-38).
 //! - **Numbers**: [`NAME_MAX`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use linkspan_proto::configuration::Tier;
-use linkspan_proto::exchange::{CatalogueEntry, Protocol};
-use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey, mirror_name};
+use linkspan_proto::exchange::{CatalogueEntry, MAX_ANNOTATIONS, MAX_LABELS, Protocol};
+use linkspan_proto::metadata::Exclusions;
+use linkspan_proto::names::{
+    ClusterName, EndpointName, PortName, ServiceKey, ServiceName, clusterset_endpoint_name, endpoint_name, mirror_name,
+};
 
+use super::conflicts::{compare, merge_ports, ports};
 use super::front::{Front, FrontError, Fronts};
 use crate::catalog::Traffic;
 use crate::dns::ZoneName;
 use crate::reserved;
 use crate::verdict::Verdict;
+
+pub use super::conflicts::{Conflicts, conflict_verdict};
 
 /// The longest DNS name as text (RFC 1035 section 2.3.4).
 pub const NAME_MAX: usize = 253;
@@ -63,6 +70,17 @@ pub struct Ground {
     pub linked: BTreeSet<ClusterName>,
     /// This cluster and the linked peers.
     pub clusters: Vec<ClusterName>,
+    /// Labels and annotations that no mirror gets.
+    pub exclusions: Arc<Exclusions>,
+}
+
+/// Names that a mirror may meet.
+#[derive(Clone, Copy)]
+pub struct Taken<'a> {
+    /// Whether a local Service that is no mirror has the name.
+    pub locally: &'a dyn Fn(&ServiceKey) -> bool,
+    /// Whether the peer itself exports a service of this name.
+    pub by_peer: &'a dyn Fn(&ServiceKey) -> bool,
 }
 
 impl Ground {
@@ -70,7 +88,7 @@ impl Ground {
     #[must_use]
     pub fn new(own: ClusterName, linked: BTreeSet<ClusterName>) -> Self {
         let clusters = std::iter::once(own.clone()).chain(linked.iter().cloned()).collect();
-        Self { own: Some(own), linked, clusters }
+        Self { own: Some(own), linked, clusters, exclusions: Arc::default() }
     }
 }
 
@@ -87,12 +105,27 @@ pub struct Wanted {
     pub ports: Vec<Port>,
     /// Where it leads.
     pub shape: Shape,
-    /// Listed labels of the service.
+    /// Labels of the service, or what its exports give to the import, without those that are never copied.
     pub labels: BTreeMap<String, String>,
+    /// Its annotations, the same.
+    pub annotations: BTreeMap<String, String>,
+    /// How clients are spread, as the first cluster says.
+    pub traits: Traits,
     /// The clusters that export it, in order of precedence.
     pub clusters: Vec<ClusterName>,
     /// Findings: `Accepted`, `Conflict`, `PolicyAccepted`.
     pub verdicts: Vec<Verdict>,
+}
+
+/// What a ServiceImport says of how clients are spread. Data for whoever reads it: the gateways choose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Session affinity by client address, with its time in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// `internalTrafficPolicy: Local`.
+    pub local_traffic: bool,
+    /// `trafficDistribution`.
+    pub traffic_distribution: Option<String>,
 }
 
 /// A port of a mirror.
@@ -134,6 +167,8 @@ pub struct Host {
     pub cluster: ClusterName,
     /// Its full DNS name.
     pub name: String,
+    /// On Kubernetes, the Service of its own whose ClusterIP is its address.
+    pub object: Option<ServiceKey>,
     /// Where it is reached.
     pub front: Front,
     /// Whether it takes traffic.
@@ -154,9 +189,6 @@ pub struct Refused {
     /// Another try makes sense when addresses or ports become free.
     pub wants_front: bool,
 }
-
-/// Conflicts between what clusters say about one service: reasons of the multi-cluster services API, sorted.
-pub type Conflicts = BTreeSet<&'static str>;
 
 /// A member of a clusterset import.
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +212,7 @@ pub fn cluster_object(ground: &Ground, cluster: &ClusterName, service: &ServiceK
 pub fn cluster(
     ground: &Ground,
     member: Member<'_>,
-    is_local: impl Fn(&ServiceKey) -> bool,
+    taken: Taken<'_>,
     fronts: &mut Fronts,
 ) -> Result<Wanted, Box<Refused>> {
     let service = &member.entry.service;
@@ -193,13 +225,13 @@ pub fn cluster(
     if let Some(message) = reserved::refusal(service) {
         return Err(draft.refused("ReservedName", message, false));
     }
-    if is_local(&draft.object) {
+    if (taken.locally)(&draft.object) {
         let message = format!("a local Service {} exists; it is left alone and the mirror is not made", draft.object);
         return Err(draft.refused("NameInUse", message, false));
     }
     let ports = ports(member.entry);
     let tiers = vec![Tier { clusters: BTreeMap::from([(member.cluster.clone(), 1)]), min_healthy_percent: 1 }];
-    draft.finish(ground, &[member], ports, tiers, Conflicts::new(), None, fronts)
+    draft.finish(ground, &[member], Merged { ports, tiers, conflicts: Conflicts::new(), policy: None }, taken, fronts)
 }
 
 /// The import of one service from all clusters that export it, in order of precedence. `members` is not empty.
@@ -231,8 +263,12 @@ pub fn clusterset(
     }
     let ports = merge_ports(&members, &mut conflicts);
     let tiers = traffic.map_or_else(|| default_tiers(ground, &members), |traffic| traffic.tiers.clone());
+    compare(&members, &mut conflicts);
     let policy = traffic.map(|traffic| policy_verdict(traffic, first.entry.headless));
-    let wanted = draft.finish(ground, &members, ports, tiers, conflicts.clone(), policy, fronts)?;
+    let nothing = |_: &ServiceKey| false;
+    let taken = Taken { locally: &nothing, by_peer: &nothing };
+    let merged = Merged { ports, tiers, conflicts: conflicts.clone(), policy };
+    let wanted = draft.finish(ground, &members, merged, taken, fronts)?;
     Ok((wanted, conflicts))
 }
 
@@ -262,42 +298,6 @@ fn default_tiers(ground: &Ground, members: &[Member<'_>]) -> Vec<Tier> {
         .collect()
 }
 
-/// The union of ports: merged by name first, then by protocol and number; of two that disagree the earlier one holds.
-fn merge_ports(members: &[Member<'_>], conflicts: &mut Conflicts) -> Vec<Port> {
-    let mut merged: Vec<Port> = Vec::new();
-    let mut first: Option<BTreeSet<Port>> = None;
-    for member in members {
-        let ports = ports(member.entry);
-        let set: BTreeSet<_> = ports.iter().cloned().collect();
-        if first.get_or_insert_with(|| set.clone()) != &set {
-            conflicts.insert("PortConflict");
-        }
-        for port in ports {
-            let known = merged
-                .iter()
-                .any(|known| known.name == port.name || (known.protocol, known.number) == (port.protocol, port.number));
-            if !known {
-                merged.push(port);
-            }
-        }
-    }
-    merged.sort();
-    merged
-}
-
-fn ports(entry: &CatalogueEntry) -> Vec<Port> {
-    entry
-        .ports
-        .iter()
-        .map(|port| Port {
-            number: port.port,
-            protocol: port.protocol,
-            name: port.name.clone(),
-            app_protocol: port.app_protocol.clone(),
-        })
-        .collect()
-}
-
 /// A mirror that has its names.
 struct Draft {
     id: MirrorId,
@@ -305,21 +305,24 @@ struct Draft {
     name: String,
 }
 
+/// What the members come to together.
+struct Merged {
+    ports: Vec<Port>,
+    tiers: Vec<Tier>,
+    conflicts: Conflicts,
+    policy: Option<Verdict>,
+}
+
 impl Draft {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each comes from somewhere else, and this is the one place that joins them"
-    )]
     fn finish(
         self,
         ground: &Ground,
         members: &[Member<'_>],
-        ports: Vec<Port>,
-        tiers: Vec<Tier>,
-        conflicts: Conflicts,
-        policy: Option<Verdict>,
+        merged: Merged,
+        taken: Taken<'_>,
         fronts: &mut Fronts,
     ) -> Result<Wanted, Box<Refused>> {
+        let Merged { ports, tiers, conflicts, policy } = merged;
         let Some(first) = members.first() else {
             return Err(self.refused("NotExported", "no cluster exports it".to_owned(), false));
         };
@@ -331,7 +334,7 @@ impl Draft {
         let numbers: Vec<u16> = tcp.map(|port| port.number).collect();
         let mut verdicts = Vec::new();
         let shape = if first.entry.headless {
-            let (hosts, problem) = self.hosts(ground, members, &numbers, fronts);
+            let (hosts, problem) = self.hosts(ground, members, &numbers, taken, fronts);
             verdicts.push(problem.unwrap_or_else(accepted));
             Shape::Headless { hosts }
         } else {
@@ -345,8 +348,19 @@ impl Draft {
         };
         verdicts.push(conflict_verdict(&conflicts));
         verdicts.extend(policy);
+        let details = &first.entry.details;
+        let (labels, annotations) = match self.id {
+            MirrorId::Cluster { .. } => (&first.entry.labels, &details.annotations),
+            MirrorId::Clusterset { .. } => (&details.exported_labels, &details.exported_annotations),
+        };
         Ok(Wanted {
-            labels: first.entry.listed_labels().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            labels: ground.exclusions.labels(labels, MAX_LABELS).0,
+            annotations: ground.exclusions.annotations(annotations, MAX_ANNOTATIONS).0,
+            traits: Traits {
+                affinity_seconds: details.affinity_seconds,
+                local_traffic: details.local_traffic,
+                traffic_distribution: details.traffic_distribution.clone(),
+            },
             clusters: members.iter().map(|member| member.cluster.clone()).collect(),
             id: self.id,
             object: self.object,
@@ -363,6 +377,7 @@ impl Draft {
         ground: &Ground,
         members: &[Member<'_>],
         numbers: &[u16],
+        taken: Taken<'_>,
         fronts: &mut Fronts,
     ) -> (Vec<Host>, Option<Verdict>) {
         let mut hosts = Vec::new();
@@ -381,11 +396,18 @@ impl Draft {
                     problem = Some(Verdict::new("Accepted", false, "NameTooLong", message));
                     continue;
                 }
+                let object = fronts.are_ports().then(|| self.host_object(ground, member.cluster, endpoint, taken));
+                if let Some(object) = object.as_ref().filter(|object| (taken.locally)(object)) {
+                    let message = format!("endpoint {endpoint}: a local Service {object} exists; it is left alone");
+                    problem = Some(Verdict::new("Accepted", false, "NameInUse", message));
+                    continue;
+                }
                 match fronts.assign(&name, numbers, member.cluster, &ground.clusters) {
                     Ok(front) => hosts.push(Host {
                         endpoint: endpoint.clone(),
                         cluster: member.cluster.clone(),
                         name,
+                        object,
                         front,
                         ready: *ready,
                     }),
@@ -397,6 +419,27 @@ impl Draft {
             }
         }
         (hosts, problem)
+    }
+
+    /// The Service of one endpoint.
+    fn host_object(
+        &self,
+        ground: &Ground,
+        cluster: &ClusterName,
+        endpoint: &EndpointName,
+        taken: Taken<'_>,
+    ) -> ServiceKey {
+        let service = self.id.service();
+        let name = match self.id {
+            MirrorId::Clusterset { .. } => clusterset_endpoint_name(&service.name, endpoint, cluster),
+            MirrorId::Cluster { .. } => {
+                let namesake = ServiceName::parse(endpoint.as_str()).ok();
+                let is_taken =
+                    namesake.is_some_and(|name| (taken.by_peer)(&ServiceKey::new(service.namespace.clone(), name)));
+                endpoint_name(&service.name, endpoint, cluster, &ground.linked, is_taken)
+            }
+        };
+        ServiceKey::new(service.namespace.clone(), name)
     }
 
     fn refused(self, reason: &'static str, message: String, wants_front: bool) -> Box<Refused> {
@@ -425,23 +468,6 @@ const fn front_reason(error: &FrontError) -> &'static str {
         FrontError::ShareExceeded(..) => "ShareExceeded",
         FrontError::NotLeading => "NotLeading",
     }
-}
-
-/// `Conflict`, as the multi-cluster services API words it.
-#[must_use]
-pub fn conflict_verdict(conflicts: &Conflicts) -> Verdict {
-    if conflicts.is_empty() {
-        return Verdict::new("Conflict", false, "NoConflicts", "all clusters agree");
-    }
-    let reasons: Vec<_> = conflicts.iter().copied().collect();
-    let mut message = "clusters disagree about this service; this cluster's word counts first, then the peers' in the order of their names".to_owned();
-    if conflicts.contains("TypeConflict") {
-        message += "; clusters of the other type do not take part";
-    }
-    if conflicts.contains("PortConflict") {
-        message += "; a port is served by the clusters that export it";
-    }
-    Verdict::new("Conflict", true, reasons.join(","), message)
 }
 
 #[cfg(test)]

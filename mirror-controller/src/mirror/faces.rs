@@ -1,14 +1,14 @@
 //! The faces of one wanted mirror: what the gateway, DNS and the capacity table see of it. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use linkspan_proto::configuration::{Capacity, Mirror, MirrorPort, Tier};
 use linkspan_proto::exchange::{CatalogueEntry, Protocol};
-use linkspan_proto::names::{ClusterName, ServiceKey};
+use linkspan_proto::names::ClusterName;
 
 use super::desired::{Host, MirrorId, Shape, Wanted};
 use super::front::Front;
+use super::kubernetes::objects::{Given, service_of};
 use crate::dns;
 
 /// What the gateway listens for: one name, or one for each endpoint of a headless mirror.
@@ -115,12 +115,18 @@ impl Silence {
 }
 
 /// What DNS answers while nothing of ours listens for the names in `silent`: those keep their names and lose their
-/// addresses. `given` holds the ClusterIPs that an API server gave to imports, which have no other address.
+/// addresses. `given` holds the ClusterIPs that an API server gave to Services, which are the only addresses there.
 #[must_use]
-pub fn dns_with(wanted: &Wanted, silent: &Silent, given: &BTreeMap<ServiceKey, Vec<IpAddr>>) -> dns::Service {
+pub fn dns_with(wanted: &Wanted, silent: &Silent, given: &Given) -> dns::Service {
     let mut service = dns(wanted);
-    if let MirrorId::Clusterset { service: key } = &wanted.id {
-        service.addresses.extend(given.get(key).into_iter().flatten());
+    match (&wanted.shape, &mut service.headless) {
+        (Shape::Headless { hosts }, Some(endpoints)) => {
+            for (host, endpoint) in hosts.iter().zip(endpoints) {
+                let ips = host.object.as_ref().and_then(|object| given.get(object));
+                endpoint.address = endpoint.address.or_else(|| ips?.first().copied());
+            }
+        }
+        _ => service.addresses.extend(given.get(&service_of(wanted)).into_iter().flatten()),
     }
     let is_withheld = |name: &str| silent.get(name).is_some_and(|silence| silence.withholds(wanted));
     match (&wanted.shape, &mut service.headless) {

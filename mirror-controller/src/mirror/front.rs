@@ -142,6 +142,12 @@ impl Fronts {
         }
     }
 
+    /// Whether names get ports of the gateways, as on Kubernetes, and not addresses of their own.
+    #[must_use]
+    pub const fn are_ports(&self) -> bool {
+        matches!(self, Self::Ports(_))
+    }
+
     /// Nobody holds `key`, one of [`Front::keys`], any more.
     pub fn release(&mut self, key: &str) {
         match self {

@@ -7,33 +7,37 @@
 //! ```
 //!
 //! - **In**: the newest [`MirrorSet`], the ready gateway pods, the namespaces; watches of the objects that carry our label.
-//! - **Out**: Services, EndpointSlices and ServiceImports; the ClusterIPs of imports, which DNS answers with.
-//! - **Refuses when**: an object of that name is there and not ours; its namespace is not there (it is made when that is).
+//! - **Out**: Services, EndpointSlices and ServiceImports; the ClusterIPs of imports, which DNS answers with; what is not
+//!   written although it is wanted ([`Held`]).
+//! - **Refuses when**: an object of that name is there and not ours; its namespace is not there, or going (it is made when that
+//!   is there).
 //! - **Never does**: write without being the leader; delete without our label or on an incomplete view; hold up one mirror for
 //!   another: each place has a pause of its own.
 //! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
-use linkspan_proto::names::ServiceKey;
 use linkspan_runtime::drain::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::desired::{MirrorId, Wanted};
+use super::desired::{MirrorId, Shape, Wanted};
 use super::metrics::Applied;
 use super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::state::MirrorSet;
+use crate::labels;
 use crate::leader::Leading;
+use crate::verdict::Verdict;
 use api::{Api, Said};
-use objects::{Gateways, Reference, Resource};
+use objects::{Gateways, Given, Reference, Rendered, Resource};
 
+// What the multi-cluster services API wants to see.
+pub mod import;
 // Which objects, and whether they are as they should be.
 pub mod objects;
 
@@ -51,11 +55,10 @@ pub const WRITE: Duration = Duration::from_secs(5);
 /// Pause of one mirror whose write failed: first and longest.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// The ClusterIPs of imports, by the service that is imported.
-pub type ClusterIps = Arc<BTreeMap<ServiceKey, Vec<IpAddr>>>;
-
-/// Mirrors that cannot be made because an object of somebody else has the name, by that object.
-pub type Foreign = Arc<BTreeMap<ServiceKey, MirrorId>>;
+/// The ClusterIPs of what imports are reached by, by Service: that of the import, or of an endpoint of a headless one.
+pub type ClusterIps = Arc<Given>;
+/// Mirrors that are wanted and not written, with the finding that says why.
+pub type Held = Arc<BTreeMap<MirrorId, Verdict>>;
 
 /// What this stage needs from outside.
 pub struct Context {
@@ -72,35 +75,42 @@ pub struct Context {
     /// Told when they change.
     pub cluster_ips: watch::Sender<ClusterIps>,
     /// Told when they change.
-    pub foreign: watch::Sender<Foreign>,
+    pub held: watch::Sender<Held>,
     /// Figures.
     pub metrics: Applied,
     /// The end.
     pub signal: Signal,
 }
 
-/// What is known of one mirror's objects.
-#[derive(Debug, Default)]
-struct Known {
-    /// The objects themselves, from a list, until they were compared once.
-    found: Vec<(Reference, Value)>,
+/// What of a mirror is to be written again although it is written as wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stale {
+    /// What names gateways, which changed.
+    Slices,
+    /// All of it: somebody touched it.
+    All,
 }
 
 struct Keeper {
     api: Api,
     present: BTreeMap<Place, Present>,
-    known: BTreeMap<Place, Known>,
-    /// Written as wanted, and touched by somebody since; or the gateways changed.
-    stale: BTreeSet<Place>,
+    /// Everything of ours that is there.
+    objects: BTreeMap<Place, BTreeSet<Reference>>,
+    /// Objects that were there before this run, until they were compared once.
+    found: BTreeMap<Place, BTreeMap<Reference, Value>>,
+    stale: BTreeMap<Place, Stale>,
     /// Objects of mirrors that are written which these do not have (any more), such as the slice of a family that no gateway has.
-    orphans: BTreeSet<Reference>,
+    orphans: BTreeSet<(Place, Reference)>,
+    /// More is due than one batch.
+    behind: bool,
     /// Places whose last write failed: when to try again, and how often it failed.
     pauses: BTreeMap<Place, (Instant, u32)>,
     gateways: Gateways,
     namespaces: Arc<BTreeSet<String>>,
-    cluster_ips: BTreeMap<ServiceKey, Vec<IpAddr>>,
-    /// Mirrors whose place somebody else has.
-    foreign: BTreeMap<ServiceKey, MirrorId>,
+    /// Of the Services whose addresses stand elsewhere: imports, and endpoints of headless mirrors.
+    given: Given,
+    /// They changed since they were told.
+    given_changed: bool,
     /// Resources whose list was complete once.
     listed: BTreeSet<Resource>,
     metrics: Applied,
@@ -108,14 +118,15 @@ struct Keeper {
 
 /// Keeps the objects until the drain.
 pub async fn run(context: Context) {
-    let Context { client, mut sets, mut gateways, mut namespaces, mut leading, cluster_ips, foreign, metrics, signal } =
+    let Context { client, mut sets, mut gateways, mut namespaces, mut leading, cluster_ips, held, metrics, signal } =
         context;
     let api = Api::new(client, leading.clone());
     let mut watches: stream::SelectAll<BoxStream<'static, (Resource, Said)>> =
         stream::select_all(Resource::ALL.map(|resource| api.watch(resource)));
     let mut keeper = Keeper::new(api, metrics);
     loop {
-        let next = keeper.next_try();
+        let works = *leading.borrow() && keeper.is_ready();
+        let next = keeper.next_try().filter(|_| works);
         tokio::select! {
             biased;
             () = signal.draining() => return,
@@ -126,7 +137,6 @@ pub async fn run(context: Context) {
                 while let Some(Some((resource, said))) = futures::FutureExt::now_or_never(watches.next()) {
                     keeper.observe(&set, resource, said);
                 }
-                keeper.tell(&cluster_ips);
             }
             changed = sets.changed() => if changed.is_err() { return },
             changed = gateways.changed() => if changed.is_err() { return },
@@ -136,12 +146,15 @@ pub async fn run(context: Context) {
         }
         let set = sets.borrow_and_update().clone();
         keeper.landscape(gateways.borrow_and_update().as_ref(), namespaces.borrow_and_update().clone());
-        if leading.holds() && keeper.is_ready() {
-            // One batch at a time, so that whatever changes meanwhile counts for the next.
-            keeper.work(&set).await;
-            keeper.tell(&cluster_ips);
-            keeper.tell_foreign(&foreign);
+        if keeper.is_ready() {
+            keeper.adopt(&set);
+            if leading.holds() {
+                // One batch at a time, so that whatever changes meanwhile counts for the next.
+                keeper.work(&set).await;
+            }
+            tell(&held, keeper.held(&set));
         }
+        keeper.tell(&cluster_ips);
     }
 }
 
@@ -150,14 +163,16 @@ impl Keeper {
         Self {
             api,
             present: BTreeMap::new(),
-            known: BTreeMap::new(),
-            stale: BTreeSet::new(),
+            objects: BTreeMap::new(),
+            found: BTreeMap::new(),
+            stale: BTreeMap::new(),
             orphans: BTreeSet::new(),
+            behind: false,
             pauses: BTreeMap::new(),
             gateways: Gateways::default(),
             namespaces: Arc::default(),
-            cluster_ips: BTreeMap::new(),
-            foreign: BTreeMap::new(),
+            given: Given::new(),
+            given_changed: false,
             listed: BTreeSet::new(),
             metrics,
         }
@@ -169,7 +184,7 @@ impl Keeper {
 
     /// When to work again without any news: at once while there is more to do, later for what failed.
     fn next_try(&self) -> Option<Instant> {
-        if !self.stale.iter().all(|place| self.pauses.contains_key(place)) {
+        if self.behind || !self.stale.keys().all(|place| self.pauses.contains_key(place)) {
             return Some(Instant::now());
         }
         self.pauses.values().map(|(at, _)| *at).min()
@@ -179,167 +194,237 @@ impl Keeper {
         if let Some(gateways) = gateways.filter(|gateways| **gateways != self.gateways) {
             self.gateways = gateways.clone();
             let written = self.present.iter().filter(|(_, present)| matches!(present, Present::Written(_)));
-            self.stale.extend(written.map(|(place, _)| place.clone()));
+            let written: Vec<_> = written.map(|(place, _)| place.clone()).collect();
+            written.into_iter().for_each(|place| self.spoil(place, Stale::Slices));
         }
         if let Some(namespaces) = namespaces.filter(|namespaces| *namespaces != self.namespaces) {
-            // What waited for a namespace goes at once when that appears.
-            let new: BTreeSet<_> = namespaces.difference(&self.namespaces).cloned().collect();
-            self.pauses.retain(|place, _| !new.contains(place.object.namespace.as_str()));
+            // What waited for a namespace goes at once when that appears. What was in one that went is not written any more:
+            // nothing is there, or soon will be.
+            let now = |place: &Place| namespaces.contains(place.object.namespace.as_str());
+            let before = |place: &Place| self.namespaces.contains(place.object.namespace.as_str());
+            self.pauses.retain(|place, _| before(place) && now(place));
+            self.stale.retain(|place, _| now(place));
+            self.present.retain(|place, present| now(place) || !matches!(present, Present::Written(_)));
             self.namespaces = namespaces;
         }
+    }
+
+    fn spoil(&mut self, place: Place, what: Stale) {
+        let stale = self.stale.entry(place).or_insert(what);
+        *stale = what.max(*stale);
     }
 
     /// What a watch says about an object with our label.
     fn observe(&mut self, set: &MirrorSet, resource: Resource, said: Said) {
         match said {
-            Said::Object { value, listed } => {
+            Said::Object(value) => {
                 let Some((id, place)) = place::identify(resource, &value) else { return };
-                if let (Resource::Service, MirrorId::Clusterset { service }) = (resource, &id) {
-                    self.cluster_ips.insert(service.clone(), place::cluster_ips(&value));
-                }
                 let reference = place::reference(resource, &value);
+                self.objects.entry(place.clone()).or_default().insert(reference.clone());
+                let moved = self.observe_address(&id, &reference, &value);
                 match self.present.get(&place) {
                     Some(Present::Written(wanted)) => {
                         let wanted = Arc::clone(wanted);
                         match self.agrees(&wanted, &reference, &value) {
-                            Some(true) => {}
-                            Some(false) => drop(self.stale.insert(place)),
-                            None => drop(self.orphans.insert(reference)),
+                            Some(true) if !moved => {}
+                            Some(_) => self.spoil(place, Stale::All),
+                            None => drop(self.orphans.insert((place, reference))),
                         }
                     }
                     _ => {
-                        if listed || !set.wanted.contains_key(&id) {
-                            self.known.entry(place.clone()).or_default().found.push((reference, value));
+                        // Kept for a comparison only where there may be something to compare it with.
+                        if set.wanted.is_empty() || set.wanted.contains_key(&id) {
+                            self.found.entry(place.clone()).or_default().insert(reference, value);
                         }
                         self.present.insert(place, Present::Found { id, text: String::new() });
                     }
                 }
             }
             Said::Gone(value) => {
-                let Some((id, place)) = place::identify(resource, &value) else { return };
-                if let (Resource::Service, MirrorId::Clusterset { service }) = (resource, &id) {
-                    self.cluster_ips.remove(service);
+                let Some((_, place)) = place::identify(resource, &value) else { return };
+                let reference = place::reference(resource, &value);
+                if let Some(service) = place::service(&reference) {
+                    self.given_changed |= self.given.remove(&service).is_some();
                 }
-                if let Some(Present::Written(_)) = self.present.get(&place) {
-                    self.stale.insert(place);
+                if let Some(found) = self.found.get_mut(&place) {
+                    found.remove(&reference);
+                }
+                if let Some(objects) = self.objects.get_mut(&place) {
+                    objects.remove(&reference);
+                    if objects.is_empty() {
+                        self.objects.remove(&place);
+                    }
+                }
+                match self.present.get(&place) {
+                    Some(Present::Written(_)) => self.spoil(place, Stale::All),
+                    Some(Present::Found { .. }) if !self.objects.contains_key(&place) => {
+                        self.present.remove(&place);
+                    }
+                    _ => {}
                 }
             }
             Said::Listed => drop(self.listed.insert(resource)),
         }
     }
 
+    /// Notes the ClusterIPs of a Service whose addresses stand elsewhere; says whether they are others than before.
+    fn observe_address(&mut self, id: &MirrorId, reference: &Reference, value: &Value) -> bool {
+        let Some(service) = place::service(reference) else { return false };
+        let is_endpoint = value.pointer("/metadata/labels").is_some_and(|all| all.get(labels::ENDPOINT).is_some());
+        if !is_endpoint && matches!(id, MirrorId::Cluster { .. }) {
+            return false;
+        }
+        let ips = place::cluster_ips(value);
+        let moved = self.given.get(&service) != Some(&ips);
+        if moved {
+            self.given.insert(service, ips);
+            self.given_changed = true;
+        }
+        moved
+    }
+
+    fn rendered(&self, wanted: &Wanted) -> Vec<Rendered> {
+        objects::objects(wanted, &self.gateways, &self.given)
+    }
+
     /// Whether an observed object of a mirror is as it should be; `None` when the mirror has no such object.
     fn agrees(&self, wanted: &Wanted, reference: &Reference, observed: &Value) -> Option<bool> {
-        let mut rendered = objects::objects(wanted, &self.gateways);
-        if let MirrorId::Clusterset { service } = &wanted.id {
-            let ips = self.cluster_ips.get(service).map(Vec::as_slice).unwrap_or_default();
-            rendered.extend(objects::import(wanted, ips));
-        }
-        let rendered = rendered.iter().find(|rendered| rendered.reference == *reference)?;
-        Some(objects::is_as(&rendered.value, observed))
+        let rendered = objects::one(wanted, &self.gateways, &self.given, reference)?;
+        Some(is_as(wanted, &rendered, observed))
     }
 
     /// Does up to one batch of what is to be done.
     async fn work(&mut self, set: &MirrorSet) {
-        self.adopt(set);
-        let Plan { items, left, adopted } = plan(set, &self.present, |_| "never equal".to_owned());
-        drop((left, adopted));
-        let mut due: BTreeMap<Place, Item> = items.into_iter().map(|item| (item.place.clone(), item)).collect();
-        for place in std::mem::take(&mut self.stale) {
-            let wanted = match self.present.get(&place) {
-                Some(Present::Written(wanted)) => Arc::clone(wanted),
-                _ => continue,
-            };
-            due.entry(place.clone()).or_insert(Item { place, action: Action::Patch(wanted), reason: Reason::Drifted });
-        }
         let now = Instant::now();
-        let mut more = Vec::new();
-        let mut batch = Vec::new();
-        for (place, item) in due {
+        self.behind = false;
+        // Somebody else's object may be gone, and one that is in nobody's way is none of our business.
+        let waits = |place: &Place, id: &MirrorId| {
+            set.wanted.contains_key(id) && self.pauses.get(place).is_some_and(|(at, _)| *at > now)
+        };
+        let wanted: BTreeMap<Place, &MirrorId> = set.wanted.values().map(|it| (Place::of(it), &it.id)).collect();
+        self.present.retain(|place, present| {
+            *present != Present::Foreign || wanted.get(place).is_some_and(|id| waits(place, id))
+        });
+        let Plan { items, .. } = plan(set, &self.present, |_| "never equal".to_owned());
+        let mut due: BTreeMap<Place, (Item, Option<Stale>)> =
+            items.into_iter().map(|item| (item.place.clone(), (item, None))).collect();
+        for (place, stale) in std::mem::take(&mut self.stale) {
+            let Some(Present::Written(wanted)) = self.present.get(&place) else { continue };
+            let item =
+                || Item { place: place.clone(), action: Action::Patch(Arc::clone(wanted)), reason: Reason::Drifted };
+            due.entry(place.clone()).or_insert_with(|| (item(), None)).1 = Some(stale);
+        }
+        due.retain(|place, (item, _)| {
+            item.action == Action::Delete || self.namespaces.contains(place.object.namespace.as_str())
+        });
+        let foreign = |place: &Place| self.present.get(place) == Some(&Present::Foreign);
+        self.pauses.retain(|place, _| due.contains_key(place) || foreign(place));
+        let (mut batch, mut more) = (Vec::new(), Vec::new());
+        for (place, (item, stale)) in due {
             let paused = self.pauses.get(&place).is_some_and(|(at, _)| *at > now);
-            let deleting = item.action == Action::Delete;
-            if !deleting && !self.namespaces.contains(place.object.namespace.as_str()) {
-                continue;
-            }
             if paused || batch.len() >= BATCH {
-                more.push(item);
+                more.push((item, stale));
             } else {
-                batch.push(item);
+                batch.push((item, stale));
             }
         }
-        for reference in std::mem::take(&mut self.orphans) {
-            if let Err(error) = self.api.remove(&reference).await {
+        for (place, reference) in std::mem::take(&mut self.orphans) {
+            if let Err(error) = self.api.remove(&place, &reference).await {
                 // Not pressing: the next list shows it again.
                 tracing::debug!(object = reference.name, %error, "an orphan cannot be deleted");
             }
         }
-        let results = stream::iter(batch.into_iter().map(|item| self.write(item))).buffer_unordered(AT_ONCE);
-        let results: Vec<_> = results.collect().await;
-        for (item, result) in results {
-            self.written(item, result);
+        let this = &*self;
+        let writes = batch.into_iter().map(|(item, stale)| async move {
+            let result = this.write(&item, stale).await;
+            (item, stale, result)
+        });
+        let results: Vec<_> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        for (item, stale, result) in results {
+            self.written(item, stale, result);
         }
-        for item in more {
+        for (item, stale) in more {
             // Still to be done: what drifted must not be forgotten, and the rest is planned again at once.
-            if item.reason == Reason::Drifted || !self.pauses.contains_key(&item.place) {
-                self.stale.insert(item.place);
+            match stale {
+                Some(stale) => self.spoil(item.place, stale),
+                None => self.behind |= !self.pauses.contains_key(&item.place),
             }
         }
     }
 
     /// Objects of an earlier run, or of an earlier leader, that are as wanted count as written.
     fn adopt(&mut self, set: &MirrorSet) {
-        for (place, known) in std::mem::take(&mut self.known) {
+        if set.wanted.is_empty() {
+            // Nothing is known yet: the objects are compared when it is.
+            return;
+        }
+        for (place, found) in std::mem::take(&mut self.found) {
             let Some(Present::Found { id, .. }) = self.present.get(&place) else { continue };
-            let Some(wanted) = set.wanted.get(id) else {
-                // Not wanted (yet): decided by the plan, each time anew.
-                if set.wanted.is_empty() {
-                    self.known.insert(place, known);
-                }
-                continue;
-            };
-            let mut rendered = objects::objects(wanted, &self.gateways);
-            if let MirrorId::Clusterset { service } = &wanted.id {
-                let ips = self.cluster_ips.get(service).map(Vec::as_slice).unwrap_or_default();
-                rendered.extend(objects::import(wanted, ips));
-            }
-            let all = rendered.iter().all(|rendered| {
-                let mut found = known.found.iter();
-                found.any(|(reference, value)| {
-                    *reference == rendered.reference && objects::is_as(&rendered.value, value)
-                })
-            });
-            if all && known.found.len() == rendered.len() {
+            let Some(wanted) = set.wanted.get(id) else { continue };
+            let rendered = self.rendered(wanted);
+            let all = rendered
+                .iter()
+                .all(|rendered| found.get(&rendered.reference).is_some_and(|value| is_as(wanted, rendered, value)));
+            if all {
+                let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
+                let orphans = found.keys().filter(|reference| !theirs.contains(reference));
+                self.orphans.extend(orphans.map(|reference| (place.clone(), reference.clone())));
                 self.present.insert(place, Present::Written(Arc::clone(wanted)));
             }
         }
     }
 
-    async fn write(&self, item: Item) -> (Item, Result<Vec<IpAddr>, api::WriteError>) {
-        let result = match &item.action {
-            Action::Create(wanted) => self.api.create(wanted, &self.gateways).await,
-            Action::Patch(wanted) => self.api.apply(wanted, &self.gateways).await,
-            Action::Delete => self.api.delete(&item.place, self.service_of(&item.place)).await.map(|()| Vec::new()),
+    /// Writes what differs from what was written before; returns what the API server gave.
+    async fn write(&self, item: &Item, stale: Option<Stale>) -> Result<Given, api::WriteError> {
+        let none = BTreeSet::new();
+        let ours = self.objects.get(&item.place).unwrap_or(&none);
+        let (Action::Create(wanted) | Action::Patch(wanted)) = &item.action else {
+            return self.api.delete(&item.place, ours).await.map(|()| Given::new());
         };
-        (item, result)
+        let old = match self.present.get(&item.place) {
+            Some(Present::Written(old)) => Some(old),
+            _ => None,
+        };
+        let before: BTreeMap<Reference, Value> = old
+            .into_iter()
+            .flat_map(|old| self.rendered(old))
+            .map(|rendered| (rendered.reference, rendered.value))
+            .collect();
+        let same_clusters = old.is_some_and(|old| old.clusters == wanted.clusters);
+        let skip = |rendered: &Rendered| {
+            let touched = match stale {
+                None => false,
+                Some(Stale::Slices) => rendered.reference.resource == Resource::EndpointSlice,
+                Some(Stale::All) => true,
+            };
+            // The clusters behind an import stand in its status, which is no part of what is compared.
+            let others = rendered.reference.resource == Resource::ServiceImport && !same_clusters;
+            !touched && !others && before.get(&rendered.reference) == Some(&rendered.value)
+        };
+        let given = self.api.apply(wanted, &self.gateways, &self.given, ours, skip).await?;
+        let kept: BTreeSet<Reference> =
+            objects::objects(wanted, &self.gateways, &given).into_iter().map(|rendered| rendered.reference).collect();
+        for reference in ours.difference(&kept) {
+            self.api.remove(&item.place, reference).await?;
+        }
+        Ok(given)
     }
 
-    /// The Service that stands for what is in a place.
-    fn service_of(&self, place: &Place) -> ServiceKey {
-        if place.import { objects::clusterset_service(&place.object) } else { place.object.clone() }
-    }
-
-    fn written(&mut self, item: Item, result: Result<Vec<IpAddr>, api::WriteError>) {
+    fn written(&mut self, item: Item, stale: Option<Stale>, result: Result<Given, api::WriteError>) {
         let place = item.place;
         match result {
-            Ok(ips) => {
+            Ok(given) => {
                 self.pauses.remove(&place);
-                self.foreign.remove(&place.object);
                 self.metrics.applied(&item.action);
                 tracing::debug!(object = %place.object, reason = ?item.reason, "mirrored object written");
                 match item.action {
                     Action::Create(wanted) | Action::Patch(wanted) => {
-                        if let MirrorId::Clusterset { service } = &wanted.id {
-                            self.cluster_ips.insert(service.clone(), ips);
+                        let lasting = matches!(wanted.id, MirrorId::Clusterset { .. })
+                            || matches!(wanted.shape, Shape::Headless { .. });
+                        for (service, ips) in given.into_iter().filter(|_| lasting) {
+                            let same = self.given.get(&service) == Some(&ips);
+                            self.given_changed |= !same;
+                            self.given.insert(service, ips);
                         }
                         self.present.insert(place, Present::Written(wanted));
                     }
@@ -348,9 +433,8 @@ impl Keeper {
             }
             Err(api::WriteError::Foreign) => {
                 tracing::warn!(object = %place.object, "an object of this name is there and is not ours; it is left alone");
-                if let Action::Create(wanted) | Action::Patch(wanted) = &item.action {
-                    self.foreign.insert(place.object.clone(), wanted.id.clone());
-                }
+                // It is looked for again after the longest pause: nobody watches what is not ours.
+                self.pauses.insert(place.clone(), (Instant::now() + RETRY.1, 0));
                 self.present.insert(place, Present::Foreign);
             }
             Err(api::WriteError::NotLeading) => {
@@ -364,30 +448,58 @@ impl Keeper {
                 let pause = (RETRY.0 * 2_u32.saturating_pow(failures.min(16))).min(RETRY.1);
                 tracing::warn!(object = %place.object, %error, "a mirrored object cannot be written; trying again");
                 self.pauses.insert(place.clone(), (Instant::now() + pause, failures.saturating_add(1)));
-                if item.reason == Reason::Drifted {
-                    self.stale.insert(place);
+                if let Some(stale) = stale {
+                    self.spoil(place, stale);
                 }
             }
         }
     }
 
-    fn tell_foreign(&self, sender: &watch::Sender<Foreign>) {
-        sender.send_if_modified(|current| {
-            let differs = **current != self.foreign;
-            if differs {
-                *current = Arc::new(self.foreign.clone());
-            }
-            differs
-        });
+    /// What is wanted and not there.
+    fn held(&self, set: &MirrorSet) -> BTreeMap<MirrorId, Verdict> {
+        // Whatever is Foreign waits, and little does.
+        let foreign = |place: &Place| self.present.get(place) == Some(&Present::Foreign);
+        let foreign: BTreeSet<&Place> = self.pauses.keys().filter(|place| foreign(place)).collect();
+        let why = |wanted: &Wanted| {
+            place::held(wanted, &self.namespaces).or_else(|| {
+                let is_foreign = !foreign.is_empty() && foreign.contains(&Place::of(wanted));
+                is_foreign.then(|| place::foreign(wanted))
+            })
+        };
+        set.wanted.iter().filter_map(|(id, wanted)| Some((id.clone(), why(wanted)?))).collect()
     }
 
-    fn tell(&self, sender: &watch::Sender<ClusterIps>) {
-        sender.send_if_modified(|current| {
-            let differs = **current != self.cluster_ips;
-            if differs {
-                *current = Arc::new(self.cluster_ips.clone());
-            }
-            differs
-        });
+    /// Tells the addresses that DNS answers with.
+    fn tell(&mut self, sender: &watch::Sender<ClusterIps>) {
+        if std::mem::take(&mut self.given_changed) {
+            tell(sender, self.given.clone());
+        }
     }
 }
+
+/// Whether an object is as it should be, with what stands in its status where it is our part.
+fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value) -> bool {
+    if !objects::is_as(&rendered.value, observed) {
+        return false;
+    }
+    if rendered.reference.resource != Resource::ServiceImport {
+        return true;
+    }
+    // In any order, which the API server may not keep; none at all: the status is written a moment after the rest.
+    let clusters: BTreeSet<_> = import::clusters(observed).into_iter().collect();
+    clusters.is_empty() || clusters == wanted.clusters.iter().cloned().collect()
+}
+
+/// Publishes what differs.
+fn tell<T: PartialEq>(sender: &watch::Sender<Arc<T>>, new: T) {
+    sender.send_if_modified(|current| {
+        let differs = **current != new;
+        if differs {
+            *current = Arc::new(new);
+        }
+        differs
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The objects that stand for a mirror, in the shape of Kubernetes. Pure.
 //!
-//! Everything is built from [`Wanted`], field by field: what a peer may say (ports, protocols, listed labels) and what is
-//! ours (names, addresses, our labels). Nothing is copied as a whole, so nothing else can slip in (S-39).
+//! Everything is built from [`Wanted`], field by field: what a peer may say (ports, protocols, labels and annotations that
+//! command nobody) and what is ours (names, addresses, our labels). Nothing is copied as a whole, so nothing else can slip in (S-39).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -120,7 +120,7 @@ pub fn yaml(objects: &[Object]) -> Result<String, manifest::YamlError> {
     Ok(text)
 }
 
-/// Listed labels of the service, and ours, which no peer can override.
+/// Labels and annotations of the service, and our labels, which no peer can override.
 fn metadata(wanted: &Wanted, name: &str, more: &[(&str, &str)]) -> ObjectMeta {
     let mut all = wanted.labels.clone();
     let service = wanted.id.service().name.as_str();
@@ -136,6 +136,7 @@ fn metadata(wanted: &Wanted, name: &str, more: &[(&str, &str)]) -> ObjectMeta {
         name: Some(name.to_owned()),
         namespace: Some(wanted.object.namespace.to_string()),
         labels: Some(all),
+        annotations: Some(wanted.annotations.clone()).filter(|all| !all.is_empty()),
         ..ObjectMeta::default()
     }
 }

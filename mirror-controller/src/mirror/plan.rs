@@ -67,8 +67,10 @@ pub enum Reason {
     Endpoints,
     /// Other clusters behind it, or other weights.
     Clusters,
-    /// Other labels.
+    /// Other labels or annotations.
     Labels,
+    /// Another session affinity or traffic policy.
+    Traits,
     /// An earlier run wrote something else.
     Adopted,
     /// Somebody else changed it, or what it points to changed.
@@ -177,7 +179,10 @@ fn difference(old: &Arc<Wanted>, new: &Arc<Wanted>) -> Option<Reason> {
     if old.clusters != new.clusters {
         return Some(Reason::Clusters);
     }
-    (old.labels != new.labels || old.id != new.id).then_some(Reason::Labels)
+    if old.traits != new.traits {
+        return Some(Reason::Traits);
+    }
+    (old.labels != new.labels || old.annotations != new.annotations || old.id != new.id).then_some(Reason::Labels)
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use linkspan_proto::configuration::{Mirror, Resource, ResourceKey, ResourceKind};
-use linkspan_proto::names::{ClusterName, ServiceKey};
+use linkspan_proto::metadata::Exclusions;
+use linkspan_proto::names::{ClusterName, ServiceKey, ServiceName};
 
-use super::desired::{self, Conflicts, Ground, Member, MirrorId, Refused, Wanted};
+use super::desired::{self, Conflicts, Ground, Member, MirrorId, Refused, Shape, Taken, Wanted};
 use super::faces;
 use super::front::Fronts;
+use super::seniority::Seniority;
 use crate::catalog::Snapshot;
 use crate::diff::{Step, walk};
 use crate::exchange::{Entries, Freshness, Peers};
@@ -52,6 +54,7 @@ pub struct State {
     own: ClusterName,
     ground: Ground,
     fronts: Fronts,
+    seniority: Seniority,
     snapshot: Snapshot,
     peers: Arc<Peers>,
     set: MirrorSet,
@@ -73,6 +76,7 @@ impl State {
             ground: Ground::new(own.clone(), BTreeSet::new()),
             own,
             fronts: fronts.into(),
+            seniority: Seniority::default(),
             snapshot: Snapshot::default(),
             peers: Arc::default(),
             set: MirrorSet::default(),
@@ -92,6 +96,14 @@ impl State {
         self.fronts.set_closed(closed);
     }
 
+    /// With what is known of who exported what first, and with what the operator excludes from copying.
+    #[must_use]
+    pub fn with(mut self, seniority: Seniority, exclusions: Exclusions) -> Self {
+        self.seniority = seniority;
+        self.ground.exclusions = Arc::new(exclusions);
+        self
+    }
+
     /// Takes new inputs; returns what the gateway must be told.
     pub fn update(&mut self, snapshot: Snapshot, peers: Arc<Peers>) -> Changes {
         let mut changes = Changes::new();
@@ -105,7 +117,8 @@ impl State {
         }
         self.touch_peers(&peers, &linked, &mut dirty, &mut changes);
         self.touch_local(&snapshot, &mut dirty, &mut changes);
-        self.ground = Ground::new(self.own.clone(), linked);
+        let exclusions = Arc::clone(&self.ground.exclusions);
+        self.ground = Ground { exclusions, ..Ground::new(self.own.clone(), linked) };
         self.snapshot = snapshot;
         self.peers = peers;
         self.settle_known();
@@ -126,6 +139,11 @@ impl State {
     /// Who has which front.
     pub const fn fronts(&mut self) -> &mut Fronts {
         &mut self.fronts
+    }
+
+    /// Who exported what first.
+    pub const fn seniority(&mut self) -> &mut Seniority {
+        &mut self.seniority
     }
 
     /// What changed in the peers' catalogues.
@@ -160,6 +178,13 @@ impl State {
                 if !same {
                     dirty.insert(MirrorId::Cluster { cluster: cluster.clone(), service: service.clone() });
                     dirty.insert(MirrorId::Clusterset { service: service.clone() });
+                    // A service `cache-0` may need the name that an endpoint of `cache` has.
+                    let set = service.name.as_str().rsplit_once('-').and_then(|(set, _)| ServiceName::parse(set).ok());
+                    if let Some(set) = set.map(|name| ServiceKey::new(service.namespace.clone(), name))
+                        && new.is_some_and(|entries| entries.contains_key(&set))
+                    {
+                        dirty.insert(MirrorId::Cluster { cluster: cluster.clone(), service: set });
+                    }
                 }
                 if !same || was_drained != is_drained {
                     // A drained peer keeps its mirrors and gives up its capacity.
@@ -244,8 +269,8 @@ impl State {
         if short {
             self.short.insert(id.clone());
         }
-        self.note_object(&id, wanted.is_some() || refused.is_some());
         let old = self.set.wanted.get(&id).cloned();
+        self.note_objects(&id, wanted.is_some() || refused.is_some(), old.as_deref(), wanted.as_ref());
         if old.as_deref() != wanted.as_ref() {
             self.replace_faces(&id, old.as_deref(), wanted.as_ref(), changes);
             let map = Arc::make_mut(&mut self.set.wanted);
@@ -269,16 +294,27 @@ impl State {
             MirrorId::Cluster { cluster, service } => {
                 let entry = Arc::clone(self.entry(cluster, service)?);
                 let services = Arc::clone(&self.snapshot.services);
+                let peer = self.peers.get(cluster).map(|peer| Arc::clone(&peer.view.entries))?;
+                let taken =
+                    Taken { locally: &|name| services.contains(name), by_peer: &|name| peer.contains_key(name) };
                 let member = Member { cluster, entry: &entry };
-                Some(desired::cluster(&self.ground, member, |name| services.contains(name), &mut self.fronts))
+                Some(desired::cluster(&self.ground, member, taken, &mut self.fronts))
             }
             MirrorId::Clusterset { service } => {
                 let local = self.snapshot.exported.get(service).map(|entry| (self.own.clone(), Arc::clone(entry)));
                 let remote = self.ground.linked.iter().filter_map(|cluster| {
                     self.entry(cluster, service).map(|entry| (cluster.clone(), Arc::clone(entry)))
                 });
-                let exporters: Vec<_> = local.clone().into_iter().chain(remote).collect();
-                let members: Vec<_> = exporters.iter().map(|(cluster, entry)| Member { cluster, entry }).collect();
+                let exporters: BTreeMap<_, _> = local.clone().into_iter().chain(remote).collect();
+                let names: Vec<_> = exporters.keys().cloned().collect();
+                let known = Arc::clone(&self.set.known);
+                let lost = |cluster: &ClusterName| known.get(cluster) == Some(&false);
+                let order = self.seniority.settle(service, &self.own, &names, lost);
+                let members: Vec<_> = order
+                    .iter()
+                    .filter_map(|cluster| exporters.get_key_value(cluster))
+                    .map(|(cluster, entry)| Member { cluster, entry })
+                    .collect();
                 let result = if members.is_empty() {
                     None
                 } else {
@@ -308,13 +344,18 @@ impl State {
         }
     }
 
-    fn note_object(&mut self, id: &MirrorId, exists: bool) {
+    fn note_objects(&mut self, id: &MirrorId, exists: bool, old: Option<&Wanted>, new: Option<&Wanted>) {
         let MirrorId::Cluster { cluster, service } = id else { return };
-        let object = desired::cluster_object(&self.ground, cluster, service);
-        if exists {
+        let gone =
+            old.into_iter().flat_map(host_objects).chain([desired::cluster_object(&self.ground, cluster, service)]);
+        for object in gone {
+            if self.objects.get(&object) == Some(id) {
+                self.objects.remove(&object);
+            }
+        }
+        let own = exists.then(|| desired::cluster_object(&self.ground, cluster, service));
+        for object in new.into_iter().flat_map(host_objects).chain(own) {
             self.objects.insert(object, id.clone());
-        } else if self.objects.get(&object) == Some(id) {
-            self.objects.remove(&object);
         }
     }
 
@@ -354,6 +395,15 @@ impl State {
             }
         }
     }
+}
+
+/// The Services of a headless mirror's endpoints.
+fn host_objects(wanted: &Wanted) -> impl Iterator<Item = ServiceKey> {
+    let hosts = match &wanted.shape {
+        Shape::Headless { hosts } => hosts.as_slice(),
+        Shape::Single { .. } => [].as_slice(),
+    };
+    hosts.iter().filter_map(|host| host.object.clone())
 }
 
 /// Every unit that the inputs give rise to.

@@ -28,7 +28,6 @@ use super::findings::Inputs;
 use super::objects::{KINDS, Ledger, Write};
 use super::{PACE, SHARE, Sources};
 use crate::leader::Leading;
-use crate::mirror::kubernetes::Foreign;
 use crate::watch::ObjectKey;
 use crate::watch::kubernetes::{resource, watched};
 
@@ -52,14 +51,12 @@ pub struct Context {
     pub leading: Leading,
     /// Who this controller is: the `reportingInstance` of its events.
     pub identity: String,
-    /// Mirrors whose name somebody else's object has.
-    pub foreign: watch::Receiver<Foreign>,
 }
 
 /// Keeps statuses up to date until the drain. Start it when the first mirrors are known: before that it would say what is
 /// not so.
 pub async fn run(context: Context, own: ClusterName, mut sources: Sources, signal: Signal) {
-    let Context { client, mut leading, identity, mut foreign } = context;
+    let Context { client, mut leading, identity } = context;
     let mut watches = stream::select_all(KINDS.map(|kind| watched(&client, kind)));
     let mut ledger = Ledger::default();
     let mut writer = Writer { client, leading: leading.clone(), identity, book: Book::new(Instant::now()) };
@@ -85,7 +82,6 @@ pub async fn run(context: Context, own: ClusterName, mut sources: Sources, signa
                 }
             }
             changed = sources.changed() => if changed.is_err() { return },
-            changed = foreign.changed() => if changed.is_err() { return },
             () = leading.changed() => {}
             () = again => {}
             () = signal.draining() => return,
@@ -97,8 +93,7 @@ pub async fn run(context: Context, own: ClusterName, mut sources: Sources, signa
             let wanted = ledger.wanted(&inputs);
             let (writes, later) = ledger.due(&wanted, Instant::now(), Timestamp::now());
             next = later;
-            let taken = foreign.borrow_and_update().clone();
-            for (link, told) in unmade.update(&inputs, &taken) {
+            for (link, told) in unmade.update(&inputs) {
                 if let Some(uid) = ledger.uid(&link).map(str::to_owned) {
                     writer.tell(&link, &uid, &told).await;
                 }
@@ -245,6 +240,7 @@ impl Sources {
             snapshot: self.snapshots.borrow_and_update().clone(),
             peers: Arc::clone(&self.peers.borrow_and_update()),
             mirrors: self.mirrors.borrow_and_update().clone(),
+            held: Arc::clone(&self.held.borrow_and_update()),
             reports: self.reports.borrow_and_update().clone(),
         }
     }
@@ -254,6 +250,7 @@ impl Sources {
         tokio::select! {
             changed = self.snapshots.changed() => changed,
             changed = self.peers.changed() => changed,
+            changed = self.held.changed() => changed,
             changed = self.mirrors.changed() => changed,
             changed = self.reports.changed() => changed,
         }

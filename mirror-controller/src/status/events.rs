@@ -16,7 +16,6 @@ use linkspan_runtime::text::clean;
 
 use super::findings::Inputs;
 use crate::mirror::MirrorId;
-use crate::mirror::kubernetes::Foreign;
 use crate::verdict::Verdict;
 use crate::watch::{Kind, ObjectKey};
 
@@ -135,7 +134,7 @@ pub(super) struct Unmade(BTreeMap<ObjectKey, BTreeSet<String>>);
 
 impl Unmade {
     /// Takes what is so now; returns what is new, one event for each Link.
-    pub(super) fn update(&mut self, inputs: &Inputs, foreign: &Foreign) -> Vec<(ObjectKey, Told)> {
+    pub(super) fn update(&mut self, inputs: &Inputs) -> Vec<(ObjectKey, Told)> {
         let mut now: BTreeMap<ObjectKey, BTreeSet<String>> = BTreeMap::new();
         let mut add = |link: &str, object: String| {
             let key = ObjectKey { kind: Kind::Link, namespace: String::new(), name: link.to_owned() };
@@ -147,15 +146,10 @@ impl Unmade {
                 add(cluster.as_str(), refused.object.to_string());
             }
         }
-        for (object, id) in foreign.iter() {
-            match id {
-                MirrorId::Cluster { cluster, .. } => add(cluster.as_str(), object.to_string()),
-                MirrorId::Clusterset { .. } => {
-                    let clusters = inputs.mirrors.wanted.get(id).into_iter().flat_map(|wanted| &wanted.clusters);
-                    for cluster in clusters.filter(|cluster| **cluster != inputs.own) {
-                        add(cluster.as_str(), object.to_string());
-                    }
-                }
+        let taken = inputs.held.iter().filter(|(_, verdict)| verdict.reason == "NameInUse");
+        for wanted in taken.filter_map(|(id, _)| inputs.mirrors.wanted.get(id)) {
+            for cluster in wanted.clusters.iter().filter(|cluster| **cluster != inputs.own) {
+                add(cluster.as_str(), wanted.object.to_string());
             }
         }
         let new = now.iter().filter_map(|(link, objects)| {

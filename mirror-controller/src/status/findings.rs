@@ -13,6 +13,7 @@ use crate::catalog::Snapshot;
 use crate::configuration::Reports;
 use crate::exchange::{Freshness, PeerState, Peers};
 use crate::mirror::desired::{MirrorId, Refused, Shape, Wanted, conflict_verdict};
+use crate::mirror::kubernetes::Held;
 use crate::mirror::{MirrorSet, faces};
 use crate::verdict::Verdict;
 
@@ -40,6 +41,8 @@ pub(super) struct Inputs {
     pub(super) snapshot: Snapshot,
     pub(super) peers: Arc<Peers>,
     pub(super) mirrors: MirrorSet,
+    /// On Kubernetes, what is wanted and not written.
+    pub(super) held: Held,
     pub(super) reports: Reports,
 }
 
@@ -268,6 +271,10 @@ fn exports<'a>(inputs: &'a Inputs, rejections: &'a Rejections<'_>) -> impl Itera
 fn mirrors<'a>(inputs: &'a Inputs, rejections: &'a Rejections<'_>) -> impl Iterator<Item = Finding> + 'a {
     let wanted = inputs.mirrors.wanted.values().map(move |wanted| {
         let mut verdicts = wanted.verdicts.clone();
+        if let Some(held) = inputs.held.get(&wanted.id) {
+            verdicts.retain(|verdict| verdict.kind != held.kind);
+            verdicts.push(held.clone());
+        }
         verdicts.push(listening(inputs, wanted, rejections));
         verdicts.push(ready(inputs, wanted));
         verdicts.push(stale(inputs, wanted));

@@ -79,6 +79,7 @@ impl World {
             snapshot: self.snapshot.clone(),
             peers,
             mirrors: state.set(),
+            held: Held::default(),
             reports: self.reports.clone(),
         }
     }

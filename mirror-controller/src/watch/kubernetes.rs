@@ -30,27 +30,105 @@ use crate::labels;
 pub const WATCH_SECONDS: u32 = 25;
 /// Objects in one page of a list.
 pub const PAGE: u32 = 500;
+/// What an API server says of a kind, or of a version of one, that it does not serve.
+const NOT_FOUND: u16 = 404;
 /// Between two tries of a watch that fails: first and longest. The longest keeps an API server that comes back unhurried and
 /// has everything caught up in 10 s (F-13).
 pub const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(6));
 
-/// What an API server calls a kind.
+/// What an API server calls a kind: the version that is preferred, and those that may be served instead. Never empty.
 #[must_use]
-pub fn resource(kind: Kind) -> ApiResource {
-    let (group, version, plural) = match kind {
-        Kind::Service => ("", "v1", "services"),
-        Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices"),
-        Kind::ServiceExport => ("multicluster.x-k8s.io", "v1alpha1", "serviceexports"),
-        Kind::Link => ("linkspan.io", "v1alpha1", "links"),
-        Kind::ClusterTrafficPolicy => ("linkspan.io", "v1alpha1", "clustertrafficpolicies"),
-        Kind::ExportPolicy => ("linkspan.io", "v1alpha1", "exportpolicies"),
+pub fn resources(kind: Kind) -> Vec<ApiResource> {
+    let (group, versions, plural): (_, &[&str], _) = match kind {
+        Kind::Service => ("", &["v1"], "services"),
+        Kind::EndpointSlice => ("discovery.k8s.io", &["v1"], "endpointslices"),
+        Kind::ServiceExport => ("multicluster.x-k8s.io", &["v1beta1", "v1alpha1"], "serviceexports"),
+        Kind::Link => ("linkspan.io", &["v1alpha1"], "links"),
+        Kind::ClusterTrafficPolicy => ("linkspan.io", &["v1alpha1"], "clustertrafficpolicies"),
+        Kind::ExportPolicy => ("linkspan.io", &["v1alpha1"], "exportpolicies"),
     };
-    ApiResource {
+    let of = |version: &&str| ApiResource {
         group: group.to_owned(),
-        version: version.to_owned(),
-        api_version: if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
+        version: (*version).to_owned(),
+        api_version: if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") },
         kind: kind.as_str().to_owned(),
         plural: plural.to_owned(),
+    };
+    versions.iter().map(of).collect()
+}
+
+/// A watch of one resource, kept up for ever, in whichever of its `versions` is served: each is tried in turn while the API
+/// server says that there is no such thing, and only when none is does that come through as an error.
+pub fn versioned(
+    client: Client,
+    config: watcher::Config,
+    versions: Vec<ApiResource>,
+) -> BoxStream<'static, (ApiResource, Result<watcher::Event<DynamicObject>, watcher::Error>)> {
+    let open = move |version: &ApiResource| {
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), version);
+        watcher(api, config.clone()).backoff(Pause::default()).boxed()
+    };
+    let state = (open, Turns::new(versions.len()), None);
+    stream::unfold(state, move |(open, mut turns, mut running)| {
+        let versions = versions.clone();
+        async move {
+            loop {
+                let version = versions.get(turns.at)?;
+                let mut events = running.take().unwrap_or_else(|| open(version));
+                let event = events.next().await?;
+                let missing = event.as_ref().is_err_and(|error| code(error) == NOT_FOUND);
+                // A list begins before it is known whether there is such a thing.
+                match turns.heard(missing, matches!(event, Ok(watcher::Event::Init))) {
+                    Turn::Stay => running = Some(events),
+                    Turn::Next => continue,
+                    Turn::Rest(pause) => tokio::time::sleep(pause).await,
+                }
+                return Some(((version.clone(), event), (open, turns, running)));
+            }
+        }
+    })
+    .boxed()
+}
+
+/// Which version's turn it is.
+struct Turns {
+    at: usize,
+    versions: usize,
+    /// Versions in a row that are not served.
+    missing: usize,
+    pause: Pause,
+}
+
+#[derive(Debug, PartialEq)]
+enum Turn {
+    /// It is served, or that is not known.
+    Stay,
+    /// The next one at once.
+    Next,
+    /// The next one, and none is served: after a pause.
+    Rest(Duration),
+}
+
+impl Turns {
+    fn new(versions: usize) -> Self {
+        Self { at: 0, versions, missing: 0, pause: Pause::default() }
+    }
+
+    fn heard(&mut self, missing: bool, beginning: bool) -> Turn {
+        if !missing {
+            if !beginning {
+                self.missing = 0;
+                self.pause.reset();
+            }
+            return Turn::Stay;
+        }
+        self.missing += 1;
+        self.at = (self.at + 1) % self.versions.max(1);
+        if self.missing < self.versions {
+            return Turn::Next;
+        }
+        self.missing = 0;
+        Turn::Rest(self.pause.0.next())
     }
 }
 
@@ -86,15 +164,12 @@ pub async fn run(client: Client, events: mpsc::Sender<Event>, problems: watch::S
 
 /// One kind's watch, kept up for ever. What fails is tried again with pauses, and said.
 pub fn watched(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Result<Seen, watcher::Error>)> {
-    let resource = resource(kind);
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     if matches!(kind, Kind::Service | Kind::EndpointSlice) {
         config = config.labels(&format!("{}!={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
     }
-    watcher(api, config)
-        .backoff(Pause::default())
-        .map(move |event| (kind, event.map(|event| seen(kind, event))))
+    versioned(client.clone(), config, resources(kind))
+        .map(move |(_, event)| (kind, event.map(|event| seen(kind, event))))
         .boxed()
 }
 
@@ -117,18 +192,22 @@ fn value(mut object: DynamicObject) -> Value {
     serde_json::to_value(object).unwrap_or_default()
 }
 
-/// Why a kind cannot be read, and what to do about it.
-fn problem(kind: Kind, error: &watcher::Error) -> Problem {
-    let plural = resource(kind).plural;
-    let code = match error {
+/// The HTTP status of an error, or 0.
+fn code(error: &watcher::Error) -> u16 {
+    match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
         watcher::Error::WatchError(status) => status.code,
         _ => 0,
-    };
-    let message = match code {
-        404 => format!(
+    }
+}
+
+/// Why a kind cannot be read, and what to do about it.
+fn problem(kind: Kind, error: &watcher::Error) -> Problem {
+    let plural = resources(kind).swap_remove(0).plural;
+    let message = match code(error) {
+        NOT_FOUND => format!(
             "the API server does not serve {plural}: apply the CRDs (linkspan install --stage cluster | kubectl apply -f -)"
         ),
         401 => "the API server does not know this controller: its ServiceAccount token is not accepted".to_owned(),
@@ -175,5 +254,33 @@ impl Iterator for Pause {
 impl Backoff for Pause {
     fn reset(&mut self) {
         self.0.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_that_is_served_is_found_and_kept() {
+        let mut turns = Turns::new(2);
+        assert_eq!(turns.heard(false, true), Turn::Stay);
+        assert_eq!((turns.heard(true, false), turns.at), (Turn::Next, 1), "only v1alpha1 is served");
+        assert_eq!(turns.heard(false, true), Turn::Stay, "its list begins");
+        assert_eq!((turns.heard(false, false), turns.at), (Turn::Stay, 1));
+        // Its definition was replaced by one that serves the newer version alone.
+        assert_eq!((turns.heard(true, false), turns.at), (Turn::Next, 0));
+        assert_eq!(turns.heard(false, true), Turn::Stay);
+        assert!(matches!(turns.heard(true, false), Turn::Rest(_)), "neither: told, and tried again after a pause");
+        assert_eq!((turns.heard(true, false), turns.at), (Turn::Next, 0));
+    }
+
+    #[test]
+    fn a_kind_of_one_version_rests_each_time() {
+        let mut turns = Turns::new(1);
+        assert!(matches!(turns.heard(true, false), Turn::Rest(_)));
+        assert_eq!(turns.at, 0);
+        assert_eq!(resources(Kind::ServiceExport)[0].api_version, "multicluster.x-k8s.io/v1beta1");
+        assert_eq!(resources(Kind::Service)[0].api_version, "v1");
     }
 }

@@ -5,17 +5,16 @@ use std::collections::BTreeSet;
 use prost::Message as _;
 
 use super::{
-    CatalogueEntry, CataloguePort, ExchangeError, MAX_ENDPOINTS, MAX_LABELS, MAX_MESSAGE_LEN, MAX_NAME_LEN, MAX_PORTS,
-    MAX_SERVICES, Message, Protocol, SubscriberMessage,
+    CatalogueEntry, CataloguePort, Details, ExchangeError, MAX_AFFINITY_SECONDS, MAX_ANNOTATIONS, MAX_ENDPOINTS,
+    MAX_LABELS, MAX_MESSAGE_LEN, MAX_METADATA_LEN, MAX_NAME_LEN, MAX_PORTS, MAX_SERVICES, Message, Protocol,
+    SubscriberMessage,
 };
 use crate::generated::exchange as wire;
+use crate::metadata::{is_annotation, is_label};
 use crate::names::{ClusterName, EndpointName, Namespace, PortName, ServiceKey, ServiceName};
 
 /// The most bytes of a reason.
 const MAX_REASON_LEN: usize = 256;
-
-/// The most bytes of a label's value, as in Kubernetes.
-const MAX_LABEL_VALUE_LEN: usize = 63;
 
 impl Message {
     /// How many bytes the message takes on the wire, to be held against [`MAX_MESSAGE_LEN`].
@@ -168,6 +167,12 @@ impl From<CatalogueEntry> for wire::Entry {
             ports: entry.ports.into_iter().map(port).collect(),
             endpoints: entry.endpoints.into_iter().map(endpoint).collect(),
             labels: entry.labels,
+            annotations: entry.details.annotations,
+            exported_labels: entry.details.exported_labels,
+            exported_annotations: entry.details.exported_annotations,
+            affinity_seconds: entry.details.affinity_seconds.unwrap_or_default(),
+            local_traffic: entry.details.local_traffic,
+            traffic_distribution: entry.details.traffic_distribution.unwrap_or_default(),
         }
     }
 }
@@ -178,13 +183,10 @@ impl TryFrom<wire::Entry> for CatalogueEntry {
     fn try_from(entry: wire::Entry) -> Result<Self, ExchangeError> {
         at_most("ports of one service", entry.ports.len(), MAX_PORTS)?;
         at_most("endpoints of one service", entry.endpoints.len(), MAX_ENDPOINTS)?;
-        at_most("labels of one service", entry.labels.len(), MAX_LABELS)?;
         if !entry.headless && !entry.endpoints.is_empty() {
             return Err(ExchangeError::Field("an endpoint of a service that is not headless"));
         }
-        if !entry.labels.iter().all(|(key, value)| is_label(key, value)) {
-            return Err(ExchangeError::Field("a label"));
-        }
+        let details = details(&entry)?;
         let mut ports = entry.ports.into_iter().map(port).collect::<Result<Vec<_>, _>>()?;
         ports.sort_unstable_by_key(|port| (port.port, port.protocol));
         unique("a port", ports.iter().map(|port| (port.port, port.protocol)))?;
@@ -196,14 +198,48 @@ impl TryFrom<wire::Entry> for CatalogueEntry {
         }
         endpoints.sort_unstable();
         unique("an endpoint", endpoints.iter().map(|(name, _)| name))?;
-        Ok(Self {
+        let entry = Self {
             service: service(entry.service.ok_or(ExchangeError::Missing("the entry's service"))?)?,
             headless: entry.headless,
             ports,
             endpoints,
             labels: entry.labels,
-        })
+            details,
+        };
+        at_most("bytes of labels and annotations of one service", entry.metadata_len(), MAX_METADATA_LEN)?;
+        Ok(entry)
     }
+}
+
+/// Labels are checked here too.
+fn details(entry: &wire::Entry) -> Result<Details, ExchangeError> {
+    for labels in [&entry.labels, &entry.exported_labels] {
+        at_most("labels of one service", labels.len(), MAX_LABELS)?;
+        if !labels.iter().all(|(key, value)| is_label(key, value)) {
+            return Err(ExchangeError::Field("a label"));
+        }
+    }
+    for annotations in [&entry.annotations, &entry.exported_annotations] {
+        at_most("annotations of one service", annotations.len(), MAX_ANNOTATIONS)?;
+        if !annotations.iter().all(|(key, value)| is_annotation(key, value)) {
+            return Err(ExchangeError::Field("an annotation"));
+        }
+    }
+    let distribution = &entry.traffic_distribution;
+    if distribution.len() > MAX_NAME_LEN || !is_qualified(distribution) {
+        return Err(ExchangeError::Field("a trafficDistribution"));
+    }
+    if entry.affinity_seconds > MAX_AFFINITY_SECONDS {
+        return Err(ExchangeError::Field("a session affinity"));
+    }
+    Ok(Details {
+        annotations: entry.annotations.clone(),
+        exported_labels: entry.exported_labels.clone(),
+        exported_annotations: entry.exported_annotations.clone(),
+        affinity_seconds: Some(entry.affinity_seconds).filter(|seconds| *seconds > 0),
+        local_traffic: entry.local_traffic,
+        traffic_distribution: Some(distribution.clone()).filter(|text| !text.is_empty()),
+    })
 }
 
 fn entries(entries: Vec<wire::Entry>) -> Result<Vec<CatalogueEntry>, ExchangeError> {
@@ -255,15 +291,6 @@ fn hash(bytes: &[u8]) -> Result<[u8; 32], ExchangeError> {
 /// Characters of Kubernetes' qualified names.
 fn is_qualified(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/'))
-}
-
-fn is_label(key: &str, value: &str) -> bool {
-    !key.is_empty()
-        && key.len() <= MAX_NAME_LEN
-        && is_qualified(key)
-        && value.len() <= MAX_LABEL_VALUE_LEN
-        && is_qualified(value)
-        && !value.contains('/')
 }
 
 const fn at_most(what: &'static str, count: usize, max: usize) -> Result<(), ExchangeError> {

@@ -1,15 +1,17 @@
 //! One hash over a whole catalogue, by which both sides see that they hold the same.
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest, Sha256};
 
-use super::{CatalogueEntry, Protocol};
+use super::{CatalogueEntry, Details, Protocol};
 
 /// SHA-256 over all entries, independent of their order and of the order of their ports, endpoints and labels.
 ///
 /// Each entry is hashed on its own, and the hashes are hashed in the order of their services. Every text goes in behind its
 /// length, every list behind its count, so no two catalogues look alike. The form is part of exchange version 1: a field of a
 /// later version goes in only between sides that both speak that version. The optional totals of ports are left out: they came
-/// within version 1, and sides that do not know them must find the same hash.
+/// within version 1, and sides that do not know them must find the same hash. Details go in only where a service has any.
 #[must_use]
 pub fn catalogue_hash<'a>(entries: impl IntoIterator<Item = &'a CatalogueEntry>) -> [u8; 32] {
     let mut hashes: Vec<_> = entries.into_iter().map(|entry| (&entry.service, entry_hash(entry))).collect();
@@ -52,10 +54,21 @@ fn entry_hash(entry: &CatalogueEntry) -> [u8; 32] {
         hash.number(u64::from(*ready));
     }
 
-    hash.number(entry.labels.len() as u64);
-    for (key, value) in &entry.labels {
-        hash.text(key);
-        hash.text(value);
+    hash.map(&entry.labels);
+    if entry.details != Details::default() {
+        let Details {
+            annotations,
+            exported_labels,
+            exported_annotations,
+            affinity_seconds,
+            local_traffic,
+            traffic_distribution,
+        } = &entry.details;
+        hash.text("details");
+        [annotations, exported_labels, exported_annotations].into_iter().for_each(|map| hash.map(map));
+        hash.number(affinity_seconds.map_or(0, u64::from));
+        hash.number(u64::from(*local_traffic));
+        hash.text(traffic_distribution.as_deref().unwrap_or_default());
     }
     hash.0.finalize().into()
 }
@@ -66,6 +79,14 @@ struct Writer(Sha256);
 impl Writer {
     fn number(&mut self, number: u64) {
         self.0.update(number.to_be_bytes());
+    }
+
+    fn map(&mut self, map: &BTreeMap<String, String>) {
+        self.number(map.len() as u64);
+        for (key, value) in map {
+            self.text(key);
+            self.text(value);
+        }
     }
 
     fn text(&mut self, text: &str) {

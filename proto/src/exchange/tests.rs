@@ -18,12 +18,26 @@ fn entry(name: &str) -> CatalogueEntry {
         }],
         endpoints: Vec::new(),
         labels: BTreeMap::from([("app.kubernetes.io/name".into(), "web".into())]),
+        details: Details::default(),
     }
 }
 
 fn headless(name: &str) -> CatalogueEntry {
     let endpoint = |name: &str, ready| (EndpointName::parse(name).unwrap(), ready);
     CatalogueEntry { headless: true, endpoints: vec![endpoint("db-0", true), endpoint("db-1", false)], ..entry(name) }
+}
+
+fn detailed(name: &str) -> CatalogueEntry {
+    let map = |key: &str| BTreeMap::from([(key.to_owned(), "x".to_owned())]);
+    let details = Details {
+        annotations: map("a"),
+        exported_labels: map("b"),
+        exported_annotations: map("c"),
+        affinity_seconds: Some(10),
+        local_traffic: true,
+        traffic_distribution: Some("PreferClose".to_owned()),
+    };
+    CatalogueEntry { details, ..entry(name) }
 }
 
 fn through_the_wire(message: Message) -> Result<Message, ExchangeError> {
@@ -39,7 +53,7 @@ fn entries(entries: Vec<wire::Entry>) -> Result<Message, ExchangeError> {
 fn messages_come_back() {
     for message in [
         Message::SnapshotBegin { epoch: 7, version: 9, count: 2 },
-        Message::Entries(vec![entry("shop/web"), headless("shop/db")]),
+        Message::Entries(vec![entry("shop/web"), headless("shop/db"), detailed("shop/api")]),
         Message::SnapshotEnd { version: 9, hash: [5; 32] },
         Message::Delta {
             from: 9,
@@ -115,7 +129,7 @@ fn counts_over_the_caps_are_refused() {
 #[test]
 fn what_is_no_name_is_refused() {
     type Change = fn(&mut wire::Entry);
-    let changes: [Change; 16] = [
+    let changes: [Change; 21] = [
         |entry| entry.service = None,
         |entry| entry.service.as_mut().unwrap().name = "a".repeat(64 * 1024),
         |entry| entry.service.as_mut().unwrap().namespace = "10.0.0.1".into(),
@@ -132,6 +146,11 @@ fn what_is_no_name_is_refused() {
         |entry| drop(entry.labels.insert(String::new(), "x".into())),
         |entry| drop(entry.labels.insert("a".repeat(254), "x".into())),
         |entry| drop(entry.labels.insert("a".into(), "x\n".into())),
+        |entry| drop(entry.exported_labels.insert("a/b/c".into(), "x".into())),
+        |entry| drop(entry.annotations.insert("a b".into(), "x".into())),
+        |entry| drop(entry.exported_annotations.insert("a".into(), "\0".into())),
+        |entry| entry.affinity_seconds = MAX_AFFINITY_SECONDS + 1,
+        |entry| entry.traffic_distribution = "Prefer Close".into(),
     ];
     for (index, change) in changes.into_iter().enumerate() {
         let mut bad = wire::Entry::from(entry("shop/web"));
@@ -167,19 +186,16 @@ fn hashes_have_32_bytes_and_messages_a_body() {
     assert!(SubscriberMessage::try_from(wire::SubscriberMessage::default()).is_err());
 }
 
-/// S-39.
 #[test]
-fn only_listed_labels_reach_objects() {
-    let mut entry = entry("shop/web");
-    for key in [
-        "kubernetes.io/service-name",
-        "service.beta.kubernetes.io/aws-load-balancer-type",
-        "mirror.linkerd.io/exported",
-        "app",
-    ] {
-        entry.labels.insert(key.into(), "x".into());
-    }
-    assert_eq!(entry.listed_labels().collect::<Vec<_>>(), [("app.kubernetes.io/name", "web")]);
+fn labels_and_annotations_are_capped_together() {
+    let with = |count: usize, length: usize| {
+        let annotations = (0..count).map(|index| (format!("a{index:03}"), "x".repeat(length))).collect();
+        entries(vec![wire::Entry { annotations, ..wire::Entry::from(entry("shop/web")) }])
+    };
+    assert!(with(MAX_ANNOTATIONS, 100).is_ok());
+    assert!(matches!(with(MAX_ANNOTATIONS + 1, 1), Err(ExchangeError::TooMany { .. })));
+    assert!(matches!(with(4, 1024), Err(ExchangeError::TooMany { .. })), "4 KiB and the labels");
+    assert!(matches!(with(1, 1025), Err(ExchangeError::Field("an annotation"))));
 }
 
 #[test]
@@ -220,7 +236,7 @@ fn the_hash_does_not_change_between_builds() {
 #[test]
 fn the_hash_sees_every_field() {
     type Change = fn(&mut CatalogueEntry);
-    let changes: [Change; 12] = [
+    let changes: [Change; 18] = [
         |entry| entry.service = ServiceKey::parse("shop/other").unwrap(),
         |entry| entry.service = ServiceKey::parse("other/db").unwrap(),
         |entry| entry.headless = false,
@@ -233,6 +249,12 @@ fn the_hash_sees_every_field() {
         |entry| entry.endpoints[0].1 = false,
         |entry| drop(entry.endpoints.pop()),
         |entry| entry.labels.clear(),
+        |entry| drop(entry.details.annotations.insert("a".into(), "b".into())),
+        |entry| drop(entry.details.exported_labels.insert("a".into(), "b".into())),
+        |entry| drop(entry.details.exported_annotations.insert("a".into(), "b".into())),
+        |entry| entry.details.affinity_seconds = Some(10),
+        |entry| entry.details.local_traffic = true,
+        |entry| entry.details.traffic_distribution = Some("PreferClose".into()),
     ];
     let base = headless("shop/db");
     let mut seen = std::collections::BTreeSet::from([catalogue_hash([&base])]);
@@ -274,7 +296,7 @@ fn any_entry() -> impl Strategy<Value = CatalogueEntry> {
     );
     let ports = proptest::collection::vec(port, 0..5);
     let endpoints = proptest::collection::btree_map(label, any::<bool>(), 0..5);
-    let labels = proptest::collection::btree_map("[a-z./-]{1,20}", "[a-z0-9._-]{0,20}", 0..5);
+    let labels = proptest::collection::btree_map("[a-z]{1,8}(/[a-z]{1,8})?", "([a-z0-9]{1,9}[._-]?[a-z]{1,9})?", 0..5);
     (label, label, any::<bool>(), ports, endpoints, labels).prop_map(
         |(namespace, name, headless, ports, endpoints, labels)| {
             let mut seen = std::collections::BTreeSet::new();
@@ -299,6 +321,7 @@ fn any_entry() -> impl Strategy<Value = CatalogueEntry> {
                 ports,
                 endpoints: if headless { endpoints } else { Vec::new() },
                 labels,
+                details: Details::default(),
             }
         },
     )

@@ -47,12 +47,39 @@ pub struct Entry {
     /// Ascending by name; only for headless services.
     #[prost(message, repeated, tag = "4")]
     pub endpoints: ::prost::alloc::vec::Vec<Endpoint>,
-    /// At most 16.
+    /// Of the Service. At most 16, and all labels and annotations of a service together 4096 bytes.
     #[prost(btree_map = "string, string", tag = "5")]
     pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Of the Service. At most 16.
+    #[prost(btree_map = "string, string", tag = "6")]
+    pub annotations: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// What its ServiceExport gives to the import of all clusters. At most 16.
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub exported_labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// At most 16.
+    #[prost(btree_map = "string, string", tag = "8")]
+    pub exported_annotations: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Session affinity by client address, at most 86400; 0: none.
+    #[prost(uint32, tag = "9")]
+    pub affinity_seconds: u32,
+    /// internalTrafficPolicy: Local.
+    #[prost(bool, tag = "10")]
+    pub local_traffic: bool,
+    /// Empty: not declared.
+    #[prost(string, tag = "11")]
+    pub traffic_distribution: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CatalogueMessage {

@@ -163,6 +163,77 @@ impl Random {
 
 /// S-36: a million pairs, chosen to meet.
 #[test]
+fn endpoints_of_a_stateful_set_have_the_names_of_linkerd_and_all_others_a_mark() {
+    let name = |service_name: &str, endpoint: &str, cluster_name: &str, taken| {
+        let endpoint = EndpointName::parse(endpoint).unwrap();
+        let linked = linked(&["west", "far-west"]);
+        endpoint_name(&service(service_name), &endpoint, &cluster(cluster_name), &linked, taken).to_string()
+    };
+    assert_eq!(name("cache", "cache-0", "west", false), "cache-0-west");
+    assert_eq!(name("cache", "cache-12", "far-west", false), "cache-12-far-west");
+    let marked = [
+        name("cache", "cache-0", "west", true),
+        name("peers", "cache-0", "west", false),
+        name("cache", "cache", "west", false),
+        name("cache", "cache-0-0", "west", false),
+        name("cache", "7f3", "west", false),
+    ];
+    let distinct: BTreeSet<_> = marked.iter().collect();
+    assert_eq!(distinct.len(), marked.len());
+    for text in &marked {
+        assert!(has_mark(text) && text.ends_with("-west") && text.len() <= MAX_LABEL, "{text}");
+        assert!(text.starts_with(|first: char| first.is_ascii_lowercase()), "{text}");
+    }
+    let long = "w".repeat(MAX_LABEL);
+    for taken in [false, true] {
+        let text = name(&"s".repeat(60), &format!("{}-0", "s".repeat(60)), &long, taken);
+        assert!(text.len() <= MAX_LABEL && has_mark(&text), "{text}");
+    }
+    let endpoint = EndpointName::parse("cache-0").unwrap();
+    let of = |from: &str| clusterset_endpoint_name(&service("cache"), &endpoint, &cluster(from)).to_string();
+    assert!(of("west").starts_with("cache-0-x") && of("west").ends_with("-clusterset"), "{}", of("west"));
+    assert_ne!(of("west"), of("east"));
+    assert!(of("west").len() <= MAX_LABEL);
+}
+
+/// Services of mirrors and of endpoints stand in one namespace: no two of them have one name, whatever peers are called and export.
+#[test]
+fn endpoints_and_mirrors_never_share_a_name() {
+    let services = ["a", "a-0", "a-0-0", "a-0-west", "west", "west-0", "0-a"];
+    let endpoints = ["a-0", "a-0-0", "a-0-west", "west-0", "west-0-0", "a", "0", "0-a"];
+    let clusters = ["west", "0-west", "a-0-west", "0", "a-west"];
+    let linked = linked(&clusters);
+    let mut names: HashMap<ServiceName, String> = HashMap::new();
+    let mut note = |name: ServiceName, what: String| {
+        assert!(name.as_str().len() <= MAX_LABEL);
+        if let Some(other) = names.insert(name.clone(), what.clone()) {
+            panic!("{name} is the name of {what} and of {other}");
+        }
+    };
+    for from in clusters.map(cluster) {
+        for one in services.map(service) {
+            note(mirror_name(&one, &from, &linked), format!("{one} of {from}"));
+            for endpoint in endpoints {
+                let taken = services.contains(&endpoint);
+                let endpoint = EndpointName::parse(endpoint).unwrap();
+                let what = format!("endpoint {endpoint} of {one} of {from}");
+                note(clusterset_endpoint_name(&one, &endpoint, &from), format!("{what} in the clusterset"));
+                note(endpoint_name(&one, &endpoint, &from, &linked, taken), what);
+            }
+        }
+    }
+    for one in services.map(service) {
+        note(mirror_name(&one, &cluster(CLUSTERSET), &BTreeSet::new()), format!("{one} of all"));
+    }
+}
+
+#[test]
+fn no_cluster_has_the_name_of_all_of_them() {
+    assert_eq!(cluster("west").reserved(), None);
+    assert!(cluster("clusterset").reserved().unwrap().contains("another name"));
+}
+
+#[test]
 fn mirror_names_are_injective() {
     let mut random = Random(7);
     let mut clusters: BTreeSet<ClusterName> = linked(&[

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FieldError, HostPort};
 use crate::identity::TrustDomain;
+use crate::metadata::KeyPattern;
 use crate::names::{ClusterName, Namespace, ServiceName};
 
 /// The most workers of one gateway.
@@ -66,6 +67,9 @@ pub struct ClusterSpec {
     pub controller: ClusterControllerSpec,
     /// The DNS server for clusterset names, in each controller.
     pub dns: ClusterDnsSpec,
+    /// What is copied between clusters, and whose word counts.
+    #[serde(skip_serializing_if = "ClusterMirrorsSpec::is_default")]
+    pub mirrors: ClusterMirrorsSpec,
     /// Sockets and last good state; an emptyDir, lost with the pod. Default: /var/lib/linkspan.
     pub state_dir: PathBuf,
 }
@@ -139,6 +143,29 @@ pub struct ClusterDnsSpec {
     pub listen: SocketAddr,
 }
 
+/// What is copied between clusters, and whose word counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ClusterMirrorsSpec {
+    /// Labels that exports of this cluster do not carry and mirrors in it do not get: keys, or `example.com/*` for all keys
+    /// of a domain. Default: none, beside what is never copied, the keys of Kubernetes and of tools that act on Services.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub excluded_labels: Vec<KeyPattern>,
+    /// The same for annotations.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub excluded_annotations: Vec<KeyPattern>,
+    /// Whose word counts first where clusters disagree about a service of the clusterset, in this order; this cluster's own
+    /// name may be among them. Default: nobody's, and that of the cluster counts whose export was seen here first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub precedence: Vec<ClusterName>,
+}
+
+impl ClusterMirrorsSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 const fn everywhere(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
 }
@@ -156,6 +183,7 @@ impl Default for ClusterSpec {
             gateway: ClusterGatewaySpec::default(),
             controller: ClusterControllerSpec::default(),
             dns: ClusterDnsSpec::default(),
+            mirrors: ClusterMirrorsSpec::default(),
             state_dir: PathBuf::from("/var/lib/linkspan"),
         }
     }
@@ -237,6 +265,16 @@ impl Cluster {
     /// When a number is out of its range, two listeners of one pod have the same port, or an allocated port could be taken
     /// by something else.
     pub fn validate(&self) -> Result<(), FieldError> {
+        if let Some(message) = self.metadata.name.reserved() {
+            return Err(FieldError::new("metadata.name", message));
+        }
+        let precedence = &self.spec.mirrors.precedence;
+        if let Some((index, twice)) =
+            precedence.iter().enumerate().find(|(index, name)| precedence.iter().take(*index).any(|one| one == *name))
+        {
+            let message = format!("`{twice}` comes twice: name each cluster once");
+            return Err(FieldError::new(format!("spec.mirrors.precedence[{index}]"), message));
+        }
         let ClusterGatewaySpec { workers, drain_seconds, advertise, .. } = &self.spec.gateway;
         if workers.is_some_and(|workers| workers == 0 || workers > MAX_WORKERS) {
             return Err(FieldError::new("spec.gateway.workers", format!("write 1 to {MAX_WORKERS}, or leave it out")));
@@ -338,9 +376,19 @@ mod tests {
     }
 
     #[test]
+    fn no_cluster_is_called_clusterset() {
+        let error = Cluster::new(ClusterName::parse("clusterset").unwrap()).validate().unwrap_err();
+        assert_eq!(error.field, "metadata.name");
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_by_its_field() {
         for (error, field) in [
             (error(|spec| spec.gateway.workers = Some(0)), "spec.gateway.workers"),
+            (
+                error(|spec| spec.mirrors.precedence = ["east", "east"].map(|it| it.parse().unwrap()).into()),
+                "spec.mirrors.precedence[1]",
+            ),
             (error(|spec| spec.gateway.drain_seconds = 3601), "spec.gateway.drainSeconds"),
             (error(|spec| spec.gateway.advertise = vec!["0.0.0.0:4143".parse().unwrap()]), "spec.gateway.advertise[0]"),
             (error(|spec| spec.gateway.advertise = vec!["a:0".parse().unwrap()]), "spec.gateway.advertise[0]"),

@@ -30,6 +30,11 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
         "a Link is named after the peer: 1 to 63 lower-case letters, digits and '-', no dots",
     );
+    name_rule(
+        &mut link,
+        "self.metadata.name != 'clusterset'",
+        "no peer is called `clusterset`: that stands for all clusters together; give the cluster another name",
+    );
     [link, ClusterTrafficPolicy::crd(), ExportPolicy::crd()].map(finish).into()
 }
 

@@ -194,6 +194,9 @@ impl Site {
     /// # Errors
     /// When a number is out of its range, or the mirror range is too small, or two workloads claim the same range.
     pub fn validate(&self) -> Result<(), FieldError> {
+        if let Some(message) = self.metadata.name.reserved() {
+            return Err(FieldError::new("metadata.name", message));
+        }
         let spec = &self.spec;
         if spec.gateway.workers.is_some_and(|workers| workers == 0 || workers > MAX_WORKERS) {
             return Err(FieldError::new("spec.gateway.workers", format!("write 1 to {MAX_WORKERS}, or leave it out")));

@@ -52,6 +52,12 @@ spec:
     adminListen: {{ printf "%s:4191" $bind | quote }}
   dns:
     listen: {{ printf "%s:5353" $bind | quote }}
+  {{- with .Values.mirrors }}
+  {{- if or .excludedLabels .excludedAnnotations .precedence }}
+  mirrors:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
   stateDir: /var/lib/linkspan
 {{- end -}}
 

@@ -37,6 +37,7 @@ fn entry(index: usize, ready: u32) -> Arc<CatalogueEntry> {
         }],
         endpoints: Vec::new(),
         labels: BTreeMap::new(),
+        details: Default::default(),
     })
 }
 

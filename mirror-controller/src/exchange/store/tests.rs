@@ -29,6 +29,7 @@ fn entries(names: &[&str]) -> Entries {
                     (EndpointName::parse("a-1").unwrap(), false),
                 ],
                 labels: BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())]),
+                details: Default::default(),
             };
             (service, Arc::new(entry))
         })

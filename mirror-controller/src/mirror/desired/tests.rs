@@ -21,7 +21,8 @@ fn addresses() -> Fronts {
 fn mirror(cluster: &str, entry: &CatalogueEntry, local: &[&str]) -> Result<Wanted, Box<Refused>> {
     let locals: Vec<_> = local.iter().map(|text| key(text)).collect();
     let member = Member { cluster: &name(cluster), entry };
-    super::cluster(&ground(&["west", "north"]), member, |key| locals.contains(key), &mut addresses())
+    let taken = Taken { locally: &|key| locals.contains(key), by_peer: &|_| false };
+    super::cluster(&ground(&["west", "north"]), member, taken, &mut addresses())
 }
 
 fn import(members: &[(&str, Arc<CatalogueEntry>)], traffic: Option<&Traffic>) -> (Wanted, Conflicts) {
@@ -199,7 +200,8 @@ fn a_full_range_is_told() {
     for index in 0..20 {
         let entry = entry(&format!("shop/web-{index}"), &["80"], 1);
         let member = Member { cluster: &name("west"), entry: &entry };
-        if let Err(why) = cluster(&ground, member, |_| false, &mut addresses) {
+        let taken = Taken { locally: &|_| false, by_peer: &|_| false };
+        if let Err(why) = cluster(&ground, member, taken, &mut addresses) {
             assert!(why.wants_front);
             assert!(
                 ["False:ShareExceeded", "False:AddressesExhausted"]
@@ -211,7 +213,7 @@ fn a_full_range_is_told() {
     assert!(refused >= 6, "{refused}");
 }
 
-/// Labels that a peer might send, and among them the only ones that may come through.
+/// Labels that a peer might send: those that command somebody, and those that may come through.
 fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
     let keys = prop::sample::select(vec![
         "app.kubernetes.io/name",
@@ -222,30 +224,37 @@ fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
         "mirror.linkspan.io/managed-by",
         "endpointslice.kubernetes.io/managed-by",
         "service.beta.kubernetes.io/aws-load-balancer-type",
+        "internal.example.com/cost",
         "team",
     ]);
     prop::collection::btree_map(keys.prop_map(str::to_owned), "[a-z]{1,8}", 0..9)
 }
 
 proptest! {
-    /// S-38 and S-39: whatever a peer says, every address is of our range, and nothing but ports, protocols and listed
-    /// labels comes through.
+    /// S-38 and S-39: whatever a peer says, every address is of our range, and nothing but ports, protocols, and labels and
+    /// annotations that command nobody comes through.
     #[test]
-    fn only_listed_fields_come_through(labels in labels(), is_headless: bool, endpoints in prop::collection::btree_set("[a-z]{1,6}", 0..5)) {
+    fn only_what_commands_nobody_comes_through(labels in labels(), is_headless: bool, endpoints in prop::collection::btree_set("[a-z]{1,6}", 0..5)) {
         let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
         let mut entry = if is_headless { headless("shop/web", &endpoints) } else { entry("shop/web", &["http:80"], 1) }.as_ref().clone();
         entry.labels = labels.clone();
-        let wanted = mirror("west", &entry, &[]).unwrap();
+        entry.details.annotations = labels.clone();
+        let exclusions = Exclusions { labels: vec!["internal.example.com/*".parse().unwrap()], annotations: Vec::new() };
+        let ground = Ground { exclusions: Arc::new(exclusions), ..ground(&["west", "north"]) };
+        let (west, taken) = (name("west"), Taken { locally: &|_| false, by_peer: &|_| false });
+        let wanted = cluster(&ground, Member { cluster: &west, entry: &entry }, taken, &mut addresses()).unwrap();
         let range: ipnet::IpNet = RANGE.parse().unwrap();
         for listener in faces::listeners(&wanted) {
             prop_assert!(listener.ports.iter().all(|port| range.contains(&port.listen.ip())));
         }
         let text = object::yaml(&object::objects(&wanted)).unwrap();
         for (key, value) in &labels {
-            let listed = linkspan_proto::exchange::LISTED_LABELS.contains(&key.as_str());
-            prop_assert_eq!(wanted.labels.get(key) == Some(value), listed, "{}", key);
+            let copied = ["app.kubernetes.io/name", "app.kubernetes.io/version", "team"].contains(&key.as_str());
+            prop_assert_eq!(wanted.labels.get(key) == Some(value), copied, "{}", key);
+            let annotated = copied || key == "internal.example.com/cost";
+            prop_assert_eq!(wanted.annotations.get(key) == Some(value), annotated, "{}", key);
         }
-        for word in ["aws-load-balancer", "team", "externalIPs", "nodePort", "finalizers", "ownerReferences", "selector", "annotations", "app.kubernetes.io/managed-by"] {
+        for word in ["aws-load-balancer", "externalIPs", "nodePort", "finalizers", "ownerReferences", "selector", "app.kubernetes.io/managed-by"] {
             prop_assert!(!text.contains(word), "{} in\n{}", word, text);
         }
         for object in object::objects(&wanted) {
@@ -265,12 +274,28 @@ proptest! {
         }
     }
 
-    /// S-40: the order in which peers were linked or export plays no part, only their names.
+    /// S-40: of clusters that disagree, the word of the first in our own order counts, whatever the others say.
     #[test]
-    fn precedence_is_local_and_by_name(ports in prop::collection::vec(1..5_u16, 3)) {
+    fn the_first_word_counts(ports in prop::collection::vec(1..5_u16, 3)) {
         let text: Vec<String> = ports.iter().map(|port| format!("http:{port}")).collect();
         let of = |index: usize| entry("shop/web", &[&text[index]], 1);
-        let (wanted, _) = import(&[("east", of(0)), ("north", of(1)), ("west", of(2))], None);
+        let (wanted, _) = import(&[("west", of(0)), ("north", of(1)), ("east", of(2))], None);
         prop_assert_eq!(numbers(&wanted), [text[0].clone()]);
     }
+}
+
+#[test]
+fn an_import_has_what_exports_say_and_nothing_of_the_services() {
+    let with = |key: &str, seconds| {
+        let mut entry = entry("shop/web", &["80"], 1).as_ref().clone();
+        entry.labels = BTreeMap::from([("team".to_owned(), "x".to_owned())]);
+        entry.details.exported_labels = BTreeMap::from([(key.to_owned(), "x".to_owned())]);
+        entry.details.affinity_seconds = seconds;
+        Arc::new(entry)
+    };
+    let (wanted, conflicts) = import(&[("west", with("gold", Some(10))), ("east", with("silver", None))], None);
+    assert_eq!(wanted.labels.keys().collect::<Vec<_>>(), ["gold"]);
+    assert_eq!(wanted.traits.affinity_seconds, Some(10));
+    assert_eq!(conflicts, Conflicts::from(["LabelsConflict", "SessionAffinityConflict"]));
+    assert_eq!(tiers(&wanted), ["east=1", "west=1"], "whose word counts says nothing of who serves");
 }

@@ -3,23 +3,27 @@
 //! Writes are server-side applies: what we say is ours, what others add beside it stays theirs, and saying the same again
 //! changes nothing. Before an object is made, one of its name is looked for: a patch would make somebody else's ours.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api as KubeApi, Client};
-use linkspan_proto::names::ServiceKey;
 use linkspan_runtime::text::Clean;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::desired::Wanted;
 use super::super::plan::Place;
-use super::objects::{self, Gateways, Reference, Rendered, Resource};
-use super::{WRITE, place};
+use super::objects::{self, Gateways, Given, Reference, Rendered, Resource};
+use super::{WRITE, import, place};
 use crate::labels;
 use crate::leader::Leading;
-use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS};
+use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, versioned};
+
+/// Endpoints of one headless mirror that are written at the same time: it is one of several mirrors.
+const CARRIERS_AT_ONCE: usize = 4;
 
 /// Whose fields these are, in `managedFields`.
 const MANAGER: &str = "linkspan-mirror-controller";
@@ -27,12 +31,7 @@ const MANAGER: &str = "linkspan-mirror-controller";
 /// What a watch says.
 pub(super) enum Said {
     /// An object is there.
-    Object {
-        /// The object.
-        value: Value,
-        /// Whether it came in a list.
-        listed: bool,
-    },
+    Object(Value),
     /// An object is gone.
     Gone(Value),
     /// A list is complete.
@@ -61,91 +60,108 @@ pub(super) enum WriteError {
 pub(super) struct Api {
     client: Client,
     leading: Leading,
+    /// Only the older version of ServiceImport is served.
+    older_imports: Arc<AtomicBool>,
 }
 
 impl Api {
-    pub(super) const fn new(client: Client, leading: Leading) -> Self {
-        Self { client, leading }
+    pub(super) fn new(client: Client, leading: Leading) -> Self {
+        Self { client, leading, older_imports: Arc::default() }
     }
 
     /// Everything with our label, kept up for ever.
     pub(super) fn watch(&self, resource: Resource) -> BoxStream<'static, (Resource, Said)> {
-        let api: KubeApi<DynamicObject> = KubeApi::all_with(self.client.clone(), &api_resource(resource));
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(&format!(
             "{}={}",
             labels::MANAGED_BY,
             labels::MANAGED_BY_VALUE
         ));
-        watcher(api, config)
-            .backoff(Pause::default())
-            .filter_map(move |event| async move {
+        let older = Arc::clone(&self.older_imports);
+        versioned(self.client.clone(), config, versions(resource))
+            .filter_map(move |(version, event)| {
+                if resource == Resource::ServiceImport && event.is_ok() {
+                    older.store(version.version != "v1beta1", Ordering::Relaxed);
+                }
                 let said = match event {
-                    Ok(watcher::Event::Init) => return None,
-                    Ok(watcher::Event::InitApply(object)) => Said::Object { value: value(object), listed: true },
-                    Ok(watcher::Event::Apply(object)) => Said::Object { value: value(object), listed: false },
-                    Ok(watcher::Event::Delete(object)) => Said::Gone(value(object)),
-                    Ok(watcher::Event::InitDone) => Said::Listed,
+                    Ok(watcher::Event::Init) => None,
+                    Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+                        Some(Said::Object(value(object)))
+                    }
+                    Ok(watcher::Event::Delete(object)) => Some(Said::Gone(value(object))),
+                    Ok(watcher::Event::InitDone) => Some(Said::Listed),
                     Err(error) => {
                         tracing::debug!(?resource, error = %Clean(&error.to_string()), "a watch of mirrored objects failed; trying again");
-                        return None;
+                        None
                     }
                 };
-                Some((resource, said))
+                async move { Some((resource, said?)) }
             })
             .boxed()
     }
 
-    /// Makes a mirror whose objects are not there; returns the ClusterIPs of its Service.
-    pub(super) async fn create(&self, wanted: &Wanted, gateways: &Gateways) -> Result<Vec<IpAddr>, WriteError> {
-        let mut mains: Vec<Reference> = objects::objects(wanted, gateways).into_iter().map(|it| it.reference).collect();
-        mains.extend(objects::import(wanted, &[]).map(|import| import.reference));
-        for reference in mains.iter().filter(|reference| reference.resource != Resource::EndpointSlice) {
-            if let Some(found) = self.get(reference).await? {
-                place::identify(reference.resource, &found).ok_or(WriteError::Foreign)?;
+    /// Brings a mirror's objects to what is wanted, without those that `skip` names as being so already; returns the
+    /// ClusterIPs of its Services. Objects that are not among `ours` are looked for first: a patch would make somebody else's
+    /// ours.
+    pub(super) async fn apply(
+        &self,
+        wanted: &Wanted,
+        gateways: &Gateways,
+        given: &Given,
+        ours: &BTreeSet<Reference>,
+        skip: impl Fn(&Rendered) -> bool + Sync,
+    ) -> Result<Given, WriteError> {
+        let known = objects::services(wanted).filter_map(|service| given.get_key_value(&service));
+        let mut ips: Given = known.map(|(service, ips)| (service.clone(), ips.clone())).collect();
+        let skip = &skip;
+        let carriers = objects::carriers(wanted, gateways).into_iter().map(|carrier| async move {
+            let mut ips = None;
+            for rendered in carrier.iter().filter(|rendered| !skip(rendered)) {
+                let answer = self.write(rendered, ours).await?;
+                if let Some(service) = place::service(&rendered.reference) {
+                    ips = Some((service, place::cluster_ips(&answer)));
+                }
             }
+            Ok::<_, WriteError>(ips)
+        });
+        // Of a headless mirror each endpoint has one; they do not wait for each other.
+        let mut written = stream::iter(carriers).buffer_unordered(CARRIERS_AT_ONCE);
+        while let Some(result) = written.next().await {
+            ips.extend(result?);
         }
-        self.apply(wanted, gateways).await
-    }
-
-    /// Brings a mirror's objects to what is wanted; returns the ClusterIPs of its Service.
-    pub(super) async fn apply(&self, wanted: &Wanted, gateways: &Gateways) -> Result<Vec<IpAddr>, WriteError> {
-        let mut ips = Vec::new();
-        for rendered in objects::objects(wanted, gateways) {
-            let answer = self.patch(&rendered, None).await?;
-            if rendered.reference.resource == Resource::Service {
-                ips = place::cluster_ips(&answer);
+        for rendered in objects::derived(wanted, gateways, &ips).iter().filter(|rendered| !skip(rendered)) {
+            self.write(rendered, ours).await?;
+            if rendered.reference.resource == Resource::ServiceImport
+                && let Some(status) = import::status(wanted)
+            {
+                self.patch(&status, Some("status")).await?;
             }
-        }
-        if let Some(import) = objects::import(wanted, &ips) {
-            self.patch(&import, None).await?;
-        }
-        if let Some(status) = objects::import_status(wanted) {
-            self.patch(&status, Some("status")).await?;
         }
         Ok(ips)
     }
 
-    /// Deletes what is in a place. The Service first: its slices mean nothing without it.
-    pub(super) async fn delete(&self, place: &Place, service: ServiceKey) -> Result<(), WriteError> {
-        let reference =
-            |resource, name: String| Reference { resource, namespace: place.object.namespace.to_string(), name };
-        let mut all = vec![reference(Resource::Service, service.name.to_string())];
-        for family in ["ipv4", "ipv6"] {
-            all.push(reference(Resource::EndpointSlice, format!("{}-linkspan-{family}", service.name)));
+    async fn write(&self, rendered: &Rendered, ours: &BTreeSet<Reference>) -> Result<Value, WriteError> {
+        let reference = &rendered.reference;
+        if reference.resource != Resource::EndpointSlice
+            && !ours.contains(reference)
+            && let Some(found) = self.get(reference).await?
+        {
+            place::identify(reference.resource, &found).ok_or(WriteError::Foreign)?;
         }
-        if place.import {
-            all.push(reference(Resource::ServiceImport, place.object.name.to_string()));
-        }
+        self.patch(rendered, None).await
+    }
+
+    /// Deletes these objects. A Service comes before its slices, which mean nothing without it.
+    pub(super) async fn delete(&self, place: &Place, all: &BTreeSet<Reference>) -> Result<(), WriteError> {
         for reference in all {
-            self.remove(&reference).await?;
+            self.remove(place, reference).await?;
         }
         Ok(())
     }
 
-    /// Deletes one object unless it is somebody else's.
-    pub(super) async fn remove(&self, reference: &Reference) -> Result<(), WriteError> {
+    /// Deletes one object of a mirror unless it is somebody else's by now, another mirror's included: a name may pass on.
+    pub(super) async fn remove(&self, place: &Place, reference: &Reference) -> Result<(), WriteError> {
         let Some(found) = self.get(reference).await? else { return Ok(()) };
-        if place::identify(reference.resource, &found).is_none() {
+        if place::identify(reference.resource, &found).is_none_or(|(_, its)| its != *place) {
             return Ok(());
         }
         let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
@@ -171,9 +187,11 @@ impl Api {
     async fn patch(&self, rendered: &Rendered, subresource: Option<&str>) -> Result<Value, WriteError> {
         let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
         let api = self.of(&rendered.reference);
+        let mut object = rendered.value.clone();
+        object["apiVersion"] = json!(self.resource(rendered.reference.resource).api_version);
         // Ours by label, as was seen: a field that somebody else took is taken back.
         let params = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(&rendered.value);
+        let patch = Patch::Apply(&object);
         let name = rendered.reference.name.as_str();
         if subresource.is_some() {
             return Ok(value(in_time(api.patch_status(name, &params, &patch)).await?));
@@ -195,7 +213,17 @@ impl Api {
     }
 
     fn of(&self, reference: &Reference) -> KubeApi<DynamicObject> {
-        KubeApi::namespaced_with(self.client.clone(), &reference.namespace, &api_resource(reference.resource))
+        KubeApi::namespaced_with(self.client.clone(), &reference.namespace, &self.resource(reference.resource))
+    }
+
+    /// With the version that is served.
+    fn resource(&self, resource: Resource) -> ApiResource {
+        let mut versions = versions(resource);
+        if self.older_imports.load(Ordering::Relaxed) && versions.len() > 1 {
+            versions.remove(1)
+        } else {
+            versions.remove(0)
+        }
     }
 }
 
@@ -225,16 +253,19 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Fa
     }
 }
 
-fn api_resource(resource: Resource) -> ApiResource {
+/// What the API server calls a resource: the version that is preferred, and what may be served instead. Never empty.
+fn versions(resource: Resource) -> Vec<ApiResource> {
     let (api_version, kind) = resource.type_meta();
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    ApiResource {
+    let of = |version: &str| ApiResource {
         group: group.to_owned(),
         version: version.to_owned(),
-        api_version: api_version.to_owned(),
+        api_version: if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
         kind: kind.to_owned(),
         plural: format!("{}s", kind.to_lowercase()),
-    }
+    };
+    let older = (resource == Resource::ServiceImport).then(|| of("v1alpha1"));
+    std::iter::once(of(version)).chain(older).collect()
 }
 
 /// An object as it came, without the bookkeeping that nobody here reads.

@@ -1,13 +1,20 @@
 //! The objects that stand for a mirror in an API server. Pure.
 //!
 //! ```text
-//! web of west            Service web-west (ClusterIP of the API server's choice, no selector)
-//!                        EndpointSlices web-west-linkspan-{ipv4,ipv6}: ready gateway pods, and the port given to each port
-//! web of the clusterset  the same under the name web-clusterset, and ServiceImport web with that Service's ClusterIPs
+//! web of west      Service web-west (ClusterIP of the API server's choice, no selector)
+//!                  EndpointSlices web-west-linkspan-{ipv4,ipv6}: ready gateway pods, and the port given to each port
+//! cache of west,   the same for each endpoint: Service cache-0-west, ...
+//! headless         Service cache-west (clusterIP None), EndpointSlices with the endpoints' host names, each at the ClusterIP of
+//!                  its own Service: so the cluster's DNS answers cache-0.cache-west.shop.svc.cluster.local
+//! web of all       the first under the name web-clusterset; ServiceImport web with that Service's ClusterIPs; for each cluster
+//! clusters         EndpointSlices web-clusterset.west.{ipv4,ipv6}, as the multi-cluster services API wants them ([`super::import`])
 //! ```
 //!
+//! What carries traffic ([`carriers`]) is written first; what holds the addresses that the API server gave to it
+//! ([`derived`]) after that.
+//!
 //! Everything is built from [`Wanted`], field by field; the only addresses are those of this cluster's own ready gateway
-//! pods (S-38), and of the API server's own ClusterIPs.
+//! pods (S-38), and the API server's own ClusterIPs of our Services in front of them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,9 +23,13 @@ use linkspan_proto::exchange::Protocol;
 use linkspan_proto::names::{ServiceKey, mirror_name};
 use serde_json::{Map, Value, json};
 
-use super::super::desired::{MirrorId, Port, Shape, Wanted};
+use super::super::desired::{Host, MirrorId, Port, Shape, Wanted};
 use super::super::front::Front;
+use super::import;
 use crate::labels;
+
+/// The ClusterIPs that the API server gave, by Service.
+pub type Given = BTreeMap<ServiceKey, Vec<IpAddr>>;
 
 /// The ready gateway pods of this cluster, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +42,7 @@ pub enum Resource {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
-    /// `multicluster.x-k8s.io/v1beta1` ServiceImport.
+    /// `multicluster.x-k8s.io` ServiceImport, v1beta1 or where that is not served v1alpha1, which is the same.
     ServiceImport,
 }
 
@@ -66,7 +77,7 @@ impl Gateways {
     }
 
     /// Those of one family.
-    fn of(&self, family: Family) -> impl Iterator<Item = &IpAddr> {
+    pub(super) fn of(&self, family: Family) -> impl Iterator<Item = &IpAddr> {
         self.0.iter().filter(move |address| Family::of(address) == family)
     }
 
@@ -83,23 +94,24 @@ impl Gateways {
     }
 }
 
+/// Of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+pub(super) enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    const fn of(address: &IpAddr) -> Self {
+    pub(super) const fn of(address: &IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::V4,
             IpAddr::V6(_) => Self::V6,
         }
     }
 
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",
@@ -107,7 +119,7 @@ impl Family {
     }
 
     /// As a part of a name.
-    const fn word(self) -> &'static str {
+    pub(super) const fn word(self) -> &'static str {
         match self {
             Self::V4 => "ipv4",
             Self::V6 => "ipv6",
@@ -147,67 +159,122 @@ pub fn clusterset_service(service: &ServiceKey) -> ServiceKey {
     ServiceKey::new(service.namespace.clone(), name)
 }
 
-/// The objects of a mirror, in the order in which they are written; the import is not among them, see [`import`].
+/// The objects of a mirror, in the order in which they are written.
 #[must_use]
-pub fn objects(wanted: &Wanted, gateways: &Gateways) -> Vec<Rendered> {
+pub fn objects(wanted: &Wanted, gateways: &Gateways, given: &Given) -> Vec<Rendered> {
+    let mut objects: Vec<_> = carriers(wanted, gateways).into_iter().flatten().collect();
+    objects.extend(derived(wanted, gateways, given));
+    objects
+}
+
+/// What carries traffic: each Service with a ClusterIP, and its slices of gateways behind it.
+#[must_use]
+pub fn carriers(wanted: &Wanted, gateways: &Gateways) -> Vec<Vec<Rendered>> {
     match &wanted.shape {
         Shape::Single { front: Front::Ports(ports), .. } => {
-            let service = service_of(wanted);
-            let mut objects = vec![service_object(wanted, &service, false)];
-            objects
-                .extend(Family::ALL.into_iter().filter_map(|family| slice(wanted, &service, gateways, family, ports)));
-            objects
+            vec![carrier(wanted, &service_of(wanted), metadata_labels(wanted), gateways, ports)]
         }
         // A front with an address of its own is a site's.
         Shape::Single { front: Front::Address(_), .. } => Vec::new(),
-        Shape::Headless { .. } => vec![service_object(wanted, &service_of(wanted), true)],
+        Shape::Headless { hosts } => hosts
+            .iter()
+            .filter_map(|host| match (&host.object, &host.front) {
+                (Some(service), Front::Ports(ports)) => {
+                    Some(carrier(wanted, service, host_labels(wanted, host), gateways, ports))
+                }
+                _ => None,
+            })
+            .collect(),
     }
 }
 
-/// The ServiceImport of a clusterset mirror, with the addresses that the API server gave its Service.
+/// One object of a mirror, if it has it. Of a headless mirror with a thousand endpoints only what is asked for is made.
 #[must_use]
-pub fn import(wanted: &Wanted, ips: &[IpAddr]) -> Option<Rendered> {
-    let MirrorId::Clusterset { service } = &wanted.id else { return None };
-    let kind = if matches!(wanted.shape, Shape::Headless { .. }) { "Headless" } else { "ClusterSetIP" };
-    let mut spec = json!({ "type": kind, "ports": wanted.ports.iter().map(import_port).collect::<Vec<_>>() });
-    if let (Some(spec), "ClusterSetIP") = (spec.as_object_mut(), kind) {
-        spec.insert("ips".to_owned(), json!(ips));
-        let families: Vec<_> = ips.iter().map(|ip| Family::of(ip).as_str()).collect();
-        spec.insert("ipFamilies".to_owned(), json!(families));
+pub fn one(wanted: &Wanted, gateways: &Gateways, given: &Given, reference: &Reference) -> Option<Rendered> {
+    let is_it = |rendered: &Rendered| rendered.reference == *reference;
+    if let Shape::Headless { hosts } = &wanted.shape {
+        // The Service of an endpoint, or a slice called after it.
+        let name = reference.name.rsplit_once("-linkspan-").map_or(reference.name.as_str(), |(service, _)| service);
+        let host = hosts.iter().find(|host| host.object.as_ref().is_some_and(|object| object.name == *name));
+        if let Some(Host { object: Some(service), front: Front::Ports(ports), .. }) = host {
+            let labels = host.map(|host| host_labels(wanted, host)).unwrap_or_default();
+            return carrier(wanted, service, labels, gateways, ports).into_iter().find(is_it);
+        }
+        return derived(wanted, gateways, given).into_iter().find(is_it);
     }
-    Some(rendered(
-        Resource::ServiceImport,
-        service,
-        service.name.as_str(),
-        metadata_labels(wanted),
-        json!({ "spec": spec }),
-    ))
+    objects(wanted, gateways, given).into_iter().find(is_it)
 }
 
-/// The status of a ServiceImport: which clusters are behind it, and that it can be used.
+/// What holds the ClusterIPs of the carriers.
 #[must_use]
-pub fn import_status(wanted: &Wanted) -> Option<Rendered> {
-    let MirrorId::Clusterset { service } = &wanted.id else { return None };
-    let clusters: Vec<_> = wanted.clusters.iter().map(|cluster| json!({ "cluster": cluster })).collect();
-    let value = json!({ "status": { "clusters": clusters } });
-    Some(rendered(Resource::ServiceImport, service, service.name.as_str(), BTreeMap::new(), value))
-}
-
-fn service_object(wanted: &Wanted, service: &ServiceKey, headless: bool) -> Rendered {
-    let mut spec = json!({ "type": "ClusterIP", "ports": wanted.ports.iter().map(service_port).collect::<Vec<_>>() });
-    if let (Some(spec), true) = (spec.as_object_mut(), headless) {
-        spec.insert("clusterIP".to_owned(), json!("None"));
+pub fn derived(wanted: &Wanted, gateways: &Gateways, given: &Given) -> Vec<Rendered> {
+    match (&wanted.id, &wanted.shape) {
+        (MirrorId::Cluster { .. }, Shape::Headless { hosts }) => {
+            let service = &wanted.object;
+            let labels = metadata_labels(wanted);
+            let mut objects = vec![service_object(wanted, service, labels.clone(), true)];
+            let mut labels = labels;
+            labels.insert(linkspan_proto::resources::SERVICE_NAME_LABEL.to_owned(), service.name.to_string());
+            objects.extend(Family::ALL.into_iter().filter_map(|family| {
+                let name = format!("{}-linkspan-{}", service.name, family.word());
+                host_slice(wanted, hosts.iter(), given, family, name, labels.clone())
+            }));
+            objects
+        }
+        (MirrorId::Cluster { .. }, Shape::Single { .. }) => Vec::new(),
+        (MirrorId::Clusterset { .. }, _) => import::objects(wanted, gateways, given),
     }
-    rendered(Resource::Service, service, service.name.as_str(), metadata_labels(wanted), json!({ "spec": spec }))
 }
 
-/// `None` where no gateway has an address of that family: a slice without endpoints says nothing.
-fn slice(
+/// The Services of a mirror that the API server gives ClusterIPs to.
+pub fn services(wanted: &Wanted) -> impl Iterator<Item = ServiceKey> {
+    let (own, hosts) = match &wanted.shape {
+        Shape::Single { .. } => (Some(service_of(wanted)), [].as_slice()),
+        Shape::Headless { hosts } => (None, hosts.as_slice()),
+    };
+    own.into_iter().chain(hosts.iter().filter_map(|host| host.object.clone()))
+}
+
+/// One Service with a ClusterIP, and its slices.
+fn carrier(
     wanted: &Wanted,
     service: &ServiceKey,
+    labels: BTreeMap<String, String>,
+    gateways: &Gateways,
+    ports: &BTreeMap<u16, u16>,
+) -> Vec<Rendered> {
+    let mut objects = vec![service_object(wanted, service, labels.clone(), false)];
+    let mut labels = labels;
+    labels.insert(linkspan_proto::resources::SERVICE_NAME_LABEL.to_owned(), service.name.to_string());
+    objects.extend(Family::ALL.into_iter().filter_map(|family| {
+        let name = format!("{}-linkspan-{}", service.name, family.word());
+        gateway_slice(wanted, gateways, family, ports, name, labels.clone())
+    }));
+    objects
+}
+
+fn service_object(wanted: &Wanted, service: &ServiceKey, labels: BTreeMap<String, String>, headless: bool) -> Rendered {
+    let ports: Vec<_> = wanted.ports.iter().map(service_port).collect();
+    let spec = if headless {
+        // Both families, whatever the cluster has: the endpoints decide.
+        json!({ "type": "ClusterIP", "ports": ports, "clusterIP": "None" })
+    } else {
+        json!({ "type": "ClusterIP", "ports": ports, "ipFamilyPolicy": "PreferDualStack" })
+    };
+    let mut object = rendered(Resource::Service, service, service.name.as_str(), labels, json!({ "spec": spec }));
+    annotate(&mut object, wanted);
+    object
+}
+
+/// The ready gateways as endpoints. `None` where no gateway has an address of that family: a slice without endpoints says
+/// nothing.
+pub(super) fn gateway_slice(
+    wanted: &Wanted,
     gateways: &Gateways,
     family: Family,
     ports: &BTreeMap<u16, u16>,
+    name: String,
+    labels: BTreeMap<String, String>,
 ) -> Option<Rendered> {
     let endpoints: Vec<_> =
         gateways.of(family).map(|address| json!({ "addresses": [address], "conditions": { "ready": true } })).collect();
@@ -215,23 +282,63 @@ fn slice(
     if endpoints.is_empty() && !(gateways.is_empty() && family == Family::V4) {
         return None;
     }
-    let mut labels = metadata_labels(wanted);
-    labels.insert(labels::SLICE_MANAGED_BY.to_owned(), labels::SLICE_MANAGED_BY_VALUE.to_owned());
-    labels.insert(linkspan_proto::resources::SERVICE_NAME_LABEL.to_owned(), service.name.to_string());
-    let ports: Vec<_> = wanted
-        .ports
-        .iter()
-        .filter(|port| port.protocol == Protocol::Tcp)
-        .filter_map(|port| {
-            let mut object = port_base(port);
-            object.insert("name".to_owned(), json!(port_name(port)));
-            object.insert("port".to_owned(), json!(ports.get(&port.number)?));
-            Some(Value::Object(object))
+    let ports = slice_ports(wanted, |port| ports.get(&port.number).copied());
+    Some(slice(wanted, family, endpoints, Some(ports), name, labels))
+}
+
+/// Endpoints with host names, each at the address of its own Service. One that has none yet comes when it has.
+pub(super) fn host_slice<'a>(
+    wanted: &Wanted,
+    hosts: impl Iterator<Item = &'a Host>,
+    given: &Given,
+    family: Family,
+    name: String,
+    labels: BTreeMap<String, String>,
+) -> Option<Rendered> {
+    let endpoints: Vec<_> = hosts
+        .filter_map(|host| {
+            let address = given.get(host.object.as_ref()?)?.iter().find(|address| Family::of(address) == family)?;
+            Some(json!({
+                "addresses": [address],
+                "hostname": host.endpoint,
+                "conditions": { "ready": host.ready },
+            }))
         })
         .collect();
-    let name = format!("{}-linkspan-{}", service.name, family.word());
-    let value = json!({ "addressType": family.as_str(), "endpoints": endpoints, "ports": ports });
-    Some(rendered(Resource::EndpointSlice, service, &name, labels, value))
+    if endpoints.is_empty() && family != Family::V4 {
+        return None;
+    }
+    // The service's own ports, as clients use them at an endpoint; nobody uses them without one.
+    let ports = (!endpoints.is_empty()).then(|| slice_ports(wanted, |port| Some(port.number)));
+    Some(slice(wanted, family, endpoints, ports, name, labels))
+}
+
+fn slice(
+    wanted: &Wanted,
+    family: Family,
+    endpoints: Vec<Value>,
+    ports: Option<Vec<Value>>,
+    name: String,
+    mut labels: BTreeMap<String, String>,
+) -> Rendered {
+    labels.insert(labels::SLICE_MANAGED_BY.to_owned(), labels::SLICE_MANAGED_BY_VALUE.to_owned());
+    let mut value = json!({ "addressType": family.as_str(), "endpoints": endpoints });
+    if let (Some(value), Some(ports)) = (value.as_object_mut(), ports) {
+        value.insert("ports".to_owned(), json!(ports));
+    }
+    rendered(Resource::EndpointSlice, &wanted.object, &name, labels, value)
+}
+
+/// Only TCP is carried.
+fn slice_ports(wanted: &Wanted, number: impl Fn(&Port) -> Option<u16>) -> Vec<Value> {
+    let tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    tcp.filter_map(|port| {
+        let mut object = port_base(port);
+        object.insert("name".to_owned(), json!(port_name(port)));
+        object.insert("port".to_owned(), json!(number(port)?));
+        Some(Value::Object(object))
+    })
+    .collect()
 }
 
 fn port_name(port: &Port) -> &str {
@@ -247,7 +354,8 @@ fn port_base(port: &Port) -> Map<String, Value> {
     object
 }
 
-fn import_port(port: &Port) -> Value {
+/// A port of a Service or of a ServiceImport.
+pub(super) fn service_port(port: &Port) -> Value {
     let mut object = port_base(port);
     object.insert("port".to_owned(), json!(port.number));
     if let Some(name) = &port.name {
@@ -256,12 +364,8 @@ fn import_port(port: &Port) -> Value {
     Value::Object(object)
 }
 
-fn service_port(port: &Port) -> Value {
-    import_port(port)
-}
-
-/// Listed labels of the service, and ours, which no peer can override.
-fn metadata_labels(wanted: &Wanted) -> BTreeMap<String, String> {
+/// Labels of the service that command nobody, and ours, which no peer can override.
+pub(super) fn metadata_labels(wanted: &Wanted) -> BTreeMap<String, String> {
     let mut all = wanted.labels.clone();
     let service = wanted.id.service().name.to_string();
     all.insert(labels::MANAGED_BY.to_owned(), labels::MANAGED_BY_VALUE.to_owned());
@@ -272,7 +376,27 @@ fn metadata_labels(wanted: &Wanted) -> BTreeMap<String, String> {
     all
 }
 
-fn rendered(
+fn host_labels(wanted: &Wanted, host: &Host) -> BTreeMap<String, String> {
+    let mut all = metadata_labels(wanted);
+    all.insert(labels::ENDPOINT.to_owned(), host.endpoint.to_string());
+    let (key, value) = match &wanted.id {
+        MirrorId::Cluster { .. } => (labels::MIRROR, wanted.object.name.to_string()),
+        MirrorId::Clusterset { .. } => (labels::SOURCE, host.cluster.to_string()),
+    };
+    all.insert(key.to_owned(), value);
+    all
+}
+
+/// The service's annotations that command nobody.
+pub(super) fn annotate(object: &mut Rendered, wanted: &Wanted) {
+    if let (Some(metadata), false) =
+        (object.value.get_mut("metadata").and_then(Value::as_object_mut), wanted.annotations.is_empty())
+    {
+        metadata.insert("annotations".to_owned(), json!(wanted.annotations));
+    }
+}
+
+pub(super) fn rendered(
     resource: Resource,
     key: &ServiceKey,
     name: &str,
@@ -324,8 +448,11 @@ pub fn is_as(rendered: &Value, observed: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         _ => false,
     };
+    // A list names version and kind once, for all its items.
+    let meant = |(key, _): &(&String, &Value)| !matches!(key.as_str(), "apiVersion" | "kind");
     let clean = NEVER.iter().all(|field| observed.pointer(&format!("/spec/{field}")).is_none_or(is_nothing));
-    clean && covers(rendered, observed)
+    let mut fields = rendered.as_object().into_iter().flatten().filter(meant);
+    clean && fields.all(|(key, value)| observed.get(key).is_some_and(|observed| covers(value, observed)))
 }
 
 fn covers(wanted: &Value, observed: &Value) -> bool {

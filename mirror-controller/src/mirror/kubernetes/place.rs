@@ -1,14 +1,16 @@
 //! Which mirror an object in the API server belongs to, by our labels on it. Pure.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use linkspan_proto::names::{ClusterName, Namespace, ServiceKey, ServiceName};
 use serde_json::Value;
 
-use super::super::desired::MirrorId;
+use super::super::desired::{MirrorId, Wanted};
 use super::super::plan::Place;
 use super::objects::{Reference, Resource};
 use crate::labels;
+use crate::verdict::Verdict;
 
 /// The mirror, and the place of its main object. `None`: not ours.
 pub(super) fn identify(resource: Resource, value: &Value) -> Option<(MirrorId, Place)> {
@@ -24,12 +26,44 @@ pub(super) fn identify(resource: Resource, value: &Value) -> Option<(MirrorId, P
         return Some((MirrorId::Clusterset { service }, place));
     };
     let cluster = ClusterName::parse(cluster).ok()?;
-    let main = match resource {
-        Resource::Service | Resource::ServiceImport => metadata.get("name")?.as_str()?,
-        Resource::EndpointSlice => label(linkspan_proto::resources::SERVICE_NAME_LABEL)?,
+    let main = match (label(labels::MIRROR), resource) {
+        // Of one endpoint of a headless mirror.
+        (Some(mirror), _) => mirror,
+        (None, Resource::Service | Resource::ServiceImport) => metadata.get("name")?.as_str()?,
+        (None, Resource::EndpointSlice) => label(linkspan_proto::resources::SERVICE_NAME_LABEL)?,
     };
     let object = ServiceKey::new(namespace, ServiceName::parse(main).ok()?);
     Some((MirrorId::Cluster { cluster, service }, Place { object, import: false }))
+}
+
+/// The Service that is named, if it is one.
+pub(super) fn service(reference: &Reference) -> Option<ServiceKey> {
+    let is_service = reference.resource == Resource::Service;
+    let key = || {
+        let namespace = Namespace::parse(&reference.namespace).ok()?;
+        Some(ServiceKey::new(namespace, ServiceName::parse(&reference.name).ok()?))
+    };
+    if is_service { key() } else { None }
+}
+
+/// Why a wanted mirror is not there although nothing is wrong with it: its namespace is not.
+pub(super) fn held(wanted: &Wanted, namespaces: &BTreeSet<String>) -> Option<Verdict> {
+    let namespace = wanted.object.namespace.as_str();
+    (!namespaces.contains(namespace)).then(|| {
+        let message = format!(
+            "the namespace {namespace} does not exist here, or is being deleted; the mirror is made as soon as it exists"
+        );
+        Verdict::new("Accepted", false, "NamespaceAbsent", message)
+    })
+}
+
+/// Why a wanted mirror is not there: something else has its name.
+pub(super) fn foreign(wanted: &Wanted) -> Verdict {
+    let message = format!(
+        "an object that is not Linkspan's has a name that {} needs; it is left alone: rename it, or leave the mirror",
+        wanted.object
+    );
+    Verdict::new("Accepted", false, "NameInUse", message)
 }
 
 /// What names an object.
@@ -63,6 +97,15 @@ mod tests {
         let mut slice = ours.clone();
         slice["kubernetes.io/service-name"] = json!("web-west");
         assert_eq!(identify(Resource::EndpointSlice, &object("web-west-linkspan-ipv4", slice)).unwrap().1, place);
+        let mut endpoint = ours.clone();
+        endpoint[labels::MIRROR] = json!("cache-west");
+        endpoint["kubernetes.io/service-name"] = json!("cache-0-west");
+        for (resource, name) in
+            [(Resource::Service, "cache-0-west"), (Resource::EndpointSlice, "cache-0-west-linkspan-ipv4")]
+        {
+            let (_, place) = identify(resource, &object(name, endpoint.clone())).unwrap();
+            assert_eq!(place.object.to_string(), "shop/cache-west", "an endpoint's objects belong to its mirror");
+        }
         let import = json!({labels::MANAGED_BY: labels::MANAGED_BY_VALUE, labels::SERVICE: "web"});
         let (id, place) = identify(Resource::Service, &object("web-clusterset", import)).unwrap();
         assert_eq!(

@@ -46,6 +46,7 @@ fn each_change_has_its_reason() {
     let before = set(entries([entry("shop/web", &["80"], 1), headless("shop/db", &["a"])]));
     let mut labelled = entry("shop/web", &["80"], 1).as_ref().clone();
     labelled.labels.insert("app.kubernetes.io/name".to_owned(), "web".to_owned());
+    labelled.details.exported_annotations.insert("owner".to_owned(), "shop".to_owned());
     for (after, expected) in [
         (entries([entry("shop/web", &["81"], 1), headless("shop/db", &["a"])]), "patch shop/web-west Ports"),
         (entries([Arc::new(labelled), headless("shop/db", &["a"])]), "patch shop/web-west Labels"),

@@ -191,6 +191,27 @@ fn own_exports_take_part_and_learn_of_conflicts() {
     assert!(changed_keys(&changes).contains(&"+Mirror web.shop.svc.clusterset.local".to_owned()));
 }
 
+/// MCS conformance 9 and 13: the older export's word counts in every cluster, also in that of the newer one.
+#[test]
+fn whoever_exported_first_has_the_word_unless_the_operator_says_otherwise() {
+    let web = |port: &str| entry("shop/web", &[port], 1);
+    let ports = |state: &mut State, linked: &Snapshot| {
+        state.update(linked.clone(), peers(&[("west", entries([web("http:80")]))]));
+        let mut local = linked.clone();
+        local.exported = Arc::new(entries([web("http:81")]));
+        state.update(local, peers(&[("west", entries([web("http:80")]))]));
+        let set = state.set();
+        assert!(set.conflicts[&service_key("shop/web")].contains("PortConflict"));
+        let import = set.wanted.values().find(|wanted| matches!(wanted.id, MirrorId::Clusterset { .. })).unwrap();
+        (import.ports.iter().map(|port| port.number).collect::<Vec<_>>(), import.clusters.clone())
+    };
+    let linked = snapshot(&["west"]);
+    assert_eq!(ports(&mut state(), &linked), (vec![80], vec![cluster("west"), cluster("east")]));
+    let policy = Seniority::default().with_policy(vec![cluster("east")]);
+    let mut ours_first = state().with(policy, Exclusions::default());
+    assert_eq!(ports(&mut ours_first, &linked), (vec![81], vec![cluster("east"), cluster("west")]));
+}
+
 #[test]
 fn a_mirror_without_an_address_gets_one_when_others_go() {
     let mut state = State::new(cluster("east"), Addresses::new("127.80.0.0/28".parse().unwrap()));
@@ -343,7 +364,8 @@ proptest! {
                     None => drop(told.remove(&key)),
                 }
             }
-            let mut fresh = self::state();
+            // Who exported what first is history, and is remembered.
+            let mut fresh = self::state().with(state.seniority().clone(), Exclusions::default());
             let expected = fresh.update(snapshot.clone(), peers);
             prop_assert_eq!(bare(&state.set()), bare(&fresh.set()));
             prop_assert_eq!(&state.set().conflicts, &fresh.set().conflicts);

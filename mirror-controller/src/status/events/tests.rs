@@ -2,8 +2,18 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::mirror::{MirrorSet, Refused};
-use crate::testkit::{cluster, key};
+use crate::mirror::desired::{self, Ground, Member, Taken, Wanted};
+use crate::mirror::{Addresses, MirrorSet, Refused};
+use crate::testkit::{cluster, entry, key};
+
+/// The mirror of a service of west.
+fn wanted(service: &str) -> Wanted {
+    let ground = Ground::new(cluster("east"), [cluster("west")].into());
+    let entry = entry(service, &["80"], 1);
+    let taken = Taken { locally: &|_| false, by_peer: &|_| false };
+    let mut fronts = Addresses::new("127.80.0.0/12".parse().unwrap()).into();
+    desired::cluster(&ground, Member { cluster: &cluster("west"), entry: &entry }, taken, &mut fronts).unwrap()
+}
 
 fn condition(kind: &str, status: &str, reason: &str) -> Condition {
     Condition {
@@ -122,6 +132,7 @@ fn names_that_others_have_are_told_once_at_the_link() {
         snapshot: crate::catalog::Snapshot::default(),
         peers: std::sync::Arc::default(),
         mirrors: MirrorSet::default(),
+        held: crate::mirror::kubernetes::Held::default(),
         reports: crate::configuration::Reports::new(),
     };
     let id = MirrorId::Cluster { cluster: cluster("west"), service: key("shop/web") };
@@ -134,13 +145,14 @@ fn names_that_others_have_are_told_once_at_the_link() {
     };
     inputs.mirrors.refused = std::sync::Arc::new([(id.clone(), std::sync::Arc::new(refused))].into());
     let mut unmade = Unmade::default();
-    let none = Foreign::default();
-    let told = unmade.update(&inputs, &none);
+    let told = unmade.update(&inputs);
     assert_eq!(told[0].0, link("west"));
     assert!(told[0].1.note.starts_with("shop/web-west cannot be mirrored:"), "{}", told[0].1.note);
-    assert!(unmade.update(&inputs, &none).is_empty());
-    let other = MirrorId::Cluster { cluster: cluster("west"), service: key("shop/db") };
-    let foreign = Foreign::new([(key("shop/db-west"), other)].into());
-    assert_eq!(unmade.update(&inputs, &foreign).len(), 1, "what the API server has counts as well");
-    assert!(unmade.update(&inputs, &foreign).is_empty());
+    assert!(unmade.update(&inputs).is_empty());
+    let db = wanted("shop/db");
+    let taken = Verdict::new("Accepted", false, "NameInUse", "");
+    inputs.held = std::sync::Arc::new([(db.id.clone(), taken)].into());
+    inputs.mirrors.wanted = std::sync::Arc::new([(db.id.clone(), std::sync::Arc::new(db))].into());
+    assert_eq!(unmade.update(&inputs).len(), 1, "what the API server has counts as well");
+    assert!(unmade.update(&inputs).is_empty());
 }

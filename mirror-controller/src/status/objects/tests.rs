@@ -47,6 +47,7 @@ fn inputs(message: &str) -> Inputs {
         snapshot,
         peers: Arc::default(),
         mirrors: MirrorSet::default(),
+        held: crate::mirror::kubernetes::Held::default(),
         reports: Reports::new(),
     }
 }

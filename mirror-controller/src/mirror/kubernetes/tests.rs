@@ -1,0 +1,261 @@
+//! The keeper against an API server that answers as a real one does to these few calls, without its own controllers.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Mutex;
+use std::task::{Context as Polled, Poll};
+
+use kube::client::Body;
+use linkspan_proto::exchange::CatalogueEntry;
+use serde_json::json;
+use tower::Service;
+
+use super::*;
+use crate::catalog::Snapshot;
+use crate::exchange::{Freshness, Peers};
+use crate::mirror::State;
+use crate::mirror::ports::{PortRange, Ports};
+use crate::testkit::{cluster, entries, entry, headless, peer, peer_state};
+
+/// Objects by path, and what was asked of the server since last looked.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<(BTreeMap<String, Value>, Vec<String>)>>);
+
+impl Service<http::Request<Body>> for Server {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Polled<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path().to_owned();
+        let body = futures::FutureExt::now_or_never(body.collect_bytes()).expect("all of it is here").unwrap();
+        let mut state = self.0.lock().unwrap();
+        let (objects, calls) = &mut *state;
+        if head.method != http::Method::GET {
+            let name = path.rsplit('/').find(|part| *part != "status").unwrap_or_default();
+            calls.push(format!("{} {name}", head.method));
+        }
+        let status = |code: u16| {
+            (
+                code,
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code, "message": "", "reason": "NotFound", "status": "Failure"}),
+            )
+        };
+        let (code, answer) = match head.method {
+            http::Method::PATCH if path.ends_with("/status") => (200, serde_json::from_slice(&body).unwrap()),
+            http::Method::PATCH => {
+                let mut object: Value = serde_json::from_slice(&body).unwrap();
+                if object["kind"] == "Service" && object["spec"].get("clusterIP").is_none() {
+                    let next = format!("10.96.0.{}", objects.len() + 1);
+                    let ip = objects.get(&path).map_or(json!(next), |old| old["spec"]["clusterIP"].clone());
+                    object["spec"]["clusterIP"] = ip.clone();
+                    object["spec"]["clusterIPs"] = json!([ip]);
+                }
+                objects.insert(path, object.clone());
+                (200, object)
+            }
+            http::Method::DELETE => match objects.remove(&path) {
+                Some(object) => (200, object),
+                None => status(404),
+            },
+            _ => objects.get(&path).map_or_else(|| status(404), |object| (200, object.clone())),
+        };
+        ready(Ok(http::Response::builder().status(code).body(Body::from(answer.to_string().into_bytes())).unwrap()))
+    }
+}
+
+struct World {
+    server: Server,
+    keeper: Keeper,
+    state: State,
+    set: MirrorSet,
+}
+
+impl World {
+    fn new() -> Self {
+        let server = Server::default();
+        let registry = linkspan_runtime::metrics::Registry::default();
+        let metrics = crate::mirror::Metrics::register(&registry).applied;
+        let mut keeper = Keeper::new(Api::new(Client::new(server.clone(), "default")), metrics);
+        let state = State::new(cluster("east"), Ports::new(PortRange { first: 10_000, last: 10_099 }));
+        for resource in Resource::ALL {
+            keeper.observe(&MirrorSet::default(), resource, Said::Listed);
+        }
+        keeper.landscape(Some(&Gateways::new(["10.244.0.9".parse().unwrap()])), None);
+        Self { server, keeper, state, set: MirrorSet::default() }
+    }
+
+    fn exports(&mut self, all: impl IntoIterator<Item = Arc<CatalogueEntry>>) {
+        let snapshot =
+            Snapshot { peers: Arc::new(BTreeMap::from([(cluster("west"), peer("west"))])), ..Snapshot::default() };
+        let peers = Peers::from([(cluster("west"), peer_state(entries(all), Freshness::Fresh))]);
+        self.state.update(snapshot, Arc::new(peers));
+        self.set = self.state.set();
+    }
+
+    fn namespaces(&mut self, names: &[&str]) {
+        self.keeper.landscape(None, Some(Arc::new(names.iter().map(|name| (*name).to_owned()).collect())));
+    }
+
+    /// Works until nothing is due, and says what was written.
+    async fn settle(&mut self) -> Vec<String> {
+        for _ in 0..4 {
+            self.keeper.adopt(&self.set);
+            self.keeper.work(&self.set).await;
+            for object in self.objects() {
+                self.see(Said::Object(object));
+            }
+        }
+        let mut calls = std::mem::take(&mut self.server.0.lock().unwrap().1);
+        calls.sort();
+        calls
+    }
+
+    fn objects(&self) -> Vec<Value> {
+        self.server.0.lock().unwrap().0.values().cloned().collect()
+    }
+
+    fn see(&mut self, said: Said) {
+        let (Said::Object(value) | Said::Gone(value)) = &said else { return };
+        let resource = Resource::ALL.into_iter().find(|resource| resource.type_meta().1 == value["kind"]).unwrap();
+        self.keeper.observe(&self.set, resource, said);
+    }
+
+    /// What happens when a namespace is deleted: first it is no more to be written to, then its objects go.
+    fn delete_namespace(&mut self, left: &[&str]) {
+        self.namespaces(left);
+        let gone = std::mem::take(&mut self.server.0.lock().unwrap().0);
+        for object in gone.into_values() {
+            self.see(Said::Gone(object));
+        }
+    }
+
+    fn finding(&self) -> Vec<String> {
+        let mut reasons: Vec<_> =
+            self.keeper.held(&self.set).into_values().map(|verdict| verdict.reason.to_string()).collect();
+        reasons.dedup();
+        reasons
+    }
+}
+
+/// Linkerd's TestLocalNamespaceCreatedAfterServiceExport, and what comes after it.
+#[tokio::test]
+async fn a_mirror_comes_and_goes_with_its_namespace() {
+    let mut world = World::new();
+    world.namespaces(&["default"]);
+    world.exports([entry("shop/web", &["80"], 1)]);
+    assert_eq!(world.settle().await, [""; 0], "nothing is tried where no namespace is");
+    assert_eq!(world.finding(), ["NamespaceAbsent"]);
+    for round in 0..2 {
+        world.namespaces(&["default", "shop"]);
+        let calls = world.settle().await;
+        assert!(calls.contains(&"PATCH web-west".to_owned()), "round {round}: {calls:?}");
+        assert_eq!(world.finding(), [""; 0]);
+        assert_eq!(world.settle().await, [""; 0], "and then no write more");
+        world.delete_namespace(&["default"]);
+        assert_eq!(world.settle().await, [""; 0], "nothing is tried in a namespace that goes");
+        assert_eq!(world.finding(), ["NamespaceAbsent"]);
+    }
+}
+
+#[tokio::test]
+async fn pods_that_come_and_go_cost_only_their_own_objects() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([headless("shop/cache", &["cache-0"])]);
+    let calls = world.settle().await;
+    let at = |name: &str| calls.iter().position(|call| call == &format!("PATCH {name}"));
+    assert!(at("cache-0-west").is_some() && at("cache-west").is_some(), "{calls:?}");
+    let slice = || {
+        let object = |server: &Server| server.0.lock().unwrap().0.values().cloned().collect::<Vec<_>>();
+        object(&world.server)
+            .into_iter()
+            .find(|object| object["metadata"]["name"] == "cache-west-linkspan-ipv4")
+            .unwrap()
+    };
+    let pod = |name: &str| {
+        let objects = world.objects();
+        objects.into_iter().find(|object| object["metadata"]["name"] == name).unwrap()["spec"]["clusterIP"].clone()
+    };
+    assert_eq!(slice()["endpoints"][0]["addresses"], json!([pod("cache-0-west")]));
+
+    world.exports([headless("shop/cache", &["cache-0", "cache-1"])]);
+    let calls = world.settle().await;
+    let of_mirror: Vec<_> = calls.iter().filter(|call| call.ends_with("west") || call.contains("-west-")).collect();
+    assert_eq!(of_mirror, ["PATCH cache-1-west", "PATCH cache-1-west-linkspan-ipv4", "PATCH cache-west-linkspan-ipv4"]);
+
+    world.exports([headless("shop/cache", &["!cache-1"])]);
+    let calls = world.settle().await;
+    for gone in ["DELETE cache-0-west", "DELETE cache-0-west-linkspan-ipv4", "PATCH cache-west-linkspan-ipv4"] {
+        assert!(calls.contains(&gone.to_owned()), "{gone} in {calls:?}");
+    }
+    assert!(!calls.contains(&"PATCH cache-1-west".to_owned()), "{calls:?}");
+    assert_eq!(world.settle().await, [""; 0]);
+
+    world.exports([]);
+    world.settle().await;
+    assert!(world.objects().is_empty(), "nothing stays");
+}
+
+#[tokio::test]
+async fn somebody_elses_object_is_left_alone_and_its_name_is_taken_when_it_is_gone() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    let path = "/api/v1/namespaces/shop/services/cache-0-west".to_owned();
+    let foreign =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "cache-0-west", "namespace": "shop"}});
+    world.server.0.lock().unwrap().0.insert(path.clone(), foreign.clone());
+    world.exports([headless("shop/cache", &["cache-0"])]);
+    world.settle().await;
+    assert_eq!(world.server.0.lock().unwrap().0[&path], foreign);
+    assert_eq!(world.finding(), ["NameInUse"]);
+    world.server.0.lock().unwrap().0.remove(&path);
+    world.keeper.pauses.values_mut().for_each(|(at, _)| *at = Instant::now());
+    assert!(world.settle().await.contains(&"PATCH cache-0-west".to_owned()));
+    assert_eq!(world.finding(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_name_that_passes_from_an_endpoint_to_a_service_is_not_deleted_on_the_way() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    let cache = || headless("shop/cache", &["cache-0"]);
+    world.exports([cache()]);
+    world.settle().await;
+    world.exports([cache(), entry("shop/cache-0", &["80"], 1)]);
+    let calls = world.settle().await;
+    assert!(!calls.contains(&"DELETE cache-0-west".to_owned()), "{calls:?}");
+    let objects = world.objects();
+    let service = objects.iter().find(|object| object["metadata"]["name"] == "cache-0-west").unwrap();
+    assert_eq!(service["metadata"]["labels"][labels::SERVICE], "cache-0");
+}
+
+#[tokio::test]
+async fn what_a_run_before_wrote_is_adopted_without_a_write() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    let exports = || [entry("shop/web", &["80"], 1), headless("shop/cache", &["cache-0"])];
+    world.exports(exports());
+    world.settle().await;
+    let objects = world.objects();
+    let mut again = World::new();
+    again.server.0.lock().unwrap().0.clone_from(&world.server.0.lock().unwrap().0);
+    for object in objects {
+        again.see(Said::Object(object));
+    }
+    again.namespaces(&["shop"]);
+    again.exports(exports());
+    assert_eq!(again.settle().await, [""; 0], "zero churn over a restart");
+    // New gateways change the slices of gateways and nothing else.
+    again.keeper.landscape(Some(&Gateways::new(["10.244.0.10".parse().unwrap()])), None);
+    let calls = again.settle().await;
+    assert!(
+        calls.iter().all(|call| call.contains("ipv4")) && calls.contains(&"PATCH web-west-linkspan-ipv4".to_owned()),
+        "{calls:?}"
+    );
+}
