@@ -89,7 +89,7 @@ impl Pair {
         fs::write(west.dir.join("manifests/web.yaml"), manifest(direct))?;
         for site in &sites {
             let mut command = site.command();
-            command.args(["site", "run", "--dir"]).arg(&site.dir).args(["--log", "info,access=off"]);
+            command.args(["site", "run", "--dir"]).arg(&site.dir).args(["--log-filter", "info,access=off"]);
             children.push((site.name, Process::start(command, &root.join(format!("{}.log", site.name)))?));
             let (name, process) = children.last_mut().context("just pushed")?;
             process::wait_for(&format!("site {name} is up"), PATIENCE, || {

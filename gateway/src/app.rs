@@ -156,6 +156,8 @@ impl App {
         let control = Thread::start("gateway-control".to_owned()).map_err(StartError::Thread)?;
         let sockets = link::bind(config.listen, config.workers)
             .map_err(|error| StartError::Link { address: config.listen, error })?;
+        // Not before the port is ours: a second start by mistake leaves the file of the first alone.
+        RunFile::clear(&config.run_file());
 
         let (drain, signal) = Drain::new();
         let runtimes: Vec<Handle> = workers.iter().map(|worker| worker.runtime.clone()).collect();
@@ -211,13 +213,12 @@ impl App {
     }
 }
 
-/// The state directory, private to its owner, without what an earlier run left behind.
+/// The state directory, private to its owner.
 fn prepare_state(config: &Config) -> io::Result<()> {
     let run_file = config.run_file();
     for dir in [Some(config.state_dir.as_path()), run_file.parent()].into_iter().flatten() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    RunFile::clear(&run_file);
     Ok(())
 }
 

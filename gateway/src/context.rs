@@ -13,7 +13,8 @@ use linkspan_runtime::drain::Signal;
 
 use crate::link::Links;
 use crate::outcome::{Entry, Record, Recorder};
-use crate::remote::Limits;
+use crate::relay::Bounds;
+use crate::remote::{Admitted, Limits, Review};
 use crate::route::{Health, Own, RouteTable};
 
 /// How long a tunnel (TCP, or an upgraded HTTP connection) may be silent. Databases keep pooled connections idle for
@@ -44,6 +45,13 @@ impl Gateway {
     #[must_use]
     pub fn record(&self, entry: Entry) -> Record {
         Record::open(Arc::clone(&self.recorder), entry)
+    }
+
+    /// What ends a tunnel besides its two ends; with `admitted`, the end of what allows it, too.
+    #[must_use]
+    pub fn bounds<'a>(&'a self, admitted: Option<&'a Admitted>) -> Bounds<'a> {
+        let review = admitted.map(|admitted| Review { table: &self.table, admitted });
+        Bounds { idle: self.tunnel_idle, drain: &self.drain, review }
     }
 }
 

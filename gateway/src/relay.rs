@@ -5,9 +5,9 @@
 //! socket write <- chunk <- RecvSide::read       FIN -> shutdown          reset -> the caller cuts the socket
 //! ```
 //!
-//! - In: any `AsyncRead + AsyncWrite`, the two halves of a stream, an idle limit, the record that counts.
+//! - In: any `AsyncRead + AsyncWrite`, the two halves of a stream, what else may end it, the record that counts.
 //! - Out: an [`Outcome`]. Anything but [`Outcome::Ok`] was told to the peer already; the caller owes the socket a RST.
-//! - Refuses when: nothing moved for the idle limit.
+//! - Refuses when: nothing moved for the idle limit; bytes move that are no longer allowed.
 //! - Never does: end a direction cleanly that was cut (I1); hold a buffer while a direction is silent; read ahead of a
 //!   writer that is behind (that is the back-pressure).
 //! - Numbers: [`CHUNK`], [`COPY_BELOW`], [`TELL_EVERY`].
@@ -38,6 +38,7 @@ use tokio::time::Instant;
 
 use crate::link::{BATCH, RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Outcome, Record};
+use crate::remote::Review;
 
 /// Bytes read at once. A full UDP batch of the link carries some 14 KiB; four of them amortise the system call, more
 /// gains nothing measurable and costs cache.
@@ -57,6 +58,18 @@ const LINGER: Duration = Duration::from_secs(1);
 thread_local! {
     /// One buffer a worker, not one a connection: only a read that is about to succeed needs one.
     static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// What ends a relay besides its two ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds<'a> {
+    /// How long nothing may move.
+    pub idle: Duration,
+    /// The end of the gateway.
+    pub drain: &'a Signal,
+    /// Whether it is still allowed; `None` where the other side of the link decides that. Looked at every [`TELL_EVERY`]
+    /// while bytes move: what is silent costs nothing and is cut as soon as it speaks.
+    pub review: Option<Review<'a>>,
 }
 
 /// The sending half of a stream, as far as the relay needs it.
@@ -238,15 +251,20 @@ impl Meter {
         }
     }
 
-    /// Resolves when nothing has moved for `idle`; tells the record of what moved meanwhile.
-    async fn watch(&self, idle: Duration, socket: Socket, record: &mut Record) {
+    /// Resolves when nothing has moved for the idle limit, or when what moves is no longer allowed; tells the record of what
+    /// moved meanwhile.
+    async fn watch(&self, bounds: Bounds<'_>, socket: Socket, record: &mut Record) -> Refusal {
+        let idle = bounds.idle;
         loop {
             let limit = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + idle;
             let now = Instant::now();
             if now >= limit {
-                return;
+                return Refusal::Idle;
             }
             if self.tell(socket, record) {
+                if let Some(why) = bounds.review.and_then(|review| review.revoked()) {
+                    return why;
+                }
                 // It moves: look again soon.
                 tokio::time::sleep_until(limit.min(now + TELL_EVERY)).await;
             } else {
@@ -285,8 +303,7 @@ pub async fn relay<IO, S, R>(
     socket: Socket,
     send: &mut S,
     recv: &mut R,
-    idle: Duration,
-    drain: &Signal,
+    bounds: Bounds<'_>,
     record: &mut Record,
 ) -> Outcome
 where
@@ -296,6 +313,7 @@ where
 {
     let meter = Meter::new();
     let mut progress = Progress::default();
+    let mut cut = None;
     let outcome = {
         let (read, write) = tokio::io::split(&mut *io);
         let mut to_stream = pin!(to_stream(read, send, socket, &meter));
@@ -312,12 +330,15 @@ where
         tokio::select! {
             biased;
             outcome = both => outcome,
-            () = meter.watch(idle, socket, record) => Outcome::Idle,
-            () = drain.closed() => Outcome::Drained,
+            why = meter.watch(bounds, socket, record) => {
+                cut = Some(why);
+                if why == Refusal::Idle { Outcome::Idle } else { Outcome::Refused(why) }
+            }
+            () = bounds.drain.closed() => Outcome::Drained,
         }
     };
     meter.tell(socket, record);
-    let why = if outcome == Outcome::Idle { Refusal::Idle } else { socket.refusal() };
+    let why = cut.unwrap_or_else(|| socket.refusal());
     // What was ended cleanly stays so: it was said in full, and its reader may still be reading it.
     if progress.to_stream != Some(Ended::Clean) {
         send.reset(why);

@@ -10,25 +10,33 @@
 //! - Refuses when: the request has passed this cluster before; the caller is outside of the link's trust domain,
 //!   or its certificate names another; the service, port or endpoint is not exported; no rule allows the caller; the peer has too many streams here.
 //! - Never does: dial, resolve a name, look at an address that came over the link.
-//! - Numbers: [`MAX_HOPS`]; see `limits` for shares.
+//! - Numbers: [`MAX_HOPS`], [`REVIEW_EVERY`]; see `limits` for shares.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use linkspan_proto::configuration::DefaultPolicy;
 use linkspan_proto::identity::{Source, SpiffeId, TrustDomain};
 use linkspan_proto::names::{ClusterName, EndpointName, ServiceKey};
 use linkspan_proto::refusal::Refusal;
 
-use crate::route::{Export, ExportPort};
+use crate::route::{Export, ExportPort, RouteTable};
 
 mod authorize;
 mod limits;
 
+use authorize::review;
 pub use authorize::{admit_local, authorize};
 pub use limits::{Limits, Ticket};
 
 /// Clusters that a request may have passed. A mirror cannot be exported, so one is what happens; the limit is for peers
 /// of another make.
 pub const MAX_HOPS: usize = 8;
+
+/// Between two looks at whether a long exchange is still allowed. Ten thousand open streams make two thousand timers a second
+/// of it, below a hundredth of a core.
+pub const REVIEW_EVERY: Duration = Duration::from_secs(5);
 
 /// A caller that may have a port of an export.
 #[derive(Clone, Debug)]
@@ -38,6 +46,8 @@ pub struct Admitted {
     endpoint: Option<EndpointName>,
     source: Source,
     cluster: ClusterName,
+    /// What holds for the peer where no policy selects the export; `None` for a local call.
+    default_policy: Option<DefaultPolicy>,
 }
 
 impl Admitted {
@@ -75,6 +85,35 @@ impl Admitted {
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
         &self.cluster
+    }
+}
+
+/// Looks again whether a caller may have what it has: connections and streams may outlive what admitted them.
+#[derive(Clone, Copy, Debug)]
+pub struct Review<'a> {
+    /// The table in force.
+    pub table: &'a ArcSwap<RouteTable>,
+    /// What is carried.
+    pub admitted: &'a Admitted,
+}
+
+impl Review<'_> {
+    /// Why it is to be cut now, if it is.
+    #[must_use]
+    pub fn revoked(&self) -> Option<Refusal> {
+        let refused = review(&self.table.load(), self.admitted).err()?;
+        tracing::info!(peer = %self.admitted.cluster, why = %refused, "no longer allowed; cut");
+        Some(refused.refusal())
+    }
+
+    /// Resolves with the reason once it is to be cut. Looks every [`REVIEW_EVERY`].
+    pub async fn until_revoked(&self) -> Refusal {
+        loop {
+            tokio::time::sleep(REVIEW_EVERY).await;
+            if let Some(why) = self.revoked() {
+                return why;
+            }
+        }
     }
 }
 

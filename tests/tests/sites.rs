@@ -34,4 +34,6 @@ mod sites {
     mod readme;
 
     mod systemd;
+
+    mod benches;
 }

@@ -8,7 +8,7 @@
 //! - In: an admitted stream of kind `Http`: the proof that this caller may have this export.
 //! - Out: one request to one of its endpoints, one response, one record.
 //! - Refuses when: the head is late or makes no sense; the backend cannot be reached or breaks off; the caller's deadline
-//!   passes; nothing moves for [`IDLE`](super::IDLE). Each as a reset with its reason: the egress side makes the answer.
+//!   passes; nothing moves for [`IDLE`](super::IDLE); the caller is no longer allowed to. Each as a reset with its reason: the egress side makes the answer.
 //! - Never does: believe that the peer has cleaned the fields; end a response whose backend broke off.
 //! - Numbers: [`HEAD_WAIT`] 5 s.
 
@@ -219,7 +219,8 @@ impl Serving {
         }
         let backend = on_upgrade.await.map_err(|_| Cut::Backend)?;
         let Some(record) = self.exchange.take_record() else { return Ok(()) };
-        super::upgrade::from_link(&self.gateway, backend, &mut self.send, reader.into_raw(), record).await;
+        let Self { gateway, admitted, send, .. } = self;
+        super::upgrade::from_link(gateway, admitted, backend, send, reader.into_raw(), record).await;
         Ok(())
     }
 }

@@ -45,9 +45,9 @@ const PER_KEY: usize = 128;
 /// callers of one cluster.
 const PER_WORKER: usize = 1024;
 
-/// The part of the process's descriptors that they may be, for each worker: small gateways have few workers. What is in use
-/// is counted as a client's or a peer's stream.
-const PART: u64 = 32;
+/// The part of the process's descriptors that they may be, all workers together. What is in use is counted as a client's or a
+/// peer's stream.
+const PART: u64 = 16;
 
 /// The least that is kept.
 const LEAST: usize = 16;
@@ -251,7 +251,9 @@ impl Default for Pool {
     fn default() -> Self {
         // What the start has raised it to.
         let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or_default();
-        let part = usize::try_from(descriptors / PART).unwrap_or(usize::MAX);
+        // As many workers as cores, unless site.yaml says otherwise.
+        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let part = usize::try_from(descriptors / PART).unwrap_or(usize::MAX) / workers;
         Self::new(part.clamp(LEAST, PER_WORKER))
     }
 }

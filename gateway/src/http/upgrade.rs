@@ -22,6 +22,7 @@ use crate::context::Gateway;
 use crate::link::{RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Outcome, Record};
 use crate::relay::{RecvSide, Socket, relay};
+use crate::remote::Admitted;
 use crate::tcp::{FromBackend, ToBackend};
 
 /// A client's connection that changes to another protocol.
@@ -38,10 +39,7 @@ pub(crate) async fn to_link(tunnel: Tunnel, mut send: SendHalf, mut recv: RecvHa
     let Ok(client) = on_upgrade.await else { return record.finish(Outcome::ClientGone) };
     let mut client = TokioIo::new(client);
     let outcome = match send.write(frames::upgraded()).await {
-        Ok(()) => {
-            let (idle, drain) = (gateway.tunnel_idle, &gateway.drain);
-            relay(&mut client, Socket::Client, &mut send, &mut recv, idle, drain, &mut record).await
-        }
+        Ok(()) => relay(&mut client, Socket::Client, &mut send, &mut recv, gateway.bounds(None), &mut record).await,
         Err(error) => error.refusal().map_or(Outcome::LinkLost, Outcome::Refused),
     };
     record.finish(outcome);
@@ -60,8 +58,7 @@ pub(crate) async fn to_backend(tunnel: Tunnel, on_upgrade: OnUpgrade, endpoint: 
             let (read, write) = backend.io.into_inner().into_split();
             let first = Some(backend.read_buf).filter(|bytes| !bytes.is_empty());
             let (mut send, mut recv) = (ToBackend(write), Behind { first, rest: FromBackend(read) });
-            let (idle, drain) = (gateway.tunnel_idle, &gateway.drain);
-            relay(&mut client, Socket::Client, &mut send, &mut recv, idle, drain, &mut record).await
+            relay(&mut client, Socket::Client, &mut send, &mut recv, gateway.bounds(None), &mut record).await
         }
         // The backend went away behind its 101; our connections to backends are all TCP.
         Ok(Err(_)) | Err(_) => Outcome::Refused(Refusal::BackendReset),
@@ -76,14 +73,15 @@ pub(crate) async fn to_backend(tunnel: Tunnel, on_upgrade: OnUpgrade, endpoint: 
 /// A peer's tunnel to a backend of this cluster.
 pub(crate) async fn from_link(
     gateway: &Gateway,
+    admitted: &Admitted,
     backend: Upgraded,
     send: &mut SendHalf,
     mut recv: RecvHalf,
     mut record: Record,
 ) {
     let mut backend = TokioIo::new(backend);
-    let (idle, drain) = (gateway.tunnel_idle, &gateway.drain);
-    let outcome = relay(&mut backend, Socket::Backend, send, &mut recv, idle, drain, &mut record).await;
+    let bounds = gateway.bounds(Some(admitted));
+    let outcome = relay(&mut backend, Socket::Backend, send, &mut recv, bounds, &mut record).await;
     record.finish(outcome);
     if outcome != Outcome::Ok
         && let Ok(parts) = backend.into_inner().downcast::<TokioIo<TcpStream>>()

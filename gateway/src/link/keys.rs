@@ -37,9 +37,13 @@ impl Keys {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let keys = Self::ephemeral();
-                let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+                // Whole or not at all: half a seed would be none, at every start from now on.
+                let fresh = path.with_extension("new");
+                let mut file =
+                    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
                 file.write_all(&keys.seed)?;
                 file.sync_all()?;
+                fs::rename(&fresh, path)?;
                 Ok(keys)
             }
             Err(error) => Err(error),

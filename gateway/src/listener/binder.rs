@@ -347,9 +347,17 @@ fn explain(address: SocketAddr, error: &io::Error) -> (&'static str, String) {
         ),
         io::ErrorKind::AddrNotAvailable => (
             "AddressNotAvailable",
-            format!(
-                "{ip} is no address of this machine; add it to an interface, or choose mirrorAddresses inside 127.0.0.0/8"
-            ),
+            // AnyIP: a whole network becomes local by one route. For IPv6 the kernel wants to be told that binding is meant, too.
+            match ip.is_ipv4() {
+                true => format!(
+                    "{ip} is no address of this machine; give it the whole range (ip route add local RANGE dev lo), or choose \
+                     mirrorAddresses inside 127.0.0.0/8"
+                ),
+                false => format!(
+                    "{ip} is no address of this machine; give it the whole range (ip -6 route add local RANGE dev lo; \
+                     sysctl -w net.ipv6.ip_nonlocal_bind=1), or choose mirrorAddresses inside 127.0.0.0/8"
+                ),
+            },
         ),
         _ if is_starved(error) => (
             "TooManyFiles",

@@ -201,6 +201,19 @@ mod tests {
     }
 
     #[test]
+    fn who_wishes_more_sockets_than_there_is_room_for_gets_the_room() {
+        let mut ledger = Ledger::new(Budget::new(64));
+        for owner in ["greedy", "west", "north", "south"] {
+            fill(&mut ledger, &[owner]);
+        }
+        let east = owners(&["east"]);
+        let room = ledger.room(east.first());
+        assert!(room < 8, "{room}");
+        assert_eq!(ledger.book(&east, 8).expect("room").sockets, room);
+        assert!(ledger.taken() < 64);
+    }
+
+    #[test]
     fn what_is_given_back_is_there_again() {
         let mut ledger = Ledger::new(Budget::new(64));
         let grant = ledger.book(&owners(&["west"]), 4).expect("room");

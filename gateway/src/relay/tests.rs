@@ -105,6 +105,10 @@ struct Rig {
 
 const IDLE: Duration = Duration::from_secs(60);
 
+fn bounds(drain: &Signal) -> Bounds<'_> {
+    Bounds { idle: IDLE, drain, review: None }
+}
+
 fn rig(side: Socket, drain: Signal) -> Rig {
     let (socket, mut io) = tokio::io::duplex(16 * 1024);
     let (mut send, from_relay) = stream();
@@ -113,7 +117,7 @@ fn rig(side: Socket, drain: Signal) -> Rig {
     let recorder = std::sync::Arc::clone(&totals);
     let outcome = tokio::spawn(async move {
         let mut record = Record::open(recorder, Entry::new(Direction::Outbound, Protocol::Tcp));
-        let outcome = relay(&mut io, side, &mut send, &mut recv, IDLE, &drain, &mut record).await;
+        let outcome = relay(&mut io, side, &mut send, &mut recv, bounds(&drain), &mut record).await;
         record.finish(outcome);
         outcome
     });
@@ -252,7 +256,7 @@ async fn a_socket_that_is_cut_resets_the_stream_behind_its_last_bytes() {
         let recorder = std::sync::Arc::new(Totals::default());
         let mut record = Record::open(recorder, Entry::new(Direction::Outbound, Protocol::Tcp));
         let drain = Signal::never();
-        let outcome = relay(&mut Broken(b"last"), side, &mut send, &mut recv, IDLE, &drain, &mut record).await;
+        let outcome = relay(&mut Broken(b"last"), side, &mut send, &mut recv, bounds(&drain), &mut record).await;
         assert_eq!(outcome, expected);
         assert_eq!(text(&mut from_relay).await, "last");
         assert_eq!(text(&mut from_relay).await, format!("the peer reset the stream: {why}"));
@@ -388,6 +392,48 @@ async fn large_transfers_arrive_as_they_were_sent() {
     assert_eq!(outcome.await.expect("no panic"), Outcome::Ok);
 }
 
+/// A policy that denies, or an export that goes, ends what runs: silent, at its next byte.
+#[tokio::test(start_paused = true)]
+async fn what_is_no_longer_allowed_is_cut_when_it_moves() {
+    use arc_swap::ArcSwap;
+
+    use crate::remote::tests::{admitted_to, denying, web_at};
+
+    for after in [denying(), crate::route::RouteTable::empty(crate::remote::tests::own())] {
+        let table = ArcSwap::from_pointee(web_at(&[]));
+        let admitted = admitted_to(&table.load());
+        let (mut socket, mut io) = tokio::io::duplex(1024);
+        let (mut send, mut from_relay) = stream();
+        let (_to_relay, mut recv) = stream();
+        let (drain, refusal) = (Signal::never(), review_of(&after, &admitted));
+        let review = Some(Review { table: &table, admitted: &admitted });
+        let bounds = Bounds { idle: IDLE, drain: &drain, review };
+        let mut record =
+            Record::open(std::sync::Arc::new(Totals::default()), Entry::new(Direction::Inbound, Protocol::Tcp));
+        let running = relay(&mut io, Socket::Backend, &mut send, &mut recv, bounds, &mut record);
+        let (outcome, ()) = tokio::join!(running, async {
+            socket.write_all(b"allowed").await.expect("write");
+            tokio::time::sleep(2 * TELL_EVERY).await;
+            table.store(std::sync::Arc::new(after));
+            tokio::time::sleep(10 * TELL_EVERY).await;
+            socket.write_all(b"late").await.expect("silent, it stands");
+        });
+        assert_eq!(outcome, Outcome::Refused(refusal));
+        let mut last = None;
+        while let Some(frame) = from_relay.frames.recv().await {
+            let Frame::Reset(why) = frame else { continue };
+            last = Some(why);
+            break;
+        }
+        assert_eq!(last, Some(refusal), "the peer is told why");
+    }
+}
+
+fn review_of(table: &crate::route::RouteTable, admitted: &crate::remote::Admitted) -> Refusal {
+    let table = arc_swap::ArcSwap::from_pointee(table.clone());
+    Review { table: &table, admitted }.revoked().expect("no longer allowed")
+}
+
 /// Task memory is what an idle connection costs; see `benches/README.md`.
 #[test]
 fn the_future_is_small() {
@@ -397,6 +443,6 @@ fn the_future_is_small() {
     let drain = Signal::never();
     let mut record =
         Record::open(std::sync::Arc::new(Totals::default()), Entry::new(Direction::Outbound, Protocol::Tcp));
-    let future = relay(&mut io, Socket::Client, &mut send, &mut recv, IDLE, &drain, &mut record);
+    let future = relay(&mut io, Socket::Client, &mut send, &mut recv, bounds(&drain), &mut record);
     assert!(size_of_val(&future) <= 2048, "{}", size_of_val(&future));
 }

@@ -23,9 +23,21 @@ pub fn authorize(table: &RouteTable, peer: &PeerInfo, header: &StreamHeader) -> 
     let source = header.source.clone().ok_or(Refused::Incomplete { what: "caller" })?;
     check_identity(peer, &source)?;
     let service = header.service.as_ref().ok_or(Refused::Incomplete { what: "service" })?;
-    let admitted = find_export(table, service, header.port, header.endpoint.as_ref(), source, peer.cluster.clone())?;
-    check_policy(peer, &admitted)?;
+    let mut admitted =
+        find_export(table, service, header.port, header.endpoint.as_ref(), source, peer.cluster.clone())?;
+    admitted.default_policy = Some(peer.default_policy);
+    check_policy(&admitted, &admitted.export)?;
     Ok(admitted)
+}
+
+/// Whether what was admitted still would be.
+///
+/// An endpoint that has gone is no reason to cut: a pod that ends may be answering what it has.
+pub(super) fn review(table: &RouteTable, admitted: &Admitted) -> Result<(), Refused> {
+    let unknown = || Refused::UnknownExport { service: admitted.service().clone(), port: admitted.port.port };
+    let export = table.export(admitted.service()).ok_or_else(unknown)?;
+    export.port(admitted.port.port).ok_or_else(unknown)?;
+    check_policy(admitted, export)
 }
 
 /// A call of this cluster's own client to this cluster's own export: what happens when the local cluster is picked. The
@@ -97,18 +109,20 @@ fn find_export(
         endpoint: endpoint.cloned(),
         source,
         cluster,
+        default_policy: None,
     })
 }
 
-fn check_policy(peer: &PeerInfo, admitted: &Admitted) -> Result<(), Refused> {
-    let export: &Export = &admitted.export;
+/// Policies are for peers: our own clients need none.
+fn check_policy(admitted: &Admitted, export: &Export) -> Result<(), Refused> {
+    let Some(default) = admitted.default_policy else { return Ok(()) };
     let Some(rules) = &export.rules else {
-        return match peer.default_policy {
+        return match default {
             DefaultPolicy::Allow => Ok(()),
             DefaultPolicy::Deny => Err(Refused::DeniedByDefault { service: export.service.clone() }),
         };
     };
-    if rules.iter().any(|rule| allows(rule, &peer.cluster, &admitted.source, admitted.port.port)) {
+    if rules.iter().any(|rule| allows(rule, &admitted.cluster, &admitted.source, admitted.port.port)) {
         return Ok(());
     }
     Err(Refused::Denied {

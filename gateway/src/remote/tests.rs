@@ -12,7 +12,7 @@ use crate::discovery::Snapshot;
 use crate::link::PeerInfo;
 use crate::route::{Own, RouteTable};
 
-fn own() -> Own {
+pub(crate) fn own() -> Own {
     Own { cluster: "east".parse().expect("cluster"), trust_domain: "east.linkspan.internal".parse().expect("domain") }
 }
 
@@ -88,6 +88,11 @@ pub(crate) fn web_at(endpoints: &[SocketAddr]) -> RouteTable {
     table([export("shop/web", 80, &endpoints, None)])
 }
 
+/// A table with `shop/web` port 80 that nobody may call.
+pub(crate) fn denying() -> RouteTable {
+    web(Some(Vec::new()))
+}
+
 fn refusal(table: &RouteTable, peer: &PeerInfo, header: &StreamHeader) -> Option<Refusal> {
     authorize(table, peer, header).err().map(|refused| refused.refusal())
 }
@@ -98,6 +103,25 @@ fn an_exported_service_is_reachable() {
     assert_eq!(admitted.service().to_string(), "shop/web");
     assert_eq!(admitted.cluster(), &"west");
     assert_eq!(admitted.source().identity.as_str(), CART);
+}
+
+#[test]
+fn what_was_admitted_is_reviewed_by_the_table_in_force() {
+    let reviewed = |admitted: &Admitted, table: &RouteTable| review(table, admitted).err().map(|no| no.refusal());
+    let admitted = admitted();
+    assert_eq!(reviewed(&admitted, &web(None)), None);
+    assert_eq!(reviewed(&admitted, &denying()), Some(Refusal::Denied));
+    assert_eq!(reviewed(&admitted, &table([])), Some(Refusal::UnknownExport));
+    let other_port = table([export("shop/web", 81, &[("10.0.0.1:8080", None)], None)]);
+    assert_eq!(reviewed(&admitted, &other_port), Some(Refusal::UnknownExport));
+    assert_eq!(reviewed(&admitted, &web_at(&[])), None, "an endpoint that ends may still be answering");
+    // What the Link says where no policy does.
+    let table = web(None);
+    let denied = Admitted { default_policy: Some(DefaultPolicy::Deny), ..admitted.clone() };
+    assert_eq!(reviewed(&denied, &table), Some(Refusal::Denied));
+    let service = "shop/web".parse().expect("service");
+    let local = admit_local(&table, &service, 80, None, source(CART, Assurance::Network)).expect("exported");
+    assert_eq!(reviewed(&local, &denying()), None, "policies are for peers");
 }
 
 #[test]

@@ -163,11 +163,8 @@ impl Attempt<'_> {
         record.received(replay.len());
         // Held no longer: the connection may last for days.
         drop(replay.take());
-        let gateway = self.gateway;
-        let outcome =
-            relay(&mut conn.io, Socket::Client, &mut send, &mut recv, gateway.tunnel_idle, &gateway.drain, record)
-                .await;
-        Ok(outcome)
+        let bounds = self.gateway.bounds(None);
+        Ok(relay(&mut conn.io, Socket::Client, &mut send, &mut recv, bounds, record).await)
     }
 
     /// Sends the header and what the client says until the peer's answer is in.

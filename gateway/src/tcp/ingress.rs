@@ -51,8 +51,8 @@ pub async fn serve(
     record.answered();
     let outcome = match send.write(Bytes::from_static(&[CONNECTED])).await {
         Ok(()) => {
-            let (idle, drain) = (gateway.tunnel_idle, &gateway.drain);
-            relay(&mut backend, Socket::Backend, &mut send, &mut recv, idle, drain, &mut record).await
+            let bounds = gateway.bounds(Some(&admitted));
+            relay(&mut backend, Socket::Backend, &mut send, &mut recv, bounds, &mut record).await
         }
         Err(error) => Failure::stream(error, true).outcome,
     };

@@ -40,9 +40,7 @@ pub(super) async fn carry(
     // Read again by the relay: a backend that takes none of it meets the idle limit and the drain like any other, and none
     // of it is kept once it is written.
     conn.io.unread(replay.take());
-    let outcome =
-        relay(&mut conn.io, Socket::Client, &mut send, &mut recv, gateway.tunnel_idle, &gateway.drain, record).await;
-    Ok(outcome)
+    Ok(relay(&mut conn.io, Socket::Client, &mut send, &mut recv, gateway.bounds(None), record).await)
 }
 
 /// The backend's socket as the sending half of a stream.

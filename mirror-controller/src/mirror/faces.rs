@@ -177,3 +177,6 @@ pub fn capacity(cluster: &ClusterName, entry: &CatalogueEntry) -> Capacity {
         ready_endpoints: ready.map(|(name, _)| name.clone()).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

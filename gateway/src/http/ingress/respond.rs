@@ -11,6 +11,7 @@ use super::{Serving, sleep_until, stopped};
 use crate::http::body::{BackendBody, Cut, Gathered, gather};
 use crate::http::exchange::Exchange;
 use crate::link::SendHalf;
+use crate::remote::Review;
 
 impl Serving {
     /// Sends head, body and FIN. Small responses leave as one packet.
@@ -21,7 +22,8 @@ impl Serving {
         left: Option<u64>,
     ) -> Result<(), Cut> {
         let head = frames::encode_response_head(head).map_err(|_| Cut::Backend)?;
-        let Self { send, exchange, idle, deadline, .. } = self;
+        let Self { gateway, admitted, send, exchange, idle, deadline } = self;
+        let review = Review { table: &gateway.table, admitted };
         let mut pump = Pump { send, exchange, body, left, chunks: vec![head] };
         let mut pumping = pin!(pump.run());
         let mut late = pin!(sleep_until(*deadline));
@@ -30,6 +32,7 @@ impl Serving {
             result = &mut pumping => result,
             () = idle.expired(exchange) => Err(Cut::Idle),
             () = &mut late => Err(Cut::Deadline),
+            why = review.until_revoked() => Err(Cut::Refused(why)),
         }
     }
 }
