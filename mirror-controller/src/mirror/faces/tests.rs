@@ -1,7 +1,8 @@
 use super::*;
 use crate::catalog::Traffic;
-use crate::mirror::addresses::Addresses;
-use crate::mirror::desired::{Ground, Member, cluster, clusterset};
+use crate::mirror::Addresses;
+use crate::mirror::Fronts;
+use crate::mirror::desired::{Ground, Member, Taken, cluster, clusterset};
 use crate::testkit::{cluster as name, entry};
 
 const NAME: &str = "web-west.shop.svc.cluster.local";
@@ -10,14 +11,15 @@ fn ground() -> Ground {
     Ground::new(name("east"), [name("west"), name("north")].into())
 }
 
-fn addresses() -> Addresses {
-    Addresses::new("127.80.0.0/12".parse().expect("a range"))
+fn fronts() -> Fronts {
+    Addresses::new("127.80.0.0/12".parse().expect("a range")).into()
 }
 
 /// A mirror of west with two TCP ports and one that nobody listens for.
 fn mirror() -> Wanted {
     let entry = entry("shop/web", &["http:80", "443", "dns:53/UDP"], 1);
-    cluster(&ground(), Member { cluster: &name("west"), entry: &entry }, |_| false, &mut addresses()).expect("wanted")
+    let taken = Taken { locally: &|_| false, by_peer: &|_| false };
+    cluster(&ground(), Member { cluster: &name("west"), entry: &entry }, taken, &mut fronts()).expect("wanted")
 }
 
 /// The import of what west and north export.
@@ -25,13 +27,13 @@ fn import() -> Wanted {
     let (west, north) = (entry("shop/web", &["80"], 1), entry("shop/web", &["80", "443"], 1));
     let (west_name, north_name) = (name("west"), name("north"));
     let members = [Member { cluster: &west_name, entry: &west }, Member { cluster: &north_name, entry: &north }];
-    clusterset(&ground(), &members, None::<&Traffic>, &mut addresses()).expect("wanted").0
+    clusterset(&ground(), &members, None::<&Traffic>, &mut fronts()).expect("wanted").0
 }
 
 /// Whether the name keeps its address while nothing listens at `ports` of it.
 fn answered(wanted: &Wanted, ports: &[u16], is_share: bool) -> bool {
     let silence = Silence { ports: ports.iter().copied().collect(), is_share };
-    let service = dns_without(wanted, &[(wanted.name.clone(), silence)].into());
+    let service = dns_with(wanted, &[(wanted.name.clone(), silence)].into(), &BTreeMap::new());
     assert_eq!(service.name, wanted.object.name, "the name stays");
     !service.addresses.is_empty()
 }
@@ -63,7 +65,8 @@ fn an_import_is_withheld_when_no_port_is_left_and_not_before() {
 #[test]
 fn a_complaint_about_another_name_is_none() {
     let silence = Silence { ports: BTreeSet::new(), is_share: false };
-    let service = dns_without(&mirror(), &[("db-west.shop.svc.cluster.local".to_owned(), silence)].into());
+    let silent = [("db-west.shop.svc.cluster.local".to_owned(), silence)].into();
+    let service = dns_with(&mirror(), &silent, &BTreeMap::new());
     assert!(!service.addresses.is_empty());
 }
 
