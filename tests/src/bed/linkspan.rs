@@ -123,7 +123,7 @@ impl Component {
 }
 
 /// Controllers that run. More than one needs that they agree who writes.
-const CONTROLLERS: usize = 1;
+const CONTROLLERS: usize = 2;
 
 impl Cluster {
     /// The pods of a component, oldest first.

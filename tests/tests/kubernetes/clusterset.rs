@@ -62,7 +62,6 @@ fn mcs_02_an_exported_cluster_ip_service_is_valid_and_imported_in_every_cluster(
 }
 
 #[test]
-#[ignore = "pending: conditions are not written yet"]
 fn mcs_02_the_export_says_that_it_is_valid() {
     needs_kubernetes!();
     let bed = shared();
@@ -80,7 +79,6 @@ fn mcs_02_the_export_says_that_it_is_valid() {
 }
 
 #[test]
-#[ignore = "pending: what imports copy from exports is not there yet"]
 fn mcs_03_04_05_session_affinity_traffic_policy_and_distribution_are_copied() {
     needs_kubernetes!();
     let bed = shared();
@@ -145,7 +143,6 @@ fn mcs_12_an_external_name_is_not_valid_and_not_imported() {
 }
 
 #[test]
-#[ignore = "pending: conditions are not written yet"]
 fn mcs_12_the_export_of_an_external_name_says_why() {
     needs_kubernetes!();
     let bed = shared();
@@ -161,7 +158,6 @@ fn mcs_12_the_export_of_an_external_name_says_why() {
 }
 
 #[test]
-#[ignore = "pending: what imports copy from exports is not there yet"]
 fn mcs_15_labels_and_annotations_of_the_import_come_from_the_export_alone() {
     needs_kubernetes!();
     let bed = shared();
@@ -177,7 +173,6 @@ fn mcs_15_labels_and_annotations_of_the_import_come_from_the_export_alone() {
 }
 
 #[test]
-#[ignore = "pending: derived EndpointSlices are not there yet"]
 fn mcs_17_every_importing_cluster_has_endpoint_slices_of_the_exporting_one() {
     needs_kubernetes!();
     let bed = shared();

@@ -72,7 +72,6 @@ fn the_documented_lines_let_coredns_answer_clusterset_names() {
 }
 
 #[test]
-#[ignore = "pending: `linkspan link export --context` is not there yet"]
 fn linkspan_link_export_prints_the_link_of_a_cluster() {
     needs_kubernetes!();
     let bed = alone();

@@ -56,7 +56,6 @@ fn mcs_08_different_ports_are_a_conflict_and_the_import_has_all() {
 }
 
 #[test]
-#[ignore = "pending: conditions are not written yet"]
 fn mcs_08_both_exports_say_so() {
     needs_kubernetes!();
     let bed = shared();
@@ -67,7 +66,6 @@ fn mcs_08_both_exports_say_so() {
 }
 
 #[test]
-#[ignore = "pending: conditions are not written yet"]
 fn mcs_09_of_one_name_with_two_numbers_the_older_holds_and_both_exports_say_so() {
     needs_kubernetes!();
     let bed = shared();
@@ -107,7 +105,6 @@ fn mcs_10_11_a_headless_export_is_a_headless_import_without_addresses() {
 }
 
 #[test]
-#[ignore = "pending: conditions are not written yet"]
 fn mcs_13_of_two_types_the_older_holds_and_both_exports_say_so() {
     needs_kubernetes!();
     let bed = shared();
@@ -120,7 +117,6 @@ fn mcs_13_of_two_types_the_older_holds_and_both_exports_say_so() {
 }
 
 #[test]
-#[ignore = "pending: what imports copy from exports is not there yet"]
 fn mcs_16_of_two_label_sets_the_older_holds_and_both_exports_say_so() {
     needs_kubernetes!();
     let bed = shared();

@@ -44,7 +44,6 @@ fn kubectl_get_links_reads_like_a_dashboard_line() {
 }
 
 #[test]
-#[ignore = "pending: conditions are not written yet"]
 fn a_link_says_that_it_is_connected_and_synced() {
     needs_kubernetes!();
     let bed = shared();

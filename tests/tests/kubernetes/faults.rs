@@ -197,7 +197,6 @@ fn kill_at_write(cluster: &Cluster, count: usize) {
 }
 
 #[test]
-#[ignore = "pending: controllers do not agree on a leader yet"]
 fn a_leader_that_dies_is_replaced_in_time_and_one_controller_writes_at_a_time() {
     needs_kubernetes!();
     let bed = alone();

@@ -23,7 +23,6 @@ fn cache_pod(cluster: &Cluster, namespace: &str, number: usize) -> (Pod, Process
 }
 
 #[test]
-#[ignore = "pending: headless mirrors of a Kubernetes cluster are not there yet"]
 fn each_pod_of_a_stateful_set_is_reached_by_its_own_name_and_no_other_answers() {
     needs_kubernetes!();
     let bed = shared();
@@ -41,7 +40,6 @@ fn each_pod_of_a_stateful_set_is_reached_by_its_own_name_and_no_other_answers() 
 }
 
 #[test]
-#[ignore = "pending: headless mirrors of a Kubernetes cluster are not there yet"]
 fn a_headless_mirror_has_no_address_and_its_name_answers_for_all_ready_pods() {
     needs_kubernetes!();
     let bed = shared();
@@ -65,7 +63,6 @@ fn a_headless_mirror_has_no_address_and_its_name_answers_for_all_ready_pods() {
 }
 
 #[test]
-#[ignore = "pending: headless mirrors of a Kubernetes cluster are not there yet"]
 fn headless_mirrors_go_with_their_export_and_only_in_their_namespace() {
     needs_kubernetes!();
     let bed = shared();
@@ -82,7 +79,6 @@ fn headless_mirrors_go_with_their_export_and_only_in_their_namespace() {
 }
 
 #[test]
-#[ignore = "pending: headless mirrors of a Kubernetes cluster are not there yet"]
 fn mcs_22_23_the_names_and_srv_records_of_a_headless_import_agree_with_its_slices() {
     needs_kubernetes!();
     let bed = shared();

@@ -108,7 +108,6 @@ fn a_gateway_that_is_not_ready_leaves_the_slices_and_comes_back() {
 }
 
 #[test]
-#[ignore = "pending: a mirror whose namespace went and came back is not made anew yet"]
 fn a_namespace_that_is_created_later_gets_its_mirrors() {
     needs_kubernetes!();
     let bed = shared();

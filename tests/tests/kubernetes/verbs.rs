@@ -88,7 +88,6 @@ fn the_controllers_asked_for_nothing_in_all_tests_that_their_roles_do_not_declar
 }
 
 #[test]
-#[ignore = "pending: no Lease, no events and no conditions are written yet"]
 fn the_roles_of_the_controllers_declare_nothing_that_they_did_not_need_in_all_tests() {
     needs_kubernetes!();
     let bed = alone();

@@ -12,6 +12,10 @@ use super::{CONTROLLER, GATEWAY, Item, cluster_metadata, metadata, part_of};
 /// One rule: API group, resources, verbs.
 type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
 
+/// Lists and their changes.
+const FOLLOW: &[&str] = &["list", "watch"];
+
+/// With single objects: what the controller writes, it looks at right before.
 const READ: &[&str] = &["get", "list", "watch"];
 
 const MULTI_CLUSTER: &str = "multicluster.x-k8s.io";
@@ -23,17 +27,19 @@ const CLUSTER_ROLES: [(&str, &str, &[Rule]); 5] = [
         "linkspan-reader",
         "What is exported, by whom, and where its endpoints are.",
         &[
-            ("", &["namespaces", "services"], READ),
+            ("", &["services"], READ),
+            ("", &["namespaces"], FOLLOW),
             ("discovery.k8s.io", &["endpointslices"], READ),
-            (MULTI_CLUSTER, &["serviceexports", "serviceimports"], READ),
-            (OURS, &["clustertrafficpolicies", "exportpolicies", "links"], READ),
+            (MULTI_CLUSTER, &["serviceimports"], READ),
+            (MULTI_CLUSTER, &["serviceexports"], FOLLOW),
+            (OURS, &["clustertrafficpolicies", "exportpolicies", "links"], FOLLOW),
         ],
     ),
     (
         "linkspan-identity",
         "Which service account a pod's address belongs to, and whether a gateway's token is genuine. RBAC cannot grant a part of \
          a Pod; the controller keeps its address, phase and service account and drops the rest unread.",
-        &[("", &["pods"], READ), ("authentication.k8s.io", &["tokenreviews"], &["create"])],
+        &[("", &["pods"], FOLLOW), ("authentication.k8s.io", &["tokenreviews"], &["create"])],
     ),
     (
         "linkspan-status",
