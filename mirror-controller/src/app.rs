@@ -348,7 +348,7 @@ impl Stages {
                 }
             }
         }));
-        let outcome = Outcome::of(&ground, &config, &channels, &leading, &process);
+        let outcome = Outcome::of(&ground, &config, &leading, &process);
         ground.run(&config, &channels, leading, events, applied, &signal);
         drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, outcome, signal)));
     }
@@ -367,7 +367,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn of(ground: &Ground, config: &Config, channels: &Channels, leading: &Leading, process: &Process) -> Self {
+    fn of(ground: &Ground, config: &Config, leading: &Leading, process: &Process) -> Self {
         match ground {
             Ground::Folder => {
                 Self::Site { ready: process.admin.readiness().register("controller"), folder: config.state("status") }

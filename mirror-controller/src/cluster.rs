@@ -113,7 +113,7 @@ pub type Imports = Option<Arc<Vec<dns::Service>>>;
 
 /// Watches the imports that a leader wrote. Runs until nobody wants them any more.
 pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
-    let resource = kube::api::ApiResource {
+    let resource = ApiResource {
         group: "multicluster.x-k8s.io".to_owned(),
         version: "v1beta1".to_owned(),
         api_version: "multicluster.x-k8s.io/v1beta1".to_owned(),
@@ -122,10 +122,9 @@ pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
     };
     let unwanted = imports.clone();
     let ours = config().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
-    let following =
-        follow(Api::all_with(client, &resource), ours, PACE, |all: &BTreeMap<_, kube::api::DynamicObject>| {
-            changed(&imports, Some(Arc::new(all.values().filter_map(import).collect())))
-        });
+    let following = follow(Api::all_with(client, &resource), ours, PACE, |all: &BTreeMap<_, DynamicObject>| {
+        changed(&imports, Some(Arc::new(all.values().filter_map(import).collect())))
+    });
     tokio::select! {
         () = following => {}
         () = unwanted.closed() => {}
@@ -133,7 +132,7 @@ pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
 }
 
 /// One import as DNS shows it. A headless one keeps its name; its hosts are known to the leader only.
-fn import(object: &kube::api::DynamicObject) -> Option<dns::Service> {
+fn import(object: &DynamicObject) -> Option<dns::Service> {
     let spec = object.data.get("spec")?;
     let list = |field: &str| spec.get(field).and_then(serde_json::Value::as_array).into_iter().flatten();
     let port = |port: &serde_json::Value| {
@@ -409,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_import_is_answered_as_its_object_says() {
-        let object = |spec: serde_json::Value| -> kube::api::DynamicObject {
+        let object = |spec: serde_json::Value| -> DynamicObject {
             serde_json::from_value(json!({
                 "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceImport",
                 "metadata": {"namespace": "shop", "name": "web"}, "spec": spec,

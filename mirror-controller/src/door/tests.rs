@@ -45,9 +45,8 @@ fn certificate(ca: &Ca, gateway: bool) -> (Vec<rustls_pki_types::CertificateDer<
         return (issued.chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into());
     }
     use rustls_pki_types::pem::PemObject;
-    let identity = ca
-        .issue_workload(&"shop".parse().unwrap(), &"web".parse().unwrap(), std::time::Duration::from_secs(60))
-        .unwrap();
+    let identity =
+        ca.issue_workload(&"shop".parse().unwrap(), &"web".parse().unwrap(), Duration::from_secs(60)).unwrap();
     let chain = rustls_pki_types::CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).unwrap();
     (vec![chain], PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap())
 }

@@ -125,7 +125,7 @@ pub async fn run(context: Context) {
         stream::select_all(Resource::ALL.map(|resource| api.watch(resource)));
     let mut keeper = Keeper::new(api, metrics);
     loop {
-        let works = *leading.borrow() && keeper.is_ready();
+        let works = leading.holds() && keeper.is_ready();
         let next = keeper.next_try().filter(|_| works);
         tokio::select! {
             biased;
@@ -438,8 +438,8 @@ impl Keeper {
                 self.present.insert(place, Present::Foreign);
             }
             Err(api::WriteError::NotLeading) => {
-                if item.reason == Reason::Drifted {
-                    self.stale.insert(place);
+                if let Some(stale) = stale {
+                    self.spoil(place, stale);
                 }
             }
             Err(error) => {

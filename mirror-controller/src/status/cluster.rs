@@ -29,7 +29,7 @@ use super::objects::{KINDS, Ledger, Write};
 use super::{PACE, SHARE, Sources};
 use crate::leader::Leading;
 use crate::watch::ObjectKey;
-use crate::watch::kubernetes::{resource, watched};
+use crate::watch::kubernetes::{resources, watched};
 
 /// Whose fields these are, in `managedFields`: mirrors have another, so that the two never take fields from each other.
 const MANAGER: &str = "linkspan-status";
@@ -145,7 +145,7 @@ impl Writer {
 
     /// `None` when this controller does not lead (any more).
     async fn apply(&self, write: &Write) -> Option<Result<Value, String>> {
-        let resource = resource(write.key.kind);
+        let resource = resources(write.key.kind).swap_remove(0);
         let mut body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
@@ -204,7 +204,7 @@ impl Writer {
 }
 
 fn event(key: &ObjectKey, uid: &str, told: &Told, identity: &str, now: MicroTime) -> Event {
-    let resource = resource(key.kind);
+    let resource = resources(key.kind).swap_remove(0);
     let namespace = Some(key.namespace.clone()).filter(|namespace| !namespace.is_empty());
     Event {
         metadata: ObjectMeta {

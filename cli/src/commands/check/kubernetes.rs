@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use linkspan_mirror_controller::mirror::kubernetes::objects::Resource as MirrorResource;
 use linkspan_mirror_controller::watch::Kind;
-use linkspan_mirror_controller::watch::kubernetes::resource;
+use linkspan_mirror_controller::watch::kubernetes::resources;
 use linkspan_proto::manifest;
 use linkspan_proto::resources::{Cluster as Settings, Object};
 use serde_json::Value;
@@ -104,7 +104,10 @@ async fn api_server(checks: &mut Checks<'_>, cluster: &Cluster) -> Option<Option
 
 /// What both halves need of the API server: group, version and plural.
 fn needed() -> BTreeSet<(String, String, String)> {
-    let watched = Kind::ALL.map(resource).into_iter().map(|one| (one.group, one.version, one.plural));
+    let watched = Kind::ALL
+        .into_iter()
+        .filter_map(|kind| resources(kind).into_iter().next())
+        .map(|one| (one.group, one.version, one.plural));
     let written = MirrorResource::ServiceImport.type_meta().0.split_once('/');
     let imports = written.map(|(group, version)| (group.to_owned(), version.to_owned(), "serviceimports".to_owned()));
     // What Kubernetes itself brings is always there.

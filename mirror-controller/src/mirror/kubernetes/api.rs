@@ -20,7 +20,7 @@ use super::objects::{self, Gateways, Given, Reference, Rendered, Resource};
 use super::{WRITE, import, place};
 use crate::labels;
 use crate::leader::Leading;
-use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, versioned};
+use crate::watch::kubernetes::{PAGE, WATCH_SECONDS, versioned};
 
 /// Endpoints of one headless mirror that are written at the same time: it is one of several mirrors.
 const CARRIERS_AT_ONCE: usize = 4;

@@ -81,7 +81,7 @@ impl World {
         let server = Server::default();
         let registry = linkspan_runtime::metrics::Registry::default();
         let metrics = crate::mirror::Metrics::register(&registry).applied;
-        let mut keeper = Keeper::new(Api::new(Client::new(server.clone(), "default")), metrics);
+        let mut keeper = Keeper::new(Api::new(Client::new(server.clone(), "default"), Leading::always()), metrics);
         let state = State::new(cluster("east"), Ports::new(PortRange { first: 10_000, last: 10_099 }));
         for resource in Resource::ALL {
             keeper.observe(&MirrorSet::default(), resource, Said::Listed);
