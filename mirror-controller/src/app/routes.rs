@@ -51,14 +51,7 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
             refused.map_or(Ok(()), Err)?;
             match wanted {
                 None => Ok(Value::Array(peers.iter().map(|(cluster, peer)| summary(cluster.as_str(), peer)).collect())),
-                Some(cluster) => {
-                    let peer = peers
-                        .get(cluster.as_str())
-                        .ok_or_else(|| RouteError::NotFound(format!("{cluster} is not linked")))?;
-                    let mut all = summary(&cluster, peer);
-                    all["catalogue"] = entries(&peer.view.entries);
-                    Ok(all)
-                }
+                Some(cluster) => whole(&peers, &cluster),
             }
         }
     });
@@ -145,6 +138,14 @@ fn standing_by(sources: &Sources) -> Option<RouteError> {
 fn entries(entries: &Entries) -> Value {
     let texts: Vec<_> = entries.values().map(|entry| EntryText::from(entry.as_ref())).collect();
     serde_json::to_value(texts).unwrap_or_default()
+}
+
+/// One peer with its catalogue.
+fn whole(peers: &Peers, cluster: &str) -> Result<Value, RouteError> {
+    let peer = peers.get(cluster).ok_or_else(|| RouteError::NotFound(format!("{cluster} is not linked")))?;
+    let mut all = summary(cluster, peer);
+    all["catalogue"] = entries(&peer.view.entries);
+    Ok(all)
 }
 
 fn summary(cluster: &str, peer: &PeerState) -> Value {
