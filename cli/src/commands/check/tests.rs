@@ -134,3 +134,65 @@ async fn a_wrong_folder_is_one_failure_and_not_five() {
     assert_eq!(report.failures(), 1, "{}", report.render(false));
     assert!(report.render(false).contains("there is no site in"), "{}", report.render(false));
 }
+
+/// A DNS server that gives every name the same address; counts the TCP connections that come.
+async fn dns_server(address: [u8; 4]) -> (std::net::SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    use hickory_proto::op::{Message, MessageType};
+    use hickory_proto::rr::{RData, Record, rdata::A};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let answer = move |request: &[u8]| {
+        let mut message = Message::from_vec(request).expect("a request");
+        message.metadata.message_type = MessageType::Response;
+        let name = message.queries[0].name().clone();
+        message.add_answer(Record::from_rdata(name, 5, RData::A(A::from(std::net::Ipv4Addr::from(address)))));
+        message.to_vec().expect("encodes")
+    };
+    let (udp, tcp) = loop {
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        if let Ok(udp) = tokio::net::UdpSocket::bind(tcp.local_addr().expect("bound")).await {
+            break (udp, tcp);
+        }
+    };
+    let server = tcp.local_addr().expect("bound");
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&count);
+    drop(linkspan_runtime::task::spawn("dns_over_udp", async move {
+        let mut request = vec![0; 512];
+        while let Ok((length, client)) = udp.recv_from(&mut request).await {
+            udp.send_to(&answer(&request[..length]), client).await.expect("sent");
+        }
+    }));
+    drop(linkspan_runtime::task::spawn("dns_over_tcp", async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut request = vec![0; usize::from(stream.read_u16().await.expect("length"))];
+            stream.read_exact(&mut request).await.expect("request");
+            let reply = answer(&request);
+            stream.write_u16(u16::try_from(reply.len()).expect("short")).await.expect("sent");
+            stream.write_all(&reply).await.expect("sent");
+        }
+    }));
+    (server, count)
+}
+
+#[tokio::test]
+async fn of_many_names_a_few_are_asked_over_tcp() {
+    let dir = tempfile::tempdir().expect("folder");
+    let progress = Progress::silent();
+    let mut checks = checks(dir.path(), &progress);
+    let (dns, connections) = dns_server([127, 80, 0, 1]).await;
+    let mut mirror = checks.facts.mirrors[0].clone();
+    mirror.ports[0].listen = "127.80.0.1:80".parse().expect("address");
+    checks.facts.mirrors = (0..300)
+        .map(|index| linkspan_proto::configuration::Mirror {
+            name: format!("web-{index}.shop.svc.cluster.local"),
+            ..mirror.clone()
+        })
+        .collect();
+    checks.controller = Some(ControllerRun { pid: 1, version: String::new(), dns, admin: None });
+    dns::check(&mut checks).await;
+    let report = checks.report.render(false);
+    assert!(report.contains("300 names, over UDP, 8 of them over TCP too"), "{report}");
+    assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 8);
+}
