@@ -1,7 +1,6 @@
 //! What the peers export against what is mirrored here, and what policies name against what exists.
 
 use std::collections::BTreeSet;
-use std::fs;
 
 use linkspan_proto::manifest;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
@@ -11,6 +10,7 @@ use super::Checks;
 use super::report::Group;
 use crate::client::catalogues::{self, PeerCatalogue};
 use crate::client::facts::Facts;
+use crate::client::folder::read_manifest;
 use crate::client::status::{self, Condition, Status};
 use crate::commands::exports::manifest as export_manifest;
 use crate::output::counted;
@@ -269,8 +269,7 @@ fn policies(checks: &mut Checks<'_>) {
 /// The policies in the manifests. Files that do not parse have been named by an earlier check.
 fn traffic_policies(checks: &Checks<'_>) -> Vec<ClusterTrafficPolicy> {
     let files = super::site::yaml_files(checks.folder.manifests());
-    let files = files.iter().filter(|file| file.is_file());
-    let texts = files.filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
+    let texts = files.iter().filter_map(|file| Some((read_manifest(file).ok()?, file.display().to_string())));
     let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
     objects
         .filter_map(|object| match object {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::Checks;
 use super::report::Group;
 use crate::client::facts::Facts;
+use crate::client::folder::read_manifest;
 use crate::client::http;
 use crate::commands::site::SITE_FILE;
 use crate::output::counted;
@@ -57,12 +58,7 @@ async fn manifests(checks: &mut Checks<'_>) {
     for file in yaml_files(dir.clone()) {
         files += 1;
         let shown = file.strip_prefix(checks.folder.dir()).unwrap_or(&file).display().to_string();
-        if !file.is_file() {
-            // Never opened: reading a FIFO would wait for a writer.
-            errors.push(format!("{shown}: is no regular file"));
-            continue;
-        }
-        match fs::read_to_string(&file) {
+        match read_manifest(&file) {
             Ok(text) => {
                 for document in manifest::parse(&text, &shown) {
                     match document {
