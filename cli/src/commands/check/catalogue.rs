@@ -53,7 +53,8 @@ fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
             GROUP,
             name,
             format!(
-                "{cluster} removed more than half of its services at once; {} of them stay for 30 s",
+                "{cluster} removed more than half of its services at once; {} of them keep their names for 30 s in case it is a \
+                 mistake, and are not probed: calls to them get 404 unknown_export",
                 peer.withheld
             ),
             format!("if it is meant, wait; if not, see `linkspan exports` in {cluster}"),

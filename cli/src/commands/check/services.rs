@@ -13,6 +13,8 @@ use super::{AT_ONCE, Checks};
 use crate::client::facts::{PortHealth, State};
 use crate::client::http;
 use crate::client::probe::{Found, Language, probe};
+use crate::client::status;
+use crate::commands::services::ByHostname;
 use crate::output::counted;
 
 const GROUP: Group = Group::Services;
@@ -65,11 +67,16 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
 }
 
 fn targets(checks: &Checks<'_>) -> Vec<Target> {
+    let statuses = status::read(&checks.folder, "mirrors");
+    let statuses = ByHostname::new(&statuses);
+    // What a peer removed with many others keeps its name for a while; the check of its catalogue says so, once.
+    let removed = |mirror: &Mirror| statuses.of(&mirror.name).is_some_and(|status| status.removal_delayed().is_some());
     let mirrors = checks
         .facts
         .mirrors
         .iter()
-        .filter(|mirror| checks.scope.covers_service(&mirror.service) && covers(checks, mirror));
+        .filter(|mirror| checks.scope.covers_service(&mirror.service) && covers(checks, mirror))
+        .filter(|mirror| !removed(mirror));
     mirrors
         .flat_map(|mirror| mirror.ports.iter().map(move |port| (mirror, port)))
         .map(|(mirror, port)| Target {

@@ -114,6 +114,30 @@ async fn an_export_needs_a_ready_endpoint_that_listens() {
     assert!(failures(&checks).join("\n").contains("port 80 has none"), "{:?}", failures(&checks));
 }
 
+#[tokio::test]
+async fn what_a_peer_removed_with_many_others_is_not_probed() {
+    let dir = tempfile::tempdir().expect("folder");
+    let mirrors = dir.path().join("state/status/mirrors");
+    std::fs::create_dir_all(&mirrors).expect("folder");
+    let progress = Progress::silent();
+    let mut checks = checks(dir.path(), &progress);
+    checks.facts.mirrors.retain(|mirror| mirror.name.starts_with("web-north"));
+    let is_probed = |checks: &Checks<'_>| {
+        let names: Vec<_> = checks.report.checks().iter().map(|check| check.name.clone()).collect();
+        names.join("\n").contains("web-north.shop")
+    };
+    services::check(&mut checks).await;
+    assert!(is_probed(&checks), "{}", checks.report.render(false));
+
+    let status = "kind: Mirror\nmetadata: {name: web-north, namespace: shop}\nstatus:\n  hostname: \
+                  web-north.shop.svc.cluster.local\n  service: shop/web\n  conditions: [{type: Ready, status: 'False', reason: \
+                  RemovalDelayed, message: removed}]\n";
+    std::fs::write(mirrors.join("shop.web-north.yaml"), status).expect("written");
+    checks.report = Report::new();
+    services::check(&mut checks).await;
+    assert!(!is_probed(&checks), "{}", checks.report.render(false));
+}
+
 #[test]
 fn checks_can_be_narrowed() {
     let scope = Scope { cluster: Some("west".to_owned()), service: Some(service("shop/web")) };
