@@ -46,7 +46,7 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
 fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: our copy of its catalogue is what it has now");
-    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive);
+    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive && link.connections > 0);
     let services = peer.entries;
     if peer.withheld > 0 {
         return checks.warn(

@@ -225,7 +225,8 @@ fn told(echo: &Echo) -> String {
 fn state(checks: &mut Checks<'_>, peer: &Peer, link: &LinkReport, echoes: &BTreeMap<SocketAddr, Echo>) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: the link is alive");
-    if !link.alive {
+    // Probes need a moment to find a link dead that has lost its connections; nobody can be reached over it already.
+    if !link.alive || link.connections == 0 {
         let tried = if peer.addresses.is_empty() {
             "it has no address in its Link, so it must dial us".to_owned()
         } else {
@@ -350,6 +351,17 @@ mod tests {
         assert!(remedy(&unreachable, Some(Echo::Answered(std::time::Duration::from_millis(2)))).contains("UDP passes"));
         let waiting = LinkReport { state: LinkPhase::Waiting, ..unreachable };
         assert!(remedy(&waiting, None).contains("west must dial us"));
+    }
+
+    #[test]
+    fn a_link_without_a_connection_is_not_well_before_probes_say_so() {
+        let lost = LinkReport { alive: true, connections: 0, ..down("LinkRemoved", "the peer has removed its Link") };
+        let progress = crate::commands::check::Progress::silent();
+        let dir = tempfile::tempdir().expect("folder");
+        let mut checks = crate::commands::check::tests::checks(dir.path(), &progress);
+        state(&mut checks, &west(), &lost, &BTreeMap::new());
+        let report = checks.report.render(false);
+        assert!(report.contains("FAILED") && report.contains("LinkRemoved: the peer has removed its Link"), "{report}");
     }
 
     #[test]

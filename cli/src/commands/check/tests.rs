@@ -5,7 +5,7 @@ use crate::client::facts::tests::{facts, service};
 
 const SITE: &str = "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {name: east}\nspec: {}\n";
 
-fn checks<'a>(folder: &std::path::Path, progress: &'a Progress) -> Checks<'a> {
+pub(super) fn checks<'a>(folder: &std::path::Path, progress: &'a Progress) -> Checks<'a> {
     Checks {
         folder: Folder::new(folder),
         scope: Scope::default(),
