@@ -114,6 +114,10 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
                     .to_owned(),
             },
         ),
+        (State::LinkDown, _) if !health.backings.iter().any(|backing| backing.weight > 0 && backing.linked) => Judgement::Bad(
+            health.message.clone(),
+            format!("link {there} (`linkspan link import`), or take it out of the ClusterTrafficPolicy of {service}"),
+        ),
         (State::LinkDown, _) => {
             Judgement::Bad(health.message.clone(), "mend the link: the checks of the group `links` say how".to_owned())
         }
