@@ -130,6 +130,8 @@ pub(crate) struct PortHealth {
     pub(crate) backings: Vec<Backing>,
     /// Another program that answers at its address.
     pub(crate) occupant: Option<Occupant>,
+    /// Why the gateway does not listen there, its one word for it; empty where it does.
+    pub(crate) unbound: String,
 }
 
 impl Facts {
@@ -226,6 +228,7 @@ impl Facts {
         let backings = self.backings(mirror, port.port);
         let listener = self.listeners.get(&port.listen);
         let occupant = listener.and_then(|listener| listener.occupant.clone());
+        let unbound = listener.filter(|listener| !listener.bound).map(|listener| listener.reason.clone());
         let (state, message) = match listener {
             Some(listener) if !listener.bound => {
                 let said = if listener.message.is_empty() { &listener.reason } else { &listener.message };
@@ -234,7 +237,7 @@ impl Facts {
             None => (State::NotListening, "the gateway has no listener for this address yet".to_owned()),
             Some(_) => judge(&backings),
         };
-        PortHealth { state, message, backings, occupant }
+        PortHealth { state, message, backings, occupant, unbound: unbound.unwrap_or_default() }
     }
 }
 

@@ -109,6 +109,11 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
             format!("not listening: {}", health.message),
             match &health.occupant {
                 Some(occupant) => occupant.remedy(),
+                None if matches!(health.unbound.as_str(), "SocketShareUsedUp" | "TooManyFiles") => {
+                    "raise the gateway's limit of open files (LimitNOFILE= in its unit, `ulimit -Hn` in its shell) and start it \
+                     again, or export fewer ports to it"
+                        .to_owned()
+                }
                 None => "give the address or port free, or let the gateway bind it (ports below 1024 need \
                          CAP_NET_BIND_SERVICE); it tries again by itself"
                     .to_owned(),
@@ -320,6 +325,15 @@ mod tests {
         let Judgement::Bad(reason, remedy) = judged else { panic!("bad") };
         assert!(reason.contains("nginx (process 4711) listens on 0.0.0.0:80"), "{reason}");
         assert!(remedy.starts_with("let nginx listen on one address"), "{remedy}");
+    }
+
+    #[test]
+    fn a_port_above_the_share_of_sockets_needs_a_higher_limit_and_no_right() {
+        let unbound = "SocketShareUsedUp".to_owned();
+        let health = PortHealth { state: State::NotListening, unbound, ..health(WEST) };
+        let judged = judge(&health, &Found::NotListening, None, &service("shop/web"));
+        let Judgement::Bad(_, remedy) = judged else { panic!("bad") };
+        assert!(remedy.contains("LimitNOFILE") && !remedy.contains("CAP_NET_BIND_SERVICE"), "{remedy}");
     }
 
     #[test]
