@@ -9,6 +9,7 @@ use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
 use linkspan_proto::names::ClusterName;
 
 use super::report::Group;
+use super::site::IN_FORCE;
 use super::{AT_ONCE, Checks};
 use crate::client::quic::{Echo, echo};
 use crate::client::status;
@@ -21,9 +22,13 @@ const LOSS_NOTICE: f64 = 0.02;
 /// Runs the checks of this group.
 pub(super) async fn check(checks: &mut Checks<'_>) {
     refused_links(checks);
+    late_links(checks);
     own_addresses(checks).await;
     let peers: Vec<Peer> =
         checks.facts.peers.values().filter(|peer| checks.scope.covers_cluster(&peer.cluster)).cloned().collect();
+    if peers.is_empty() && !checks.late.is_empty() {
+        return;
+    }
     if peers.is_empty() {
         let wanted = checks.scope.cluster.clone();
         let reason = match wanted {
@@ -74,6 +79,18 @@ fn refused_links(checks: &mut Checks<'_>) {
             };
             checks.fail(GROUP, format!("{name}: the Link is accepted"), complaint.sentence(), remedy);
         }
+    }
+}
+
+/// Links that lie in the manifests and that nobody has refused, and that are not in force all the same.
+fn late_links(checks: &mut Checks<'_>) {
+    for cluster in checks.late.clone() {
+        checks.fail(
+            GROUP,
+            format!("{cluster}: its Link is in force"),
+            format!("it lies in the manifests, and the gateway does not have it {} s later", IN_FORCE.as_secs()),
+            "see that the controller runs and that its log says nothing of this Link; then check again",
+        );
     }
 }
 

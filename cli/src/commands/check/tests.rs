@@ -15,6 +15,7 @@ pub(super) fn checks<'a>(folder: &std::path::Path, progress: &'a Progress) -> Ch
         gateway: None,
         controller: None,
         facts: facts(),
+        late: BTreeSet::new(),
     }
 }
 
@@ -219,4 +220,62 @@ async fn of_many_names_a_few_are_asked_over_tcp() {
     let report = checks.report.render(false);
     assert!(report.contains("300 names, over UDP, 8 of them over TCP too"), "{report}");
     assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 8);
+}
+
+/// An admin listener whose gateway has the Link to south from its third answer on.
+async fn gateway_that_learns_of_south() -> GatewayRun {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let admin = listener.local_addr().expect("bound");
+    drop(linkspan_runtime::task::spawn("admin", async move {
+        let mut asked = 0;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.expect("a request");
+            let known = asked >= 3;
+            let body = match &request[..length] {
+                request if request.starts_with(b"GET /links ") => {
+                    let links = known.then(|| crate::client::facts::tests::link("south", true));
+                    serde_json::json!(Vec::from_iter(links))
+                }
+                request if request.starts_with(b"GET /mirrors ") => serde_json::json!([]),
+                _ => {
+                    asked += 1;
+                    let peers = known.then(|| crate::client::facts::tests::peer("south", &[]));
+                    serde_json::json!({"gateway": {"resolved": {"cluster": "east"}, "resources": Vec::from_iter(peers)}})
+                }
+            };
+            let body = body.to_string();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).await.expect("sent");
+        }
+    }));
+    GatewayRun { pid: 1, version: String::new(), link: admin, admin, mtls: None, workers: 1 }
+}
+
+#[tokio::test]
+async fn a_link_that_was_just_imported_is_waited_for() {
+    let dir = tempfile::tempdir().expect("folder");
+    std::fs::create_dir(dir.path().join("manifests")).expect("folder");
+    let link = "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata: {name: south}\nspec:\n  trustDomain: south.internal\n  \
+                trustBundle: |\n    -----BEGIN CERTIFICATE-----\n    AAAA\n    -----END CERTIFICATE-----\n";
+    std::fs::write(dir.path().join("manifests/link-south.yaml"), link).expect("written");
+    let progress = Progress::silent();
+    let mut checks = checks(dir.path(), &progress);
+    let gateway = gateway_that_learns_of_south().await;
+    checks.controller = Some(ControllerRun { pid: 1, version: String::new(), dns: gateway.admin, admin: None });
+    checks.gateway = Some(gateway);
+    site::links_in_force(&mut checks).await;
+    assert!(checks.late.is_empty() && checks.facts.links.values().all(|link| link.alive), "{:?}", checks.facts.links);
+    assert!(progress.told.get(), "the user is told");
+
+    // Had it not come into force, the advice would not be to import it.
+    checks.gateway = None;
+    checks.facts.peers.clear();
+    checks.late.insert(crate::client::facts::tests::cluster("south"));
+    links::check(&mut checks).await;
+    let found = failures(&checks).join("\n");
+    let report = checks.report.render(false);
+    assert!(found.contains("south: its Link is in force") && !report.contains("link import"), "{report}");
 }
