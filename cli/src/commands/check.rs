@@ -21,6 +21,7 @@ mod site;
 mod trust;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,7 @@ async fn round(args: &CheckArgs, progress: &Progress) -> Report {
         gateway: None,
         controller: None,
         facts: Facts::default(),
+        late: BTreeSet::new(),
     };
     site::check(&mut checks).await;
     if checks.site.is_none() && checks.gateway.is_none() && checks.controller.is_none() {
@@ -106,6 +108,8 @@ struct Checks<'a> {
     controller: Option<ControllerRun>,
     /// What the gateway says; empty while it does not answer.
     facts: Facts,
+    /// Links in the manifests that have not come into force, although `site` waited for them.
+    late: BTreeSet<ClusterName>,
 }
 
 /// What the user narrowed the checks to.

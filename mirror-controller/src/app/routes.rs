@@ -103,7 +103,7 @@ fn summary(cluster: &str, peer: &PeerState) -> Value {
         "synchronised": peer.view.synchronised,
         "freshness": peer.view.freshness,
         "entries": peer.view.entries.len(),
-        "withheld": peer.view.withheld,
+        "withheld": peer.view.withheld.len(),
         "epoch": epoch,
         "version": version,
         "hash": hash,

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use linkspan_proto::configuration::{LinkPhase, LinkReport, Rejection, ResourceKey, ResourceKind};
 use linkspan_proto::names::ClusterName;
@@ -125,16 +125,17 @@ fn a_link_says_what_holds_and_why_not() {
     world.report(false, "evil reason\u{1b}[2J", "no answer");
     assert_eq!(of(&world)["Connected"], "False:Other");
 
+    let (none, some) = (BTreeSet::new(), BTreeSet::from([key("shop/web")]));
     for (freshness, synchronised, withheld, synced, stale) in [
-        (Freshness::Fresh, false, 0, "Unknown:Closed", "False:Fresh"),
-        (Freshness::Fresh, true, 7, "False:MassRemovalDelayed", "False:Fresh"),
-        (Freshness::Stale, false, 0, "False:Closed", "True:NotConfirmed"),
-        (Freshness::Drained, false, 0, "False:Closed", "True:Drained"),
-        (Freshness::Unknown, false, 0, "False:Closed", "False:NoCatalogue"),
+        (Freshness::Fresh, false, &none, "Unknown:Closed", "False:Fresh"),
+        (Freshness::Fresh, true, &some, "False:MassRemovalDelayed", "False:Fresh"),
+        (Freshness::Stale, false, &none, "False:Closed", "True:NotConfirmed"),
+        (Freshness::Drained, false, &none, "False:Closed", "True:Drained"),
+        (Freshness::Unknown, false, &none, "False:Closed", "False:NoCatalogue"),
     ] {
         world.peer.trouble = Some(("Closed", "the pipe closed".to_owned()));
         (world.peer.view.freshness, world.peer.view.synchronised, world.peer.view.withheld) =
-            (freshness, synchronised, withheld);
+            (freshness, synchronised, Arc::new(withheld.clone()));
         assert_eq!(of(&world)["CatalogueSynced"], synced);
         assert_eq!(of(&world)["Stale"], stale);
     }
@@ -176,6 +177,10 @@ fn exports_and_mirrors_say_what_holds_and_why_not() {
     world.peer.view = view(entries([entry("shop/web", &["http:80"], 0)]), Freshness::Stale);
     let found = world.conditions("mirrors/shop.web-west.yaml");
     assert_eq!((found["Ready"].as_str(), found["Stale"].as_str()), ("False:NoReadyEndpoints", "True:NotConfirmed"));
+    world.peer.view = view(entries([entry("shop/web", &["http:80"], 1)]), Freshness::Fresh);
+    world.peer.view.withheld = Arc::new(BTreeSet::from([key("shop/web")]));
+    assert_eq!(world.conditions("mirrors/shop.web-west.yaml")["Ready"], "False:RemovalDelayed");
+    assert_eq!(world.conditions("mirrors/shop.web.clusterset.yaml")["Ready"], "True:Ready", "east serves it, too");
     world.peer.view = view(Entries::new(), Freshness::Fresh);
     assert_eq!(world.conditions("exports/shop.web.yaml")["Conflict"], "False:NoConflicts");
 }

@@ -1,7 +1,6 @@
 //! What the peers export against what is mirrored here, and what policies name against what exists.
 
 use std::collections::BTreeSet;
-use std::fs;
 
 use linkspan_proto::manifest;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
@@ -11,6 +10,7 @@ use super::Checks;
 use super::report::Group;
 use crate::client::catalogues::{self, PeerCatalogue};
 use crate::client::facts::Facts;
+use crate::client::folder::read_manifest;
 use crate::client::status::{self, Condition, Status};
 use crate::commands::exports::manifest as export_manifest;
 use crate::output::counted;
@@ -46,14 +46,15 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
 fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: our copy of its catalogue is what it has now");
-    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive);
+    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive && link.connections > 0);
     let services = peer.entries;
     if peer.withheld > 0 {
         return checks.warn(
             GROUP,
             name,
             format!(
-                "{cluster} removed more than half of its services at once; {} of them stay for 30 s",
+                "{cluster} removed more than half of its services at once; {} of them keep their names for 30 s in case it is a \
+                 mistake, and are not probed: calls to them get 404 unknown_export",
                 peer.withheld
             ),
             format!("if it is meant, wait; if not, see `linkspan exports` in {cluster}"),
@@ -269,8 +270,7 @@ fn policies(checks: &mut Checks<'_>) {
 /// The policies in the manifests. Files that do not parse have been named by an earlier check.
 fn traffic_policies(checks: &Checks<'_>) -> Vec<ClusterTrafficPolicy> {
     let files = super::site::yaml_files(checks.folder.manifests());
-    let files = files.iter().filter(|file| file.is_file());
-    let texts = files.filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
+    let texts = files.iter().filter_map(|file| Some((read_manifest(file).ok()?, file.display().to_string())));
     let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
     objects
         .filter_map(|object| match object {

@@ -1,19 +1,32 @@
 //! `site.yaml`, the manifests, the processes and their versions.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use linkspan_proto::manifest;
+use linkspan_proto::names::ClusterName;
+use linkspan_proto::resources::Object;
 use serde::Deserialize;
+use tokio::time::{Instant, sleep};
 
 use super::Checks;
 use super::report::Group;
 use crate::client::facts::Facts;
-use crate::client::http;
+use crate::client::folder::read_manifest;
+use crate::client::{http, status};
 use crate::commands::site::SITE_FILE;
 use crate::output::counted;
 
 const GROUP: Group = Group::Site;
+
+/// How long a Link that lies in the manifests may take to come into force. It takes well under a second; `link import`
+/// returns before that.
+pub(super) const IN_FORCE: Duration = Duration::from_secs(3);
+
+/// Between two looks whether it is in force.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the checks of this group, and learns what the later groups need.
 pub(super) async fn check(checks: &mut Checks<'_>) {
@@ -43,7 +56,54 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
     gateway(checks, &dir).await;
     controller(checks, &dir).await;
     versions(checks);
+    links_in_force(checks).await;
     manifests(checks).await;
+}
+
+/// Waits for Links that lie in the manifests and are not in force yet; a Link for which that was worth it may take the rest
+/// of the time to connect.
+pub(super) async fn links_in_force(checks: &mut Checks<'_>) {
+    let Some(run) = checks.gateway.clone().filter(|_| checks.controller.is_some()) else { return };
+    let deadline = Instant::now() + IN_FORCE;
+    checks.late = not_in_force(checks);
+    let awaited = checks.late.clone();
+    while !checks.late.is_empty() || awaited.iter().any(|cluster| !is_alive(checks, cluster)) {
+        if Instant::now() >= deadline {
+            return;
+        }
+        let names: Vec<&str> = awaited.iter().map(ClusterName::as_str).collect();
+        let names = names.join(" and ");
+        checks.progress.wait(&format!("waiting up to {} s for the new Link to {names}", IN_FORCE.as_secs()));
+        sleep(LOOK).await;
+        if let Ok(facts) = Facts::ask(&run).await {
+            checks.facts = facts;
+        }
+        checks.late = not_in_force(checks);
+    }
+}
+
+fn is_alive(checks: &Checks<'_>, cluster: &ClusterName) -> bool {
+    checks.facts.links.get(cluster).is_some_and(|link| link.alive)
+}
+
+/// Links in the manifests that the gateway does not have. What the controller or the gateway refuses is told elsewhere.
+fn not_in_force(checks: &Checks<'_>) -> BTreeSet<ClusterName> {
+    let refused: BTreeSet<String> = status::read(&checks.folder, "links")
+        .into_iter()
+        .filter(|link| ["Accepted", "TrustValid"].iter().any(|kind| link.complaint(kind).is_some()))
+        .map(|link| link.metadata.name)
+        .collect();
+    let texts = yaml_files(checks.folder.manifests());
+    let texts = texts.iter().filter_map(|file| Some((read_manifest(file).ok()?, file.display().to_string())));
+    let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
+    let links = objects.filter_map(|object| match object {
+        Ok((Object::Link(link), _)) => ClusterName::parse(link.metadata.name.as_deref()?).ok(),
+        _ => None,
+    });
+    links
+        .filter(|link| checks.scope.covers_cluster(link) && !refused.contains(link.as_str()))
+        .filter(|link| !checks.facts.peers.contains_key(link))
+        .collect()
 }
 
 /// What is wrong in the manifests: as the controller sees it, who knows all files together; read here while it does not
@@ -57,12 +117,7 @@ async fn manifests(checks: &mut Checks<'_>) {
     for file in yaml_files(dir.clone()) {
         files += 1;
         let shown = file.strip_prefix(checks.folder.dir()).unwrap_or(&file).display().to_string();
-        if !file.is_file() {
-            // Never opened: reading a FIFO would wait for a writer.
-            errors.push(format!("{shown}: is no regular file"));
-            continue;
-        }
-        match fs::read_to_string(&file) {
+        match read_manifest(&file) {
             Ok(text) => {
                 for document in manifest::parse(&text, &shown) {
                     match document {

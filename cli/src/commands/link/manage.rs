@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{bundle, manifests};
 use crate::args::{ActionFormat, Format, LinkListArgs, LinkRemoveArgs};
+use crate::client::folder::read_manifest;
 use crate::commands::{Exit, site};
 use crate::output::table::{Cell, Table};
 use crate::output::{self, json};
@@ -130,7 +131,7 @@ pub(super) fn remove(args: &LinkRemoveArgs) -> anyhow::Result<Exit> {
         }
     }
     // The file might have been edited since the import.
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = read_manifest(&file).with_context(|| format!("cannot read {}", file.display()))?;
     manifests::one_link(&text, &file.display().to_string())
         .context("this file is not as `link import` wrote it; remove the Link by hand")?;
     std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
