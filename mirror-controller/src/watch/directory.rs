@@ -127,7 +127,7 @@ impl Directory {
             for name in self.folder.take_forgotten() {
                 self.copies.forget(&name);
             }
-            self.copies.keep_link_files(self.folder.link_files());
+            self.copies.keep_holders(self.folder.holders());
         }
         let mut problems = self.folder.problems();
         problems.extend(trouble);
@@ -139,7 +139,7 @@ impl Directory {
     fn begin(&mut self, found: &BTreeMap<String, Found>, now: Instant) {
         let files = found.keys().cloned().chain(self.copies.names()).collect();
         self.start = Start::Waiting { since: now, files };
-        self.folder = Folder::new(self.copies.link_files());
+        self.folder = Folder::new(self.copies.holders());
     }
 
     /// Strikes out what is known by now; says when to look again if something is left.

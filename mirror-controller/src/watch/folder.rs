@@ -5,8 +5,9 @@
 //! - A broken document that may be an ExportPolicy (see [`Subject::may_be_export_policy`]) and for which no kept object can
 //!   stand puts the namespace that it names in doubt, or the whole site where it names none. So does a file that cannot be
 //!   read at all and held nothing before.
-//! - One object in two files is a conflict: the first file by name holds, the other is reported. Only a Link stays with the
-//!   file that held it first: nobody takes over a peer's name by a name that sorts first (F-41).
+//! - One object in two files is a conflict: the file that held it first holds, whatever its name, and the other is reported
+//!   (F-41). Where nothing tells which was first, the first by name holds; but of two ExportPolicies that differ neither
+//!   does, and what they select is closed to everybody until one of them is gone.
 //! - An object that vanishes is deleted only when it is still missing [`GRACE`] later: editors write a new file, move the
 //!   old one away and rename, and in between the object exists nowhere. While a broken document names it, it stays.
 
@@ -20,6 +21,9 @@ use super::{Doubt, Event, Kind, Object, ObjectKey, Problem};
 /// How long an object must be missing before it is deleted. Longer than an editor needs between two of its steps, and
 /// together with the delay of [`super::directory`] well below the second in which a change must be in force.
 pub const GRACE: Duration = Duration::from_millis(150);
+
+/// The file that holds each object.
+pub type Holders = BTreeMap<ObjectKey, String>;
 
 /// One document of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +44,13 @@ struct File {
     problems: Vec<Problem>,
 }
 
+/// One file's version of an object.
+#[derive(Clone, Copy, Debug)]
+struct Claim<'a> {
+    file: &'a str,
+    document: &'a Document,
+}
+
 /// All files of a folder. Tell it what each file holds, then [`Folder::settle`].
 #[derive(Debug, Default)]
 pub struct Folder {
@@ -53,17 +64,17 @@ pub struct Folder {
     missing: BTreeMap<ObjectKey, Instant>,
     /// As told.
     doubt: Doubt,
-    /// The file that holds each Link.
-    link_files: BTreeMap<String, String>,
+    /// The file that holds each object.
+    holders: Holders,
     /// Problems that come of several files, or of one file and what was before.
     joint: Vec<Problem>,
 }
 
 impl Folder {
-    /// A folder in which these files held the Links before a restart, by the Links' names.
+    /// A folder in which these files held the objects before a restart.
     #[must_use]
-    pub fn new(link_files: BTreeMap<String, String>) -> Self {
-        Self { link_files, ..Self::default() }
+    pub fn new(holders: Holders) -> Self {
+        Self { holders, ..Self::default() }
     }
 
     /// A file was read: its documents, what of it did not parse, and what that seems to be about.
@@ -135,10 +146,10 @@ impl Folder {
         self.files.get(name).into_iter().flat_map(|file| file.objects.values().map(|document| &document.object))
     }
 
-    /// The file that holds each Link, by the Link's name.
+    /// The file that holds each object.
     #[must_use]
-    pub const fn link_files(&self) -> &BTreeMap<String, String> {
-        &self.link_files
+    pub const fn holders(&self) -> &Holders {
+        &self.holders
     }
 
     /// Everything that is wrong now, in the order of files and lines.
@@ -161,8 +172,7 @@ impl Folder {
             }
             may_come_back
         });
-        let mut events = self.settle_objects();
-        events.extend(self.settle_missing(now));
+        let mut events = self.settle_objects(now);
         let doubt = self.find_doubt();
         if doubt != self.doubt {
             // Raised before anything else changes, settled after everything has.
@@ -180,59 +190,77 @@ impl Folder {
         (events, next)
     }
 
-    /// Finds which file holds each object; tells what differs, and notes what is missing no more.
-    fn settle_objects(&mut self) -> Vec<Event> {
-        let mut holders: BTreeMap<&ObjectKey, (&str, &Document)> = BTreeMap::new();
-        let mut conflicts = Vec::new();
-        for (name, file) in &self.files {
-            for (key, document) in &file.objects {
-                let found = (name.as_str(), document);
-                let Some(first) = holders.get(key).copied() else {
-                    holders.insert(key, found);
+    /// Finds which file holds each object; tells what differs, and what is missing for long enough.
+    fn settle_objects(&mut self, now: Instant) -> Vec<Event> {
+        let named: BTreeSet<ObjectKey> =
+            self.files.values().flat_map(|file| &file.broken).filter_map(Subject::key).collect();
+        let mut claims: BTreeMap<&ObjectKey, Vec<Claim<'_>>> =
+            self.present.keys().map(|key| (key, Vec::new())).collect();
+        for (file, held) in &self.files {
+            for (key, document) in &held.objects {
+                claims.entry(key).or_default().push(Claim { file, document });
+            }
+        }
+        let mut changes: Vec<(ObjectKey, Option<Object>)> = Vec::new();
+        for (key, claims) in claims {
+            let is_present = self.present.contains_key(key);
+            let holder = self.holders.get(key);
+            let held = claims.iter().find(|claim| holder.is_some_and(|holder| claim.file == holder)).copied();
+            let stays = claims.is_empty() && named.contains(key);
+            // Whoever held it may be between two steps of an editor; until that is over nobody takes its place.
+            let may_come_back = held.is_none() && is_present && !stays && (holder.is_some() || claims.len() < 2);
+            if may_come_back {
+                let since = *self.missing.entry(key.clone()).or_insert(now);
+                if now < since + GRACE {
                     continue;
-                };
-                let held_before = key.kind == Kind::Link && self.link_files.get(&key.name) == Some(name);
-                let (holder, other) = if held_before { (found, first) } else { (first, found) };
-                holders.insert(key, holder);
-                let message = format!("{key} is defined in {}:{} too; that one holds", holder.0, holder.1.line);
-                conflicts.push(Problem::at_line(other.0, other.1.line, message));
+                }
+            }
+            self.missing.remove(key);
+            if stays {
+                continue;
+            }
+            let object = if let Some(held) = held.or_else(|| first(key, &claims)) {
+                let others = claims.iter().filter(|claim| claim.file != held.file);
+                self.joint.extend(others.map(|claim| claim.second(key, held)));
+                if self.holders.get(key).is_none_or(|holder| holder != held.file) {
+                    self.holders.insert(key.clone(), held.file.to_owned());
+                }
+                Some(&held.document.object)
+            } else {
+                self.joint.extend(claims.iter().map(|claim| claim.undecided(key, &claims)));
+                self.holders.remove(key);
+                None
+            };
+            let closed = if object.is_none() { closed(&claims) } else { None };
+            let object = object.or(closed.as_ref());
+            if self.present.get(key) != object {
+                changes.push((key.clone(), object.cloned()));
             }
         }
-        let mut events = Vec::new();
-        for (key, (file, document)) in &holders {
-            if self.present.get(key) != Some(&document.object) {
-                events.push(Event::Apply(Box::new(document.object.clone())));
-                self.present.insert((*key).clone(), document.object.clone());
-            }
-            if key.kind == Kind::Link && self.link_files.get(&key.name).map(String::as_str) != Some(*file) {
-                self.link_files.insert(key.name.clone(), (*file).to_owned());
-            }
-        }
-        self.missing.retain(|key, _| !holders.contains_key(key));
-        self.joint = conflicts;
-        events
+        // What is new may forbid what the others allowed: it comes first.
+        changes.sort_by_key(|(_, object)| object.is_none());
+        self.change(changes)
     }
 
-    /// Tells what is missing for long enough.
-    fn settle_missing(&mut self, now: Instant) -> Vec<Event> {
-        let broken: BTreeSet<ObjectKey> =
-            self.files.values().flat_map(|file| &file.broken).filter_map(Subject::key).collect();
-        self.missing.retain(|key, _| !broken.contains(key));
-        let held: BTreeSet<&ObjectKey> = self.files.values().flat_map(|file| file.objects.keys()).collect();
-        for key in self.present.keys().filter(|key| !held.contains(key) && !broken.contains(key)) {
-            self.missing.entry(key.clone()).or_insert(now);
-        }
-        let due: Vec<_> =
-            self.missing.iter().filter(|(_, since)| now >= **since + GRACE).map(|(key, _)| key.clone()).collect();
-        for key in &due {
-            self.missing.remove(key);
-            self.present.remove(key);
+    /// Takes changes over, as events.
+    fn change(&mut self, changes: Vec<(ObjectKey, Option<Object>)>) -> Vec<Event> {
+        let mut events = Vec::with_capacity(changes.len());
+        for (key, object) in changes {
+            events.push(match object {
+                Some(object) => {
+                    self.present.insert(key, object.clone());
+                    Event::Apply(Box::new(object))
+                }
+                None => {
+                    self.present.remove(&key);
+                    Event::Delete(key)
+                }
+            });
         }
         let present = &self.present;
-        self.link_files.retain(|name, _| {
-            present.contains_key(&ObjectKey { kind: Kind::Link, namespace: String::new(), name: name.clone() })
-        });
-        due.into_iter().map(Event::Delete).collect()
+        self.missing.retain(|key, _| present.contains_key(key));
+        self.holders.retain(|key, _| present.contains_key(key));
+        events
     }
 
     /// What is in doubt now, and says so in [`Self::joint`].
@@ -263,6 +291,29 @@ impl Folder {
     }
 }
 
+impl Claim<'_> {
+    /// That another file holds the object.
+    fn second(&self, key: &ObjectKey, held: Self) -> Problem {
+        let message = format!(
+            "{key} is defined in {}:{} too; that one holds: remove one of the two",
+            held.file, held.document.line
+        );
+        Problem::at_line(self.file, self.document.line, message)
+    }
+
+    /// That no file holds the object.
+    fn undecided(&self, key: &ObjectKey, all: &[Self]) -> Problem {
+        let others = all.iter().filter(|claim| claim.file != self.file);
+        let others: Vec<_> = others.map(|claim| format!("{}:{}", claim.file, claim.document.line)).collect();
+        let message = format!(
+            "{key} is defined in {} too, and differs; nothing tells which of them was first, so what they select is closed to \
+             everybody until one is removed",
+            others.join(", ")
+        );
+        Problem::at_line(self.file, self.document.line, message)
+    }
+}
+
 impl File {
     /// The broken documents that may be an ExportPolicy and for which nothing stands that is in force: neither the object
     /// that they name, nor one that this file had and does not show now.
@@ -280,6 +331,32 @@ impl File {
         });
         broken
     }
+}
+
+/// Who holds an object that nobody held before.
+fn first<'a>(key: &ObjectKey, claims: &[Claim<'a>]) -> Option<Claim<'a>> {
+    let (first, others) = claims.split_first()?;
+    let differs = |other: &Claim<'_>| other.document.object != first.document.object;
+    (key.kind != Kind::ExportPolicy || !others.iter().any(differs)).then_some(*first)
+}
+
+/// An ExportPolicy that closes what these select. `None`: there are none.
+fn closed(claims: &[Claim<'_>]) -> Option<Object> {
+    let mut policies = claims.iter().filter_map(|claim| match &claim.document.object {
+        Object::ExportPolicy(policy) => Some(policy.clone()),
+        _ => None,
+    });
+    let mut closed = policies.next()?;
+    closed.spec.allow.clear();
+    for policy in policies {
+        // None named means all.
+        if closed.spec.services.is_empty() || policy.spec.services.is_empty() {
+            closed.spec.services.clear();
+        } else {
+            closed.spec.services.extend(policy.spec.services);
+        }
+    }
+    Some(Object::ExportPolicy(closed))
 }
 
 #[cfg(test)]

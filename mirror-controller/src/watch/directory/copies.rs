@@ -10,23 +10,25 @@ use std::path::PathBuf;
 use linkspan_proto::manifest;
 use linkspan_proto::resources::Object;
 
+use super::super::folder::Holders;
+use super::super::{Kind, ObjectKey};
 use super::listing::{is_manifest, read_file};
 use crate::files;
 
-/// Which file holds each Link. Hidden, so that no manifest has this name.
-const LINK_FILES: &str = ".link-files.json";
+/// Which file holds each object. Hidden, so that no manifest has this name.
+const HOLDERS: &str = ".holders.json";
 
 /// The folder of copies.
 #[derive(Debug)]
 pub(super) struct Copies {
     folder: PathBuf,
     /// As written.
-    link_files: BTreeMap<String, String>,
+    holders: Holders,
 }
 
 impl Copies {
     pub(super) const fn new(folder: PathBuf) -> Self {
-        Self { folder, link_files: BTreeMap::new() }
+        Self { folder, holders: BTreeMap::new() }
     }
 
     /// Keeps a file all of which parses.
@@ -75,29 +77,53 @@ impl Copies {
         names.filter(|name| is_manifest(name)).collect()
     }
 
-    /// Which file held each Link.
-    pub(super) fn link_files(&mut self) -> BTreeMap<String, String> {
-        let path = self.folder.join(LINK_FILES);
+    /// Which file held each object.
+    pub(super) fn holders(&mut self) -> Holders {
+        let path = self.folder.join(HOLDERS);
         match fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)) {
-            Ok(link_files) => self.link_files = link_files,
+            Ok(text) => self.holders = from_text(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "not known which file held each Link; the first by name does");
+                tracing::error!(path = %path.display(), %error, "not known which file held each object");
             }
         }
-        self.link_files.clone()
+        self.holders.clone()
     }
 
-    pub(super) fn keep_link_files(&mut self, link_files: &BTreeMap<String, String>) {
-        if self.link_files == *link_files {
+    pub(super) fn keep_holders(&mut self, holders: &Holders) {
+        if self.holders == *holders {
             return;
         }
-        let written = serde_json::to_vec(link_files)
+        let written = serde_json::to_vec(&to_text(holders))
             .map_err(io::Error::other)
-            .and_then(|bytes| files::write_quickly(&self.folder.join(LINK_FILES), &bytes, 0o600));
+            .and_then(|bytes| files::write_quickly(&self.folder.join(HOLDERS), &bytes, 0o600));
         match written {
-            Ok(()) => self.link_files.clone_from(link_files),
-            Err(error) => tracing::warn!(%error, "cannot keep which file holds each Link"),
+            Ok(()) => self.holders.clone_from(holders),
+            Err(error) => tracing::warn!(%error, "cannot keep which file holds each object"),
         }
     }
+}
+
+/// The objects of each file, as `Kind/namespace/name`.
+type HoldersText = BTreeMap<String, Vec<String>>;
+
+fn to_text(holders: &Holders) -> HoldersText {
+    let mut text = HoldersText::new();
+    for (key, file) in holders {
+        text.entry(file.clone()).or_default().push(format!("{}/{}/{}", key.kind, key.namespace, key.name));
+    }
+    text
+}
+
+fn from_text(text: HoldersText) -> Holders {
+    let key = |object: &str| {
+        let mut parts = object.splitn(3, '/');
+        let kind = parts.next()?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        Some(ObjectKey { kind, namespace: parts.next()?.to_owned(), name: parts.next()?.to_owned() })
+    };
+    let of_file = |(file, objects): (String, Vec<String>)| {
+        objects.into_iter().filter_map(move |object| Some((key(&object)?, file.clone())))
+    };
+    text.into_iter().flat_map(of_file).collect()
 }
