@@ -2,7 +2,8 @@
 //!
 //! - **In**: `*.yaml` and `*.yml` in one folder, several documents a file. Hidden files, editors' backups and everything
 //!   else are passed over.
-//! - **Out**: events and problems, as [`super`] says. A change is told in well under a second.
+//! - **Out**: events and problems, as [`super`] says. A change is told in well under a second; that an ExportPolicy is gone,
+//!   or a Link out of its file, after [`SETTLE`](super::folder::SETTLE).
 //! - **Refuses when**: a file is larger than [`manifest::MAX_FILE_LEN`], is no regular file (a folder, a FIFO, a link that
 //!   leads nowhere), or does not parse. All of these keep what they held, and are reported.
 //! - **Never does**: delete because it could not look: a folder or file that cannot be read keeps what it held, also over a
@@ -127,6 +128,9 @@ impl Directory {
             for name in self.folder.take_forgotten() {
                 self.copies.forget(&name);
             }
+            for name in self.folder.take_released() {
+                self.copies.keep_objects(&name, self.folder.objects(&name));
+            }
             self.copies.keep_holders(self.folder.holders());
         }
         let mut problems = self.folder.problems();
@@ -146,7 +150,7 @@ impl Directory {
     fn wait_for_the_first(&mut self, now: Instant) -> Option<Instant> {
         let Start::Waiting { since, files } = &mut self.start else { return None };
         let given_up = *since + GRACE;
-        let (seen, copies) = (&self.seen, &self.copies);
+        let (seen, copies, folder) = (&self.seen, &self.copies, &mut self.folder);
         let mut again = None;
         files.retain(|name| match seen.get(name) {
             Some(seen) => !seen.read,
@@ -155,6 +159,7 @@ impl Directory {
                 true
             }
             None => {
+                folder.remember(name, held(name, copies));
                 copies.forget(name);
                 false
             }
@@ -218,6 +223,14 @@ impl Directory {
     }
 
     fn take(&mut self, name: &str, text: &str, restless: bool) {
+        if text.trim().is_empty() {
+            self.recall(name);
+            let message = "is empty, and what it held may be about to be written anew: its ExportPolicies stay in force; remove the \
+                           file to end them";
+            self.folder.emptied(name, Problem::at_line(name, 0, message.to_owned()));
+            return self.copies.keep_objects(name, self.folder.objects(name));
+        }
+        let is_new = !self.folder.knows(name);
         let mut read = parse(name, text);
         if restless {
             // It may be half of what is meant, and end between two documents: what it does not show is not gone.
@@ -225,12 +238,17 @@ impl Directory {
             read.problems.push(Problem::at_line(name, 0, message.to_owned()));
             read.broken.push(Subject::default());
         }
-        if read.problems.is_empty() {
-            self.folder.read(name, read.documents, read.problems, read.broken);
+        let is_whole = read.problems.is_empty();
+        if !is_whole {
+            self.recall(name);
+        }
+        self.folder.read(name, read.documents, read.problems, read.broken);
+        if is_whole && is_new && !self.copies.is(name, text) {
+            self.folder.remember(name, held(name, &self.copies));
+        }
+        if is_whole && self.folder.awaited(name).next().is_none() {
             self.copies.keep(name, text);
         } else {
-            self.recall(name);
-            self.folder.read(name, read.documents, read.problems, read.broken);
             self.copies.keep_objects(name, self.folder.objects(name));
         }
     }
@@ -238,11 +256,17 @@ impl Directory {
     /// The first look after a start, and the file is no good: what it held before the start still holds.
     fn recall(&mut self, name: &str) {
         if !self.folder.knows(name)
-            && let Some(old) = self.copies.recall(name)
+            && let held = held(name, &self.copies)
+            && !held.is_empty()
         {
-            self.folder.read(name, parse(name, &old).documents, Vec::new(), Vec::new());
+            self.folder.read(name, held, Vec::new(), Vec::new());
         }
     }
+}
+
+/// What a file held when it was last read.
+fn held(name: &str, copies: &Copies) -> Vec<Document> {
+    copies.recall(name).map(|old| parse(name, &old).documents).unwrap_or_default()
 }
 
 /// Watches a folder until `events` is closed: tells everything once between `Init` and `InitDone`, then changes.
@@ -266,7 +290,6 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: wa
         };
         directory = Some(taken);
         report(&problems, look.problems);
-        let settled = look.again.is_none();
         let mut batch = look.events;
         if look.complete && !told {
             told = true;
@@ -280,9 +303,11 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: wa
         }
         let pause = poll.max(started.elapsed() * POLL_SHARE);
         let again = look.again.map_or(pause, |at| at.saturating_duration_since(Instant::now()).min(pause));
+        // A file that is being written announces each step, and is looked at when it is quiet.
+        let listens = again > QUIET;
         tokio::select! {
             () = events.closed() => return,
-            () = announced.notified(), if settled => {
+            () = announced.notified(), if listens => {
                 // Announcements come one for each step of a writer: wait until it is quiet once, then look.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

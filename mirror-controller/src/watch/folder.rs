@@ -10,6 +10,9 @@
 //!   does, and what they select is closed to everybody until one of them is gone.
 //! - An object that vanishes is deleted only when it is still missing [`GRACE`] later: editors write a new file, move the
 //!   old one away and rename, and in between the object exists nowhere. While a broken document names it, it stays.
+//! - An ExportPolicy must be missing for [`SETTLE`], also over a restart, and since the last change of its file: without it
+//!   more is allowed. So must a Link whose file is still there: whoever writes a file anew empties it first. In a file that is
+//!   empty, ExportPolicies stay until something is in it or it is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -21,6 +24,10 @@ use super::{Doubt, Event, Kind, Object, ObjectKey, Problem};
 /// How long an object must be missing before it is deleted. Longer than an editor needs between two of its steps, and
 /// together with the delay of [`super::directory`] well below the second in which a change must be in force.
 pub const GRACE: Duration = Duration::from_millis(150);
+
+/// The same where an object's absence allows more or tears a link down: longer than programs need that write a file in
+/// pieces, and short enough for whoever deleted it and looks.
+pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// The file that holds each object.
 pub type Holders = BTreeMap<ObjectKey, String>;
@@ -44,6 +51,12 @@ struct File {
     problems: Vec<Problem>,
 }
 
+#[derive(Debug)]
+struct Vanished {
+    since: Instant,
+    objects: BTreeMap<ObjectKey, Document>,
+}
+
 /// One file's version of an object.
 #[derive(Clone, Copy, Debug)]
 struct Claim<'a> {
@@ -55,10 +68,14 @@ struct Claim<'a> {
 #[derive(Debug, Default)]
 pub struct Folder {
     files: BTreeMap<String, File>,
-    /// What files held that vanished within [`GRACE`], in case they come back broken.
-    vanished: BTreeMap<String, (Instant, BTreeMap<ObjectKey, Document>)>,
+    /// What files held that vanished a moment ago, in case they come back broken.
+    vanished: BTreeMap<String, Vanished>,
+    /// Policies from before a restart that their files do not show, to be told.
+    remembered: Vec<Object>,
     /// Files that did not come back.
     forgotten: Vec<String>,
+    /// Files whose policies were waited for, and are deleted.
+    released: Vec<String>,
     /// What was told as events, so far.
     present: BTreeMap<ObjectKey, Object>,
     missing: BTreeMap<ObjectKey, Instant>,
@@ -112,16 +129,48 @@ impl Folder {
         self.files.insert(name.to_owned(), file);
     }
 
+    /// A file is empty, and perhaps about to be written. Without its policies more would be allowed: they stay, which is the
+    /// problem then.
+    pub fn emptied(&mut self, name: &str, problem: Problem) {
+        let mut objects = self.take_file(name).objects;
+        objects.retain(|key, _| key.kind == Kind::ExportPolicy);
+        let hidden: BTreeSet<_> = objects.keys().cloned().collect();
+        let problems = if hidden.is_empty() { Vec::new() } else { vec![problem] };
+        self.files.insert(name.to_owned(), File { objects, hidden, broken: Vec::new(), problems });
+    }
+
+    /// What a file held before a restart and does not show now: its policies count until they are missing for long enough.
+    pub fn remember(&mut self, name: &str, held: Vec<Document>) {
+        for Document { object, .. } in held {
+            let key = object.key();
+            let is_shown = self.files.get(name).is_some_and(|file| file.objects.contains_key(&key));
+            if key.kind == Kind::ExportPolicy && !is_shown && !self.present.contains_key(&key) {
+                self.present.insert(key.clone(), object.clone());
+                self.holders.entry(key).or_insert_with(|| name.to_owned());
+                self.remembered.push(object);
+            }
+        }
+    }
+
     /// A file is gone.
     pub fn gone(&mut self, name: &str, now: Instant) {
         if let Some(file) = self.files.remove(name) {
-            self.vanished.insert(name.to_owned(), (now, file.objects));
+            self.wait_again(name);
+            self.vanished.insert(name.to_owned(), Vanished { since: now, objects: file.objects });
         }
+    }
+
+    /// The file changed: whoever changes it may not be done, so its policies are missing since now.
+    fn wait_again(&mut self, name: &str) {
+        let holders = &self.holders;
+        self.missing
+            .retain(|key, _| key.kind != Kind::ExportPolicy || holders.get(key).is_none_or(|holder| holder != name));
     }
 
     /// What is known of a file, also when it was gone for a moment.
     fn take_file(&mut self, name: &str) -> File {
-        let back = self.vanished.remove(name).map(|(_, objects)| File { objects, ..File::default() });
+        self.wait_again(name);
+        let back = self.vanished.remove(name).map(|gone| File { objects: gone.objects, ..File::default() });
         self.files.remove(name).or(back).unwrap_or_default()
     }
 
@@ -143,7 +192,25 @@ impl Folder {
 
     /// The objects of a file, also those that it does not show now.
     pub fn objects(&self, name: &str) -> impl Iterator<Item = &Object> {
-        self.files.get(name).into_iter().flat_map(|file| file.objects.values().map(|document| &document.object))
+        let shown = self.files.get(name).into_iter().flat_map(|file| file.objects.values());
+        shown.map(|document| &document.object).chain(self.awaited(name))
+    }
+
+    /// The policies of a file that it does not show and that stay for a while.
+    pub fn awaited(&self, name: &str) -> impl Iterator<Item = &Object> {
+        let file = self.files.get(name);
+        let first = ObjectKey { kind: Kind::ExportPolicy, namespace: String::new(), name: String::new() };
+        let policies = self.present.range(first..).take_while(|(key, _)| key.kind == Kind::ExportPolicy);
+        policies.filter_map(move |(key, object)| {
+            let is_awaited = self.holders.get(key).is_some_and(|holder| holder == name)
+                && !file.is_some_and(|file| file.objects.contains_key(key));
+            is_awaited.then_some(object)
+        })
+    }
+
+    /// The files that hold less since this was asked last, because nobody waits any more.
+    pub fn take_released(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.released)
     }
 
     /// The file that holds each object.
@@ -165,14 +232,20 @@ impl Folder {
     pub fn settle(&mut self, now: Instant) -> (Vec<Event>, Option<Instant>) {
         self.joint.clear();
         let forgotten = &mut self.forgotten;
-        self.vanished.retain(|name, (since, _)| {
-            let may_come_back = now < *since + GRACE;
+        self.vanished.retain(|name, gone| {
+            let may_come_back = now < gone.until();
+            if now >= gone.since + GRACE {
+                // Everything else is deleted by now, and must not come back by a broken file.
+                gone.objects.retain(|key, _| key.kind == Kind::ExportPolicy);
+            }
             if !may_come_back {
                 forgotten.push(name.clone());
             }
             may_come_back
         });
-        let mut events = self.settle_objects(now);
+        let remembered = std::mem::take(&mut self.remembered);
+        let mut events: Vec<_> = remembered.into_iter().map(|object| Event::Apply(Box::new(object))).collect();
+        events.extend(self.settle_objects(now));
         let doubt = self.find_doubt();
         if doubt != self.doubt {
             // Raised before anything else changes, settled after everything has.
@@ -185,9 +258,20 @@ impl Folder {
             }
             self.doubt = doubt;
         }
-        let pending = self.missing.values().chain(self.vanished.values().map(|(since, _)| since));
-        let next = pending.min().map(|since| *since + GRACE);
+        let missing = self.missing.iter().map(|(key, since)| *since + self.patience(key));
+        let next = missing.chain(self.vanished.values().map(Vanished::until)).min();
         (events, next)
+    }
+
+    /// How long an object must be missing.
+    fn patience(&self, key: &ObjectKey) -> Duration {
+        let file_is_there = self.holders.get(key).is_some_and(|holder| self.files.contains_key(holder));
+        match key.kind {
+            Kind::ExportPolicy => SETTLE,
+            // Removing the file ends the trust at once.
+            Kind::Link if file_is_there => SETTLE,
+            _ => GRACE,
+        }
     }
 
     /// Finds which file holds each object; tells what differs, and what is missing for long enough.
@@ -211,7 +295,7 @@ impl Folder {
             let may_come_back = held.is_none() && is_present && !stays && (holder.is_some() || claims.len() < 2);
             if may_come_back {
                 let since = *self.missing.entry(key.clone()).or_insert(now);
-                if now < since + GRACE {
+                if now < since + self.patience(key) {
                     continue;
                 }
             }
@@ -253,6 +337,9 @@ impl Folder {
                 }
                 None => {
                     self.present.remove(&key);
+                    if key.kind == Kind::ExportPolicy {
+                        self.released.extend(self.holders.get(&key).cloned());
+                    }
                     Event::Delete(key)
                 }
             });
@@ -288,6 +375,14 @@ impl Folder {
             doubt = doubt.and(&of_file);
         }
         doubt
+    }
+}
+
+impl Vanished {
+    /// When it will not come back any more.
+    fn until(&self) -> Instant {
+        let is_policy = |key: &ObjectKey| key.kind == Kind::ExportPolicy;
+        self.since + if self.objects.keys().any(is_policy) { SETTLE } else { GRACE }
     }
 }
 

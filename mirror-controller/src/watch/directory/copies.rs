@@ -31,21 +31,25 @@ impl Copies {
         Self { folder, holders: BTreeMap::new() }
     }
 
+    /// Whether a copy holds this text.
+    pub(super) fn is(&self, name: &str, text: &str) -> bool {
+        matches!(fs::read(self.folder.join(name)), Ok(old) if old == text.as_bytes())
+    }
+
     /// Keeps a file all of which parses.
     pub(super) fn keep(&self, name: &str, text: &str) {
-        let path = self.folder.join(name);
-        if !matches!(fs::read(&path), Ok(old) if old == text.as_bytes())
-            && let Err(error) = files::write_quickly(&path, text.as_bytes(), 0o600)
+        if !self.is(name, text)
+            && let Err(error) = files::write_quickly(&self.folder.join(name), text.as_bytes(), 0o600)
         {
             tracing::warn!(file = name, %error, "cannot keep a copy of a good manifest");
         }
     }
 
-    /// Keeps the objects of a file in which something does not parse.
+    /// Keeps the objects of a file that does not show all of them.
     pub(super) fn keep_objects<'a>(&self, name: &str, objects: impl Iterator<Item = &'a Object>) {
         let documents: Result<Vec<_>, _> = objects.map(manifest::to_yaml).collect();
         match documents {
-            Ok(documents) if documents.is_empty() => {}
+            Ok(documents) if documents.is_empty() => self.forget(name),
             Ok(documents) => self.keep(name, &documents.join("---\n")),
             Err(error) => tracing::warn!(file = name, %error, "cannot keep a copy of a manifest's objects"),
         }

@@ -271,6 +271,47 @@ fn the_first_view_waits_for_an_editor_between_two_steps() {
     assert_eq!(names(&settle(&mut directory, &mut now).events), set(&["+web"]));
 }
 
+/// Whatever is done to its file between a policy and the same policy, at no moment it is not there: nor over a restart.
+#[test]
+fn a_policy_is_in_force_all_the_time_while_its_file_is_written_anew() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    let both = format!("{POLICY}---\n{WEB}");
+    site.write("a.yaml", &both);
+    let mut directory = site.directory();
+    settle(&mut directory, &mut now);
+    for half in [Some(""), Some("\n"), Some(WEB), Some("# to be written\n"), None] {
+        match half {
+            Some(text) => site.write("a.yaml", text),
+            None => site.remove("a.yaml"),
+        }
+        let mut told = Vec::new();
+        let mut restarted = site.directory();
+        let mut anew = Vec::new();
+        for _ in 0..20 {
+            told.extend(directory.look(now).events);
+            anew.extend(restarted.look(now).events);
+            now += QUIET;
+        }
+        assert!(!names(&told).contains("-closed"), "{half:?}: {told:?}");
+        assert!(!names(&anew).contains("-closed"), "{half:?}: {anew:?}");
+        assert!(names(&anew).contains("+closed"), "{half:?}: {anew:?}");
+        site.write("a.yaml", &both);
+        settle(&mut directory, &mut now);
+    }
+    site.write("a.yaml", WEB);
+    assert!(names(&settle(&mut directory, &mut now).events).contains("-closed"), "and in the end it goes");
+    site.write("a.yaml", &both);
+    settle(&mut directory, &mut now);
+    site.write("a.yaml", "");
+    let look = settle(&mut directory, &mut now);
+    assert!(look.problems[0].message.contains("is empty"), "{look:?}");
+    let look = settle(&mut site.directory(), &mut now);
+    assert_eq!(names(&look.events), set(&["+closed"]));
+    site.remove("a.yaml");
+    assert!(names(&settle(&mut directory, &mut now).events).contains("-closed"));
+}
+
 #[test]
 fn a_folder_that_cannot_be_read_at_the_start_is_not_an_empty_one() {
     let site = Site::new();

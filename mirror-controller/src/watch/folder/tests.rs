@@ -275,10 +275,85 @@ fn what_a_broken_document_names_is_not_deleted() {
     folder.gone("a.yaml", now);
     folder.read("b.yaml", vec![], broken(), vec![about("ExportPolicy", "shop", "closed")]);
     folder.settle(now);
-    assert_eq!(folder.settle(now + GRACE * 9), (vec![], None));
-    folder.gone("b.yaml", now + GRACE * 9);
-    folder.settle(now + GRACE * 9);
-    assert_eq!(applied(&folder.settle(now + GRACE * 10).0), ["-closed"]);
+    assert_eq!(folder.settle(now + SETTLE), (vec![], None));
+    folder.gone("b.yaml", now + SETTLE);
+    folder.settle(now + SETTLE);
+    assert_eq!(applied(&folder.settle(now + SETTLE * 2).0), ["-closed"]);
+}
+
+/// `generator > file` empties the file first; `mv` and `cat` leave a moment without it.
+#[test]
+fn a_policy_stands_while_its_file_is_written_anew() {
+    let now = Instant::now();
+    let before = |late: Duration| now + SETTLE + late - Duration::from_millis(1);
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.read("a.yaml", vec![service("api", 80)], vec![], vec![]);
+    assert_eq!(applied(&folder.settle(now).0), ["+api"]);
+    assert_eq!(applied(&folder.settle(now + GRACE).0), ["-web"], "what closes does not wait");
+    let late = SETTLE / 2;
+    folder.read("a.yaml", vec![service("api", 81)], vec![], vec![]);
+    assert_eq!(applied(&folder.settle(now + late).0), ["+api"]);
+    assert_eq!(folder.settle(before(late)), (vec![], Some(now + late + SETTLE)), "since the last change of the file");
+    assert_eq!(applied(&folder.settle(now + late + SETTLE).0), ["-closed"]);
+
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(before(Duration::ZERO)).0), ["-web"]);
+    folder.read("a.yaml", vec![], broken(), vec![about("", "", "")]);
+    assert_eq!(folder.settle(now + SETTLE * 2), (vec![], None), "it came back broken, and what was deleted stays so");
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + SETTLE).0), ["-closed"]);
+    assert_eq!(folder.take_forgotten(), ["a.yaml"]);
+}
+
+#[test]
+fn a_policy_stands_while_its_file_is_empty() {
+    let now = Instant::now();
+    let empty = || Problem::at_line("a.yaml", 0, "is empty".to_owned());
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.emptied("a.yaml", empty());
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + GRACE).0), ["-web"]);
+    assert_eq!(folder.settle(now + SETTLE * 99), (vec![], None), "however long it takes");
+    assert_eq!(folder.problems(), [empty()]);
+    folder.read("a.yaml", vec![policy("closed")], vec![], vec![]);
+    assert_eq!(folder.settle(now), (vec![], None));
+    folder.emptied("a.yaml", empty());
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + SETTLE).0), ["-closed"]);
+    folder.emptied("a.yaml", empty());
+    assert!(folder.settle(now).0.is_empty() && folder.problems().is_empty(), "nothing is lost by a new empty file");
+}
+
+/// Writing a Link anew keeps the link; removing its file ends the trust at once.
+#[test]
+fn a_link_stands_while_its_file_is_written_anew() {
+    let now = Instant::now();
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![link("one:1")], vec![], vec![]);
+    folder.settle(now);
+    folder.emptied("a.yaml", Problem::at_line("a.yaml", 0, String::new()));
+    assert_eq!(folder.settle(now), (vec![], Some(now + SETTLE)));
+    folder.read("a.yaml", vec![link("one:1")], vec![], vec![]);
+    assert_eq!(folder.settle(now + SETTLE), (vec![], None));
+    folder.emptied("a.yaml", Problem::at_line("a.yaml", 0, String::new()));
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + SETTLE).0), ["-west"]);
+    folder.read("a.yaml", vec![link("one:1")], vec![], vec![]);
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + GRACE).0), ["-west"]);
 }
 
 #[test]
