@@ -1,7 +1,7 @@
 //! A folder of YAML files as the source of objects.
 //!
 //! - **In**: `*.yaml` and `*.yml` in one folder, several documents a file. Hidden files, editors' backups and everything
-//!   else are passed over.
+//!   else are passed over; a folder in it in which there are such files is reported as what cannot be read.
 //! - **Out**: events and problems, as [`super`] says. A change is told in well under a second; that an ExportPolicy is gone,
 //!   or a Link out of its file, after [`SETTLE`](super::folder::SETTLE).
 //! - **Refuses when**: a file is larger than [`manifest::MAX_FILE_LEN`], is no regular file (a folder, a FIFO, a link that

@@ -371,6 +371,42 @@ fn what_is_no_regular_file_is_reported_and_never_waited_for() {
     assert_eq!(look.problems.len(), 1);
 }
 
+/// A policy that is moved into a subfolder may be meant to stay in force.
+#[test]
+fn manifests_in_subfolders_are_reported_and_in_doubt() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    let at = |name: &str| site.manifests().join(name);
+    site.write("pol.yaml", POLICY);
+    for folder in ["notes", ".git", "policies", "deep"] {
+        fs::create_dir_all(at(folder).join("x/y")).unwrap();
+    }
+    fs::write(at("notes/readme.txt"), "").unwrap();
+    fs::write(at(".git/a.yaml"), POLICY).unwrap();
+    let mut directory = site.directory();
+    let look = settle(&mut directory, &mut now);
+    assert!(look.problems.is_empty(), "{:?}", look.problems);
+    fs::rename(at("pol.yaml"), at("policies/pol.yaml")).unwrap();
+    fs::write(at("deep/x/y/a.yml"), WEB).unwrap();
+    let look = settle(&mut directory, &mut now);
+    let told: Vec<_> = look.events.iter().map(|event| names(std::slice::from_ref(event))).collect();
+    assert_eq!(told, [set(&["?"]), set(&["-closed"])], "who keeps the policies knows of the doubt first");
+    for folder in ["policies", "deep"] {
+        let mut of_it = look.problems.iter().filter(|problem| problem.file == folder);
+        assert!(of_it.any(|problem| problem.message.contains("move them up")), "{:?}", look.problems);
+    }
+    assert_eq!(look.problems.len(), 4, "with what each of them means: {:?}", look.problems);
+    assert_eq!(names(&settle(&mut site.directory(), &mut now).events), set(&["?"]), "and over a restart");
+    fs::rename(at("policies/pol.yaml"), at("pol.yaml")).unwrap();
+    fs::remove_file(at("deep/x/y/a.yml")).unwrap();
+    let look = settle(&mut directory, &mut now);
+    assert_eq!(names(&look.events), set(&["+closed", ""]), "the doubt is over");
+    assert!(look.problems.is_empty());
+    // In circles, and without end.
+    symlink(".", at("notes/circle")).unwrap();
+    assert!(settle(&mut directory, &mut now).problems[0].message.contains("cannot be looked through"));
+}
+
 #[test]
 fn a_folder_that_cannot_be_read_deletes_nothing() {
     let site = Site::new();
