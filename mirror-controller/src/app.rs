@@ -125,6 +125,9 @@ impl App {
         let controller_socket = state_dir::socket(&config.state("controller.sock")).await?;
         let exchange_socket = state_dir::socket(&config.state("exchange.sock")).await?;
         state_dir::forget_earlier(&config)?;
+        let last_good = config.state("last-good");
+        let source = Directory::open(config.manifests.clone(), last_good.clone())
+            .map_err(|error| StateDirError::Path { path: last_good, error })?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
         let (drain, signal) = Drain::new();
@@ -158,6 +161,7 @@ impl App {
             process: process.clone(),
             addresses,
             channels,
+            source,
             given,
             in_force,
             exchange_socket,
@@ -205,6 +209,7 @@ struct Stages {
     process: Process,
     addresses: Addresses,
     channels: Channels,
+    source: Directory,
     given: mirror::Addresses,
     in_force: Accepted,
     exchange_socket: UnixListener,
@@ -214,13 +219,17 @@ struct Stages {
 impl Stages {
     /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
     fn start(self) {
-        let Self { config, process, addresses, channels, given, in_force, exchange_socket, signal } = self;
+        let Self { config, process, addresses, channels, source, given, in_force, exchange_socket, signal } = self;
         let ready = process.admin.readiness().register("controller");
         let registry = process.admin.registry().clone();
 
         let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
-        let source = Directory::new(config.manifests.clone(), config.state("last-good"));
-        drop(task::vital("watch", &signal, directory::run(source, events, channels.problems.clone())));
+        let (problems, guard) = (channels.problems.clone(), signal.guard());
+        drop(task::vital("watch", &signal, async move {
+            directory::run(source, events, problems).await;
+            // What it leaves to the next start is worth waiting for.
+            drop::<Guard>(guard);
+        }));
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
         let accepted = watch::Sender::new(in_force.clone());
         let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());

@@ -1,6 +1,7 @@
 //! What is in a folder, and how a file of it is read: never waiting, never more than the parser takes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, DirEntry, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -44,6 +45,13 @@ impl Stamp {
 const ENTRIES_MAX: usize = 1_000;
 /// How deep a subfolder is looked into. Symbolic links may lead in circles.
 const DEPTH_MAX: usize = 8;
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { size, modified, changed, inode } = self;
+        write!(formatter, "{size} {}.{} {}.{} {inode}", modified.0, modified.1, changed.0, changed.1)
+    }
+}
 
 /// Everything in a folder that has a manifest's name, and the subfolders in which something has.
 pub(super) fn list(path: &Path) -> io::Result<BTreeMap<String, Found>> {
