@@ -23,6 +23,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::folder::{Document, Folder, GRACE};
 use super::{Event, Problem};
+use crate::saving::Saving;
 use copies::{Copies, Held};
 use listing::{Found, Stamp, list, read_file};
 
@@ -92,6 +93,8 @@ pub struct Look {
     pub problems: Vec<Problem>,
     /// When to look again at the latest, because something is not settled.
     pub again: Option<Instant>,
+    /// What cannot be saved for the next start, if so.
+    pub unsaved: Option<String>,
     /// Whether everything that was there at the start is known. Before that there are no events.
     pub complete: bool,
 }
@@ -147,7 +150,8 @@ impl Directory {
         }
         let mut problems = self.folder.problems();
         problems.extend(trouble);
-        Look { events, problems, again: again.into_iter().chain(missing).min(), complete }
+        let again = again.into_iter().chain(missing).min();
+        Look { events, problems, again, unsaved: self.copies.trouble(), complete }
     }
 
     /// Tries to save what could not be saved.
@@ -330,7 +334,12 @@ impl Directory {
 
 /// Watches a folder until `events` is closed: tells everything once between `Init` and `InitDone`, then changes. Leaves the
 /// copies in good order.
-pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: watch::Sender<Arc<Vec<Problem>>>) {
+pub async fn run(
+    directory: Directory,
+    events: mpsc::Sender<Event>,
+    problems: watch::Sender<Arc<Vec<Problem>>>,
+    saving: Saving,
+) {
     let announced = Arc::new(Notify::new());
     let watcher = announce(&directory.path, Arc::clone(&announced));
     let poll = if watcher.is_some() { POLL } else { POLL_ALONE };
@@ -349,6 +358,7 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: wa
         };
         directory = taken;
         report(&problems, look.problems);
+        saving.note("last-good", look.unsaved.map_or(Ok(()), Err));
         let mut batch = look.events;
         if look.complete && !told {
             told = true;

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use linkspan_proto::manifest;
 use linkspan_proto::resources::Object;
@@ -176,7 +176,7 @@ impl Copies {
     /// Why something could not be saved, if so.
     pub(super) fn trouble(&self) -> Option<String> {
         let (name, first) = self.unsaved.first_key_value()?;
-        Some(format!("{}: {}", Path::new("last-good").join(name).display(), first.error))
+        Some(format!("{name}: {}", first.error))
     }
 
     /// The looks of the file then, and what it held.

@@ -318,11 +318,12 @@ fn a_copy_that_could_not_be_written_is_tried_again() {
     fs::rename(&good, &away).unwrap();
     fs::write(&good, "").unwrap();
     site.write("a.yaml", POLICY);
-    settle(&mut directory, &mut now);
+    assert!(settle(&mut directory, &mut now).unsaved.is_some());
     fs::remove_file(&good).unwrap();
     fs::rename(&away, &good).unwrap();
     now += SAVE_AGAIN;
     directory.look(now);
+    assert_eq!(directory.look(now).unsaved, None);
     site.write("a.yaml", "kind: [");
     settle(&mut directory, &mut now);
     drop(directory);
@@ -603,7 +604,7 @@ async fn a_change_is_told_within_half_a_second() {
     site.write("a.yaml", WEB);
     let (sender, mut events) = mpsc::channel(16);
     let problems = watch::Sender::new(Arc::default());
-    let told = task::spawn("test", run(site.directory(), sender, problems.clone()));
+    let told = task::spawn("test", run(site.directory(), sender, problems.clone(), Saving::default()));
     assert_eq!(events.recv().await, Some(Event::Init));
     assert!(matches!(events.recv().await, Some(Event::Apply(_))));
     assert_eq!(events.recv().await, Some(Event::InitDone));
