@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::configuration::{self, Reports, Store};
 use crate::exchange::{self, Peers};
 use crate::mirror::{self, MirrorSet};
+use crate::saving::Saving;
 use crate::watch::directory::{self, Directory};
 use crate::watch::{Event, Problem};
 use crate::{dns, files, status};
@@ -106,6 +107,7 @@ struct Channels {
     reports: Arc<watch::Sender<Reports>>,
     problems: watch::Sender<Arc<Vec<Problem>>>,
     store: Store,
+    saving: Saving,
 }
 
 impl App {
@@ -125,6 +127,9 @@ impl App {
         let controller_socket = state_dir::socket(&config.state("controller.sock")).await?;
         let exchange_socket = state_dir::socket(&config.state("exchange.sock")).await?;
         state_dir::forget_earlier(&config)?;
+        let last_good = config.state("last-good");
+        let source = Directory::open(config.manifests.clone(), last_good.clone())
+            .map_err(|error| StateDirError::Path { path: last_good, error })?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
         let (drain, signal) = Drain::new();
@@ -135,6 +140,7 @@ impl App {
             reports: Arc::new(watch::Sender::new(Reports::new())),
             problems: watch::Sender::new(Arc::default()),
             store: Store::default(),
+            saving: Saving::default(),
         };
         routes::register(&process.admin, &config, &channels.subscribe());
         let zone = zone::Feed::new();
@@ -158,6 +164,7 @@ impl App {
             process: process.clone(),
             addresses,
             channels,
+            source,
             given,
             in_force,
             exchange_socket,
@@ -205,6 +212,7 @@ struct Stages {
     process: Process,
     addresses: Addresses,
     channels: Channels,
+    source: Directory,
     given: mirror::Addresses,
     in_force: Accepted,
     exchange_socket: UnixListener,
@@ -214,16 +222,21 @@ struct Stages {
 impl Stages {
     /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
     fn start(self) {
-        let Self { config, process, addresses, channels, given, in_force, exchange_socket, signal } = self;
+        let Self { config, process, addresses, channels, source, given, in_force, exchange_socket, signal } = self;
         let ready = process.admin.readiness().register("controller");
         let registry = process.admin.registry().clone();
 
         let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
-        let source = Directory::new(config.manifests.clone(), config.state("last-good"));
-        drop(task::vital("watch", &signal, directory::run(source, events, channels.problems.clone())));
+        let (problems, saving, guard) = (channels.problems.clone(), channels.saving.clone(), signal.guard());
+        drop(task::vital("watch", &signal, async move {
+            directory::run(source, events, problems, saving).await;
+            // What it leaves to the next start is worth waiting for.
+            drop::<Guard>(guard);
+        }));
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
         let accepted = watch::Sender::new(in_force.clone());
-        let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());
+        let keeping =
+            accepted::keep(config.state(ACCEPTED), accepted.subscribe(), channels.saving.clone(), signal.clone());
         drop(task::spawn("accepted", keeping));
         let catalog = Catalog::new(own, config.mirror_addresses, in_force);
         let complete = watch::Sender::new(false);
@@ -233,7 +246,7 @@ impl Stages {
 
         let exchange = exchange::Context {
             own: config.cluster.clone(),
-            store: exchange::store::Store::new(config.state("catalogues")),
+            store: exchange::store::Store::new(config.state("catalogues"), channels.saving.clone()),
             metrics: exchange::Metrics::register(&registry),
             signal: signal.clone(),
         };
@@ -241,6 +254,7 @@ impl Stages {
             own: config.cluster.clone(),
             range: config.mirror_addresses,
             addresses: config.state("addresses.json"),
+            saving: channels.saving.clone(),
             metrics: mirror::Metrics::register(&registry),
             signal: signal.clone(),
         };
@@ -341,7 +355,10 @@ async fn after_mirror(
         () = signal.draining() => return,
     }
     let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
-    drop(task::spawn("apply", mirror::apply::run(sink, channels.mirrors.subscribe(), applied)));
+    drop(task::spawn(
+        "apply",
+        mirror::apply::run(sink, channels.mirrors.subscribe(), applied, channels.saving.clone()),
+    ));
     let sources = status::Sources {
         snapshots: channels.snapshots.subscribe(),
         peers: channels.peers.subscribe(),
@@ -349,7 +366,10 @@ async fn after_mirror(
         reports: channels.reports.subscribe(),
         problems: channels.problems.subscribe(),
     };
-    drop(task::spawn("status", status::run(config.state("status"), config.cluster.clone(), sources, signal.clone())));
+    drop(task::spawn(
+        "status",
+        status::run(config.state("status"), config.cluster.clone(), sources, channels.saving.clone(), signal.clone()),
+    ));
     let contents = json!({
         "pid": std::process::id(),
         "version": build_info::VERSION,
@@ -375,6 +395,7 @@ impl Channels {
             reports: self.reports.subscribe(),
             problems: self.problems.subscribe(),
             store: self.store.clone(),
+            saving: self.saving.clone(),
         }
     }
 }

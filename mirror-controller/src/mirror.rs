@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use crate::catalog::Snapshot;
 use crate::exchange::Peers;
 use crate::files;
+use crate::saving::Saving;
 
 // Which local address a name has.
 pub mod addresses;
@@ -53,6 +54,8 @@ pub use state::{Changes, MirrorSet, State};
 
 /// Between two updates. Changes come in bursts; together with the pace of the exchange this stays well below a second.
 pub const PACE: Duration = Duration::from_millis(30);
+/// Between two tries to save the addresses.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 /// Updates take at most half of one core, however large the catalogues are.
 const SHARE: u32 = 1;
 
@@ -65,6 +68,8 @@ pub struct Context {
     pub range: IpNet,
     /// `addresses.json`.
     pub addresses: PathBuf,
+    /// Whether that can be saved.
+    pub saving: Saving,
     /// Figures.
     pub metrics: Metrics,
     /// The end.
@@ -99,6 +104,7 @@ pub async fn run(
     sets: watch::Sender<MirrorSet>,
     mut tell: impl FnMut(Changes) + Send,
 ) {
+    let mut failed = false;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let known = Arc::clone(&peers.borrow_and_update());
@@ -108,15 +114,17 @@ pub async fn run(
             let path = context.addresses.clone();
             let updated = tokio::task::spawn_blocking(move || {
                 let changes = state.update(snapshot, known);
-                save(&mut state, &path);
-                (state, changes)
+                let saved = save(&mut state, &path);
+                (state, changes, saved)
             });
-            let Ok((kept, changes)) = updated.await else {
+            let Ok((kept, changes, saved)) = updated.await else {
                 // The state went with the panic, and the vital task ends the process.
                 tracing::error!("the update of the mirrors panicked");
                 return;
             };
             state = kept;
+            failed = saved.is_err();
+            context.saving.note("addresses.json", saved);
             let set = state.set();
             context.metrics.updated(&set, state.addresses().load());
             if !changes.is_empty() {
@@ -134,6 +142,7 @@ pub async fn run(
         let ended = tokio::select! {
             changed = snapshots.changed() => changed.is_err(),
             changed = peers.changed() => changed.is_err(),
+            () = tokio::time::sleep(SAVE_AGAIN), if failed => false,
             () = context.signal.draining() => true,
         };
         if ended {
@@ -143,10 +152,12 @@ pub async fn run(
 }
 
 /// Addresses are on disk before anybody hears of them, so that no crash can give one to two names.
-fn save(state: &mut State, path: &std::path::Path) {
-    let Some(text) = state.addresses().take_changed() else { return };
-    if let Err(error) = files::write_atomically(path, text.as_bytes(), 0o600) {
+fn save(state: &mut State, path: &std::path::Path) -> io::Result<()> {
+    let Some(text) = state.addresses().take_changed() else { return Ok(()) };
+    let saved = files::write_atomically(path, text.as_bytes(), 0o600);
+    if let Err(error) = &saved {
         tracing::error!(path = %path.display(), %error, "the addresses of mirrored names cannot be saved");
         state.addresses().mark_changed();
     }
+    saved
 }

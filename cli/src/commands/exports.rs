@@ -64,7 +64,7 @@ pub(crate) async fn run(args: &ExportsArgs) -> anyhow::Result<Exit> {
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
         Format::Table | Format::Wide if rows.is_empty() => output::print(&format!(
-            "Nothing is exported. A ServiceExport beside the Service exports it, in a file below {}:\n\n{}",
+            "Nothing is exported. A ServiceExport beside the Service exports it, in a file in {}:\n\n{}",
             folder.manifests().display(),
             manifest("shop", "web")
         ))?,

@@ -12,6 +12,7 @@ use crate::configuration::{Reports, Store};
 use crate::exchange::store::EntryText;
 use crate::exchange::{Entries, PeerState, Peers};
 use crate::mirror::MirrorSet;
+use crate::saving::Saving;
 use crate::watch::Problem;
 
 /// What the routes read.
@@ -23,10 +24,11 @@ pub(super) struct Sources {
     pub(super) reports: watch::Receiver<Reports>,
     pub(super) problems: watch::Receiver<Arc<Vec<Problem>>>,
     pub(super) store: Store,
+    pub(super) saving: Saving,
 }
 
 /// `/catalogue`: what we export. `/peers`: what peers export, and how current it is; `?cluster=west` with its entries.
-/// `/manifests`: what is wrong with them. `/config` gets a part of its own.
+/// `/manifests`: what is wrong with them. `/unsaved`: what cannot be saved in the state folder. `/config` gets a part of its own.
 pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     let own = config.cluster.clone();
     let from = sources.clone();
@@ -57,6 +59,11 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     admin.route("/manifests", move |_| {
         let problems = Arc::clone(&from.problems.borrow());
         async move { Ok(serde_json::to_value(problems.as_ref())?) }
+    });
+    let saving = sources.saving.clone();
+    admin.route("/unsaved", move |_| {
+        let failures = saving.failures();
+        async move { Ok(serde_json::to_value(failures)?) }
     });
     let config = config.clone();
     let from = sources.clone();

@@ -193,7 +193,7 @@ fn files_change_only_when_something_does() {
     fs::create_dir_all(dir.path().join("exports")).unwrap();
     fs::write(dir.path().join("exports/shop.gone.yaml"), "old").unwrap();
     let mut writer = Writer::new(dir.path().to_owned());
-    assert!(!writer.pass(&findings::all(&world.inputs()), &[]));
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     assert!(!dir.path().join("exports/shop.gone.yaml").exists());
     let text = fs::read_to_string(&path).unwrap();
     for line in ["kind: Link", "name: west", "observedGeneration: 3", "reason: NoGateway", "services: 2"] {
@@ -201,15 +201,15 @@ fn files_change_only_when_something_does() {
     }
     let written = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
     let before = written(&path);
-    assert!(!writer.pass(&findings::all(&world.inputs()), &[]));
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     assert_eq!(written(&path), before);
 
     // A restart keeps the times of what did not change.
     let mut writer = Writer::new(dir.path().to_owned());
-    writer.pass(&findings::all(&world.inputs()), &[]);
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     assert_eq!(written(&path), before);
     world.report(true, "Connected", "");
-    writer.pass(&findings::all(&world.inputs()), &[]);
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     let changed = fs::read_to_string(&path).unwrap();
     assert!(changed.contains("reason: Verified") && changed.contains("0.1.0"), "{changed}");
 
@@ -222,9 +222,16 @@ fn files_change_only_when_something_does() {
         field: "spec".to_owned(),
         message: "bad \u{1b}[2J".to_owned(),
     };
-    writer.pass(&findings::all(&world.inputs()), &[problem]);
+    writer.pass(&findings::all(&world.inputs()), &[problem]).unwrap();
     assert!(!path.exists());
     let text = fs::read_to_string(dir.path().join("manifests.yaml")).unwrap();
     assert!(text.contains("file: a.yaml") && text.contains("line: 3") && !text.contains('\u{1b}'), "{text}");
     assert!(ClusterName::parse("west").is_ok());
+
+    // What cannot be written is told, and is due again.
+    fs::remove_file(dir.path().join("manifests.yaml")).unwrap();
+    fs::create_dir(dir.path().join("manifests.yaml")).unwrap();
+    assert!(writer.pass(&[], &[]).is_err());
+    fs::remove_dir(dir.path().join("manifests.yaml")).unwrap();
+    writer.pass(&[], &[]).unwrap();
 }

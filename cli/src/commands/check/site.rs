@@ -1,6 +1,6 @@
 //! `site.yaml`, the manifests, the processes and their versions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,6 +58,37 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
     versions(checks);
     links_in_force(checks).await;
     manifests(checks).await;
+    saved(checks).await;
+}
+
+/// Whether the next start will know what is in force now. The controller knows what it could not write.
+async fn saved(checks: &mut Checks<'_>) {
+    let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin) else { return };
+    // A controller of another version does not say; `the versions agree` tells that.
+    if let Ok(failures) = http::json::<BTreeMap<String, String>>(admin, "/unsaved").await {
+        report_saved(checks, &failures);
+    }
+}
+
+pub(super) fn report_saved(checks: &mut Checks<'_>, failures: &BTreeMap<String, String>) {
+    let name = "the state can be saved";
+    let state = checks.folder.state();
+    if failures.is_empty() {
+        return checks.ok(GROUP, name, state.display().to_string());
+    }
+    let reasons: Vec<_> =
+        failures.iter().map(|(what, error)| format!("{}: {error}", state.join(what).display())).collect();
+    checks.fail(
+        GROUP,
+        name,
+        reasons.join("; "),
+        format!(
+            "make {} writable for the controller's user and free some space there (`df -h`, `mount`); it is tried again by itself \
+             within seconds. What runs is not affected; a restart before that forgets what is new, and closes exports whose \
+             policies are broken then",
+            state.display()
+        ),
+    );
 }
 
 /// Waits for Links that lie in the manifests and are not in force yet; a Link for which that was worth it may take the rest

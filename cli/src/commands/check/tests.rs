@@ -43,6 +43,23 @@ async fn a_folder_without_a_site_names_the_next_step() {
     assert!(found.contains("linkspan site run"), "{found}");
 }
 
+#[test]
+fn a_state_folder_that_takes_nothing_is_a_failure() {
+    let dir = tempfile::tempdir().expect("folder");
+    let progress = Progress::silent();
+    let mut checks = checks(dir.path(), &progress);
+    site::report_saved(&mut checks, &[].into());
+    assert!(checks.report.passed());
+    let failed = [("addresses.json", "No space left on device"), ("status", "Read-only file system")];
+    site::report_saved(&mut checks, &failed.map(|(what, why)| (what.to_owned(), why.to_owned())).into());
+    let [found] = failures(&checks).try_into().expect("one failure");
+    assert!(
+        found.contains("the state can be saved") && found.contains("state/addresses.json: No space left"),
+        "{found}"
+    );
+    assert!(found.contains("Read-only file system") && found.contains("df -h"), "{found}");
+}
+
 #[tokio::test]
 async fn a_broken_manifest_is_named_by_place_and_field() {
     let dir = tempfile::tempdir().expect("folder");
