@@ -18,6 +18,7 @@ use linkspan_proto::identity::{SpiffeId, TrustDomain};
 use linkspan_proto::manifest::{ManifestError, cluster_from_yaml, site_from_yaml};
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::{Cluster, Site};
+use linkspan_runtime::build_info;
 use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
 
@@ -38,10 +39,14 @@ const MAX_WORKERS: usize = 256;
 
 /// The gateway of a standalone site: carries the traffic; the controller of the same site tells it what to carry.
 #[derive(Debug, Parser)]
-#[command(name = "linkspan-gateway", version)]
+#[command(
+    name = "linkspan-gateway",
+    version = build_info::line(),
+    after_help = "Examples:\n  linkspan-gateway -d /srv/east\n  linkspan-gateway -d /srv/east --log-format json --log-filter debug\n\nThe other half is linkspan-mirror-controller; `linkspan site run` runs both in one process. SIGTERM and Ctrl-C end it in order, a second one at once.\n\nExit codes: 0 ended in order, 1 failed, 2 wrong arguments, 130 or 143 ended at once by a second Ctrl-C or SIGTERM."
+)]
 pub struct Args {
     /// The site's directory, with site.yaml in it.
-    #[arg(long, value_name = "DIR", default_value = ".")]
+    #[arg(long, short = 'd', value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
 
     /// Runs in a Kubernetes cluster: --config names the file of the cluster, and --dir is not used.
@@ -290,10 +295,18 @@ mod tests {
     }
 
     #[test]
+    fn help_and_version_say_what_an_operator_needs() {
+        let mut command = <Args as clap::CommandFactory>::command();
+        let help = command.render_help().to_string();
+        assert!(help.contains("-d, --dir") && help.contains("Examples:") && help.contains("Exit codes:"), "{help}");
+        assert!(command.render_version().contains("commit"), "{}", command.render_version());
+    }
+
+    #[test]
     fn arguments_have_defaults() {
         let args = Args::parse_from(["linkspan-gateway"]);
         assert_eq!((args.dir.to_str(), args.log_format), (Some("."), Format::Text));
-        let args = Args::parse_from(["linkspan-gateway", "--dir", "/srv/east", "--log-format", "json"]);
+        let args = Args::parse_from(["linkspan-gateway", "-d", "/srv/east", "--log-format", "json"]);
         assert_eq!((args.dir.to_str(), args.log_format), (Some("/srv/east"), Format::Json));
     }
 }

@@ -33,6 +33,7 @@ use crate::leader::lease::Lease;
 use crate::leader::{self, Leading, Office};
 use crate::mirror::kubernetes::{ClusterIps, Held};
 use crate::mirror::{self, MirrorSet};
+use crate::saving::Saving;
 use crate::watch::{Event, Problem};
 use crate::{cluster, dns, files, status};
 
@@ -136,6 +137,7 @@ struct Channels {
     cluster_ips: watch::Sender<ClusterIps>,
     /// On Kubernetes, mirrors that are wanted and not written, and why.
     held: watch::Sender<Held>,
+    saving: Saving,
 }
 
 impl App {
@@ -153,9 +155,8 @@ impl App {
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let (home, standby) = match &config.kubernetes {
             None => (Some(Home::site(&config).await?), None),
-            Some(settings) => (None, Some(Standby::open(settings, &ca).await?)),
+            Some(settings) => (None, Some(Standby::open(&config, settings, &ca).await?)),
         };
-        state_dir::forget_earlier(&config)?;
 
         let addresses = Addresses { dns: dns_address, admin: process.admin_address };
         let (drain, signal) = Drain::new();
@@ -292,7 +293,8 @@ impl Stages {
         let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
         let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
         let accepted = watch::Sender::new(in_force.clone());
-        let keeping = accepted::keep(config.state(ACCEPTED), accepted.subscribe(), signal.clone());
+        let keeping =
+            accepted::keep(config.state(ACCEPTED), accepted.subscribe(), channels.saving.clone(), signal.clone());
         drop(task::spawn("accepted", keeping));
         let catalog = Catalog::new(own, config.mirror_addresses, in_force).with_exclusions(config.exclusions());
         let complete = watch::Sender::new(false);
@@ -302,7 +304,7 @@ impl Stages {
 
         let exchange = exchange::Context {
             own: config.cluster.clone(),
-            store: exchange::store::Store::new(config.state("catalogues")),
+            store: exchange::store::Store::new(config.state("catalogues"), channels.saving.clone()),
             metrics: exchange::Metrics::register(&registry),
             signal: signal.clone(),
         };
@@ -311,6 +313,7 @@ impl Stages {
             addresses: config.state("addresses.json"),
             hold,
             leading: leading.clone(),
+            saving: channels.saving.clone(),
             metrics: mirror::Metrics::register(&registry),
             signal: signal.clone(),
         };
@@ -369,7 +372,7 @@ enum Outcome {
 impl Outcome {
     fn of(ground: &Ground, config: &Config, leading: &Leading, process: &Process) -> Self {
         match ground {
-            Ground::Folder => {
+            Ground::Folder(_) => {
                 Self::Site { ready: process.admin.readiness().register("controller"), folder: config.state("status") }
             }
             Ground::Cluster(in_cluster) => Self::Cluster {
@@ -446,7 +449,8 @@ async fn after_mirror(config: Config, addresses: Addresses, channels: Channels, 
     let own = config.cluster.clone();
     let ready = match outcome {
         Outcome::Site { ready, folder } => {
-            drop(task::spawn("status", status::run(folder, own, sources, signal.clone())));
+            let saving = channels.saving.clone();
+            drop(task::spawn("status", status::run(folder, own, sources, saving, signal.clone())));
             Some(ready)
         }
         Outcome::Cluster { status } => {
@@ -483,6 +487,7 @@ impl Channels {
             store: Store::default(),
             cluster_ips: home::no_cluster_ips(),
             held: watch::Sender::new(Held::default()),
+            saving: Saving::default(),
         }
     }
 
@@ -523,6 +528,7 @@ impl Channels {
             reports: self.reports.subscribe(),
             problems: self.problems.subscribe(),
             store: self.store.clone(),
+            saving: self.saving.clone(),
         }
     }
 }

@@ -18,6 +18,7 @@ use linkspan_proto::manifest::{ManifestError, cluster_from_yaml, site_from_yaml}
 use linkspan_proto::metadata::Exclusions;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
 use linkspan_proto::resources::{Cluster, ClusterMirrorsSpec, Site};
+use linkspan_runtime::build_info;
 use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
 
@@ -32,10 +33,14 @@ pub const SITE_FILE: &str = "site.yaml";
 /// The controller of a standalone site: mirrors the services of peers, and tells the gateway of the same site what to
 /// carry.
 #[derive(Debug, Parser)]
-#[command(name = "linkspan-mirror-controller", version)]
+#[command(
+    name = "linkspan-mirror-controller",
+    version = build_info::line(),
+    after_help = "Examples:\n  linkspan-mirror-controller -d /srv/east\n  linkspan-mirror-controller -d /srv/east --log-format json --log-filter debug\n\nThe other half is linkspan-gateway; `linkspan site run` runs both in one process. SIGTERM and Ctrl-C end it in order, a second one at once.\n\nExit codes: 0 ended in order, 1 failed, 2 wrong arguments, 130 or 143 ended at once by a second Ctrl-C or SIGTERM."
+)]
 pub struct Args {
     /// The site's directory, with site.yaml in it.
-    #[arg(long, value_name = "DIR", default_value = ".")]
+    #[arg(long, short = 'd', value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
 
     /// Runs in a Kubernetes cluster: --config names the file of the cluster, and --dir is not used.
@@ -226,6 +231,14 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_and_version_say_what_an_operator_needs() {
+        let mut command = <Args as clap::CommandFactory>::command();
+        let help = command.render_help().to_string();
+        assert!(help.contains("-d, --dir") && help.contains("Examples:") && help.contains("Exit codes:"), "{help}");
+        assert!(command.render_version().contains("commit"), "{}", command.render_version());
+    }
 
     #[test]
     fn a_site_means_paths_and_addresses() {

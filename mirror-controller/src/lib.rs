@@ -62,6 +62,9 @@ pub mod verdict;
 // Names that no peer may take.
 pub mod reserved;
 
+// What cannot be saved.
+pub mod saving;
+
 mod diff;
 mod files;
 

@@ -27,6 +27,7 @@ use crate::catalog::Snapshot;
 use crate::exchange::Peers;
 use crate::files;
 use crate::leader::Leading;
+use crate::saving::Saving;
 
 // Local addresses, on a site.
 pub mod addresses;
@@ -68,6 +69,8 @@ pub use state::{Changes, MirrorSet, State};
 
 /// Between two updates. Changes come in bursts; together with the pace of the exchange this stays well below a second.
 pub const PACE: Duration = Duration::from_millis(30);
+/// Between two tries to save the addresses.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 /// Updates take at most half of one core, however large the catalogues are.
 const SHARE: u32 = 1;
 
@@ -86,6 +89,8 @@ pub struct Context {
     pub hold: Duration,
     /// Whether fronts may be given to new names.
     pub leading: Leading,
+    /// Whether addresses can be saved, and who exported what first.
+    pub saving: Saving,
     /// Figures.
     pub metrics: Metrics,
     /// The end.
@@ -137,6 +142,7 @@ pub async fn run(
     let held = tokio::time::Instant::now() + context.hold;
     let mut waiting = Some(Changes::new());
     let mut leading = context.leading.clone();
+    let mut failed = false;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let known = Arc::clone(&peers.borrow_and_update());
@@ -147,15 +153,17 @@ pub async fn run(
             state.set_closed(!leading.holds());
             let updated = tokio::task::spawn_blocking(move || {
                 let changes = state.update(snapshot, known);
-                save(&mut state, &path);
-                (state, changes)
+                let saved = save(&mut state, &path);
+                (state, changes, saved)
             });
-            let Ok((kept, changes)) = updated.await else {
+            let Ok((kept, changes, saved)) = updated.await else {
                 // The state went with the panic, and the vital task ends the process.
                 tracing::error!("the update of the mirrors panicked");
                 return;
             };
             state = kept;
+            failed = saved.iter().any(|(_, result)| result.is_err());
+            saved.into_iter().for_each(|(file, result)| context.saving.note(file, result));
             let set = state.set();
             context.metrics.updated(&set, state.fronts().load());
             if !changes.is_empty() {
@@ -183,6 +191,7 @@ pub async fn run(
             changed = snapshots.changed() => changed.is_err(),
             changed = peers.changed() => changed.is_err(),
             () = leading.changed() => false,
+            () = tokio::time::sleep(SAVE_AGAIN), if failed => false,
             () = context.signal.draining() => true,
             () = tokio::time::sleep_until(held), if waiting.is_some() => false,
         };
@@ -192,18 +201,27 @@ pub async fn run(
     }
 }
 
+/// How saving a file ended.
+type Saved = (&'static str, io::Result<()>);
+
 /// Addresses are on disk before anybody hears of them, so that no crash can give one to two names.
-fn save(state: &mut State, path: &std::path::Path) {
+fn save(state: &mut State, path: &std::path::Path) -> [Saved; 2] {
+    let mut seniority = Ok(());
     if let Some(text) = state.seniority().take_changed() {
         let path = path.with_file_name(SENIORITY);
-        if let Err(error) = files::write_atomically(&path, text.as_bytes(), 0o600) {
+        seniority = files::write_atomically(&path, text.as_bytes(), 0o600);
+        if let Err(error) = &seniority {
             tracing::error!(path = %path.display(), %error, "which cluster exported what first cannot be saved");
             state.seniority().mark_changed();
         }
     }
-    let Some(text) = state.fronts().take_changed() else { return };
-    if let Err(error) = files::write_atomically(path, text.as_bytes(), 0o600) {
-        tracing::error!(path = %path.display(), %error, "the addresses of mirrored names cannot be saved");
-        state.fronts().mark_changed();
+    let mut addresses = Ok(());
+    if let Some(text) = state.fronts().take_changed() {
+        addresses = files::write_atomically(path, text.as_bytes(), 0o600);
+        if let Err(error) = &addresses {
+            tracing::error!(path = %path.display(), %error, "the addresses of mirrored names cannot be saved");
+            state.fronts().mark_changed();
+        }
     }
+    [(SENIORITY, seniority), ("addresses.json", addresses)]
 }

@@ -29,6 +29,7 @@ use crate::exchange::Peers;
 use crate::files;
 use crate::mirror::MirrorSet;
 use crate::mirror::kubernetes::Held;
+use crate::saving::Saving;
 use crate::verdict::Verdict;
 use crate::watch::Problem;
 
@@ -65,7 +66,13 @@ pub struct Sources {
 
 /// Keeps the files up to date until the drain. Start it when the first mirrors are known: before that it would delete what
 /// an earlier run found out.
-pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut sources: Sources, signal: Signal) {
+pub async fn run(
+    folder: PathBuf,
+    own: linkspan_proto::names::ClusterName,
+    mut sources: Sources,
+    saving: Saving,
+    signal: Signal,
+) {
     let mut writer = Writer::new(folder);
     loop {
         let inputs = Inputs {
@@ -79,14 +86,16 @@ pub async fn run(folder: PathBuf, own: linkspan_proto::names::ClusterName, mut s
         let problems = Arc::clone(&sources.problems.borrow_and_update());
         let started = Instant::now();
         let pass = tokio::task::spawn_blocking(move || {
-            let failed = writer.pass(&findings::all(&inputs), &problems);
-            (writer, failed)
+            let passed = writer.pass(&findings::all(&inputs), &problems);
+            (writer, passed)
         });
-        let Ok((kept, failed)) = pass.await else {
+        let Ok((kept, passed)) = pass.await else {
             tracing::error!("writing the status panicked; there is no more status until the next start");
             return;
         };
         writer = kept;
+        let failed = passed.is_err();
+        saving.note("status", passed);
         let pause = PACE.max(started.elapsed() * (SHARE - 1));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -148,15 +157,15 @@ impl Writer {
         Self { folder, written: BTreeMap::new(), swept: false }
     }
 
-    /// Writes what differs. Says whether something could not be written.
-    fn pass(&mut self, findings: &[Finding], problems: &[Problem]) -> bool {
-        let mut failed = false;
+    /// Writes what differs, as far as it can be written. The error is the last one.
+    fn pass(&mut self, findings: &[Finding], problems: &[Problem]) -> io::Result<()> {
+        let mut passed = Ok(());
         if !self.swept {
             match self.sweep(findings) {
                 Ok(()) => self.swept = true,
                 Err(error) => {
                     tracing::warn!(%error, "old status files cannot be removed");
-                    failed = true;
+                    passed = Err(error);
                 }
             }
         }
@@ -164,26 +173,24 @@ impl Writer {
         for finding in findings {
             if let Err(error) = self.write(finding, now) {
                 tracing::warn!(file = finding.file, %error, "status cannot be written");
-                failed = true;
+                passed = Err(error);
             }
         }
         let present: BTreeSet<&str> = findings.iter().map(|finding| finding.file.as_str()).collect();
         let folder = &self.folder;
         self.written.retain(|file, _| {
             present.contains(file.as_str()) || {
-                let removed = files::remove(&folder.join(file));
-                if let Err(error) = &removed {
-                    tracing::warn!(file, %error, "status cannot be removed");
-                    failed = true;
-                }
-                removed.is_err()
+                let Err(error) = files::remove(&folder.join(file)) else { return false };
+                tracing::warn!(file, %error, "status cannot be removed");
+                passed = Err(error);
+                true
             }
         });
         if let Err(error) = write_problems(&self.folder.join("manifests.yaml"), problems) {
             tracing::warn!(%error, "the problems of the manifests cannot be written");
-            failed = true;
+            passed = Err(error);
         }
-        failed
+        passed
     }
 
     fn write(&mut self, finding: &Finding, now: Timestamp) -> io::Result<()> {

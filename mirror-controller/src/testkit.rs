@@ -58,7 +58,8 @@ pub(crate) fn entries(all: impl IntoIterator<Item = Arc<CatalogueEntry>>) -> Ent
 }
 
 pub(crate) fn view(entries: Entries, freshness: Freshness) -> View {
-    View { entries: Arc::new(entries), verified: Some((1, 1, [0; 32])), freshness, withheld: 0, synchronised: true }
+    let verified = Some((1, 1, [0; 32]));
+    View { entries: Arc::new(entries), verified, freshness, withheld: Arc::default(), synchronised: true }
 }
 
 pub(crate) fn peer_state(entries: Entries, freshness: Freshness) -> Arc<PeerState> {

@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All modules, each after everything that it may use.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     // Words and tools that every stage may use.
     "diff",
     "files",
     "labels",
     "reserved",
+    "saving",
     "verdict",
     // Leaves.
     "ca",

@@ -90,6 +90,16 @@ pub fn current() -> BuildInfo {
     BuildInfo { version: VERSION, commit, profile: PROFILE }
 }
 
+/// This build in one line, for `--version`; behind the program's name.
+#[must_use]
+pub fn line() -> &'static str {
+    static LINE: OnceLock<String> = OnceLock::new();
+    LINE.get_or_init(|| {
+        let BuildInfo { version, commit, profile } = current();
+        format!("{version} ({profile} build of commit {commit})")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::Commit;

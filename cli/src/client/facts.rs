@@ -93,6 +93,8 @@ pub(crate) struct Backing {
     pub(crate) tier: usize,
     /// Its weight inside the tier.
     pub(crate) weight: u32,
+    /// Whether a Link to it is in force; true for the local cluster.
+    pub(crate) linked: bool,
     /// Whether the link to it is alive; true for the local cluster.
     pub(crate) alive: bool,
     /// Ready endpoints; absent when it does not export this port.
@@ -146,6 +148,8 @@ pub(crate) struct PortHealth {
     pub(crate) backings: Vec<Backing>,
     /// Another program that answers at its address.
     pub(crate) occupant: Option<Occupant>,
+    /// Why the gateway does not listen there, its one word for it; empty where it does.
+    pub(crate) unbound: String,
 }
 
 impl Facts {
@@ -195,9 +199,10 @@ impl Facts {
             .flat_map(|(index, tier)| tier.clusters.iter().map(move |(cluster, weight)| (index + 1, cluster, *weight)))
             .map(|(tier, cluster, weight)| {
                 let local = self.own.as_ref() == Some(cluster);
+                let linked = local || self.peers.contains_key(cluster);
                 let alive = local || self.links.get(cluster).is_some_and(|link| link.alive);
                 let ready = if local { self.ready_here(mirror, port) } else { self.ready_there(cluster, mirror, port) };
-                Backing { cluster: cluster.clone(), tier, weight, alive, ready }
+                Backing { cluster: cluster.clone(), tier, weight, linked, alive, ready }
             })
             .collect()
     }
@@ -240,6 +245,7 @@ impl Facts {
         let backings = self.backings(mirror, port.port);
         let listener = self.listeners.get(&port.listen);
         let occupant = listener.and_then(|listener| listener.occupant.clone());
+        let unbound = listener.filter(|listener| !listener.bound).map(|listener| listener.reason.clone());
         let (state, message) = match listener {
             Some(listener) if !listener.bound => {
                 let said = if listener.message.is_empty() { &listener.reason } else { &listener.message };
@@ -251,7 +257,7 @@ impl Facts {
                 None => judge(&backings),
             },
         };
-        PortHealth { state, message, backings, occupant }
+        PortHealth { state, message, backings, occupant, unbound: unbound.unwrap_or_default() }
     }
 }
 
@@ -275,6 +281,7 @@ fn judge(backings: &[Backing]) -> (State, String) {
 fn why_out(backing: &Backing) -> String {
     let cluster = &backing.cluster;
     match (backing.alive, backing.ready) {
+        (false, _) if !backing.linked => format!("there is no Link to {cluster}"),
         (false, _) => format!("the link to {cluster} is down"),
         (true, None) => format!("{cluster} does not export this port"),
         (true, Some(_)) => format!("no endpoint is ready in {cluster}"),

@@ -1,12 +1,15 @@
 //! What lies in the site's folder.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use linkspan_proto::manifest;
 use linkspan_proto::resources::Site;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -121,6 +124,29 @@ impl Folder {
     }
 }
 
+/// A manifest's text. Never waits, as the controller does not: a FIFO has perhaps no writer, and what looks like a regular
+/// file may be one of the kernel's that waits for news. Never reads more than the parser takes.
+///
+/// # Errors
+/// When it is no regular file, is too long, has nothing to read now, or is no UTF-8.
+pub(crate) fn read_manifest(file: &Path) -> io::Result<String> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(file)?;
+    if !opened.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"));
+    }
+    let limit = u64::try_from(manifest::MAX_FILE_LEN).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    opened.take(limit.saturating_add(1)).read_to_string(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(error.kind(), "has nothing to read: replace it by a regular file"),
+        _ => error,
+    })?;
+    if text.len() > manifest::MAX_FILE_LEN {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 8 MiB; split it"));
+    }
+    Ok(text)
+}
+
 /// Explains an admin listener that does not answer: the file says that the process runs.
 pub(crate) fn gone(error: anyhow::Error, half: &str, pid: u32, dir: &Path) -> anyhow::Error {
     let dir = dir.display();
@@ -178,6 +204,20 @@ mod tests {
         let (_dir, folder) = folder(Some("{}"));
         let error = format!("{:#}", folder.gateway().expect_err("not ours"));
         assert!(error.contains("gateway.json") && error.contains("restart the site"), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_that_could_make_us_wait_is_an_error() {
+        let (dir, _) = folder(None);
+        let fifo = dir.path().join("fifo.yaml");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
+        assert!(read_manifest(&fifo).expect_err("no writer").to_string().contains("no regular file"));
+        assert!(read_manifest(dir.path()).is_err(), "a folder");
+        let long = fs::File::create(dir.path().join("long.yaml")).expect("made");
+        long.set_len(manifest::MAX_FILE_LEN as u64 + 1).expect("long");
+        let error = read_manifest(&dir.path().join("long.yaml")).expect_err("too long");
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 
     #[test]

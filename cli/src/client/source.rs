@@ -129,7 +129,7 @@ impl Source {
     /// Where an object of a user's belongs, for a person: a folder, or the API server.
     pub(crate) fn manifests(&self) -> String {
         match self {
-            Self::Site(folder) => format!("in a file below {}", folder.manifests().display()),
+            Self::Site(folder) => format!("in a file in {}", folder.manifests().display()),
             Self::Cluster(_) => "applied with kubectl".to_owned(),
         }
     }

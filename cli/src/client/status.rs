@@ -72,6 +72,11 @@ impl Status {
         self.conditions().iter().find(|condition| condition.kind == kind && condition.complains())
     }
 
+    /// Of a mirror: that nobody serves it, and its name stays for a while, because a peer removed it with many others.
+    pub(crate) fn removal_delayed(&self) -> Option<&Condition> {
+        self.complaint("Ready").filter(|condition| condition.reason == "RemovalDelayed")
+    }
+
     /// Of a mirror: the name that clients use.
     pub(crate) fn hostname(&self) -> &str {
         &self.status.hostname

@@ -25,6 +25,7 @@ mod site;
 mod trust;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,8 @@ struct Checks<'a> {
     controller: Option<ControllerRun>,
     /// What the gateways say; empty while none answers.
     facts: Facts,
+    /// Links in the manifests of a site that have not come into force, although `site` waited for them.
+    late: BTreeSet<ClusterName>,
     /// Conditions of Links, exports and mirrors.
     links: Vec<Status>,
     exports: Vec<Status>,
@@ -162,6 +165,7 @@ impl<'a> Checks<'a> {
             gateway: None,
             controller: None,
             facts: Facts::default(),
+            late: BTreeSet::new(),
             links: Vec::new(),
             exports: Vec::new(),
             mirrors: Vec::new(),

@@ -2,13 +2,15 @@
 //!
 //! In: nothing; no root, no fixed port. Out: the story with live figures, or PASS and FAIL (`--check`), or one JSON
 //! object. Refuses when: this machine has no 127.0.0.0/8 (not Linux). Never does: leave a process or a file behind, however it
-//! ends; a `kill -9` of the demo leaves its temporary folder, no process.
+//! ends; a `kill -9` of the demo leaves its temporary folder, which the next demo removes, and no process.
 //! Numbers: the story takes about 30 s; [`CHECK_TIMEOUT`] ends a check that hangs.
 
 /// Which addresses.
 mod addresses;
 /// What a run of answers says.
 mod figures;
+/// Where both sites lie.
+mod folder;
 /// Commands for the user's own hands.
 mod invitation;
 /// The client.

@@ -114,7 +114,7 @@ fn rows(facts: &Facts, statuses: &[Status], namespace: Option<&str>, cluster: Op
         let mut clusters = mirror.tiers.iter().flat_map(|tier| tier.clusters.keys());
         cluster.is_none_or(|name| clusters.any(|cluster| cluster.as_str() == name))
     });
-    let by_hostname = ByHostname(statuses.iter().map(|status| (status.hostname(), status)).collect());
+    let by_hostname = ByHostname::new(statuses);
     let made = mirrors.map(|mirror| Row::of(mirror, facts, &by_hostname));
     let refused = statuses.iter().filter_map(Row::refused).filter(|row| {
         // Of a refused mirror only the name is known; that of one cluster's mirror ends in the cluster.
@@ -127,12 +127,16 @@ fn rows(facts: &Facts, statuses: &[Status], namespace: Option<&str>, cluster: Op
 }
 
 /// Statuses of mirrors by the name that clients use.
-struct ByHostname<'a>(HashMap<&'a str, &'a Status>);
+pub(super) struct ByHostname<'a>(HashMap<&'a str, &'a Status>);
 
-impl ByHostname<'_> {
+impl<'a> ByHostname<'a> {
+    pub(super) fn new(statuses: &'a [Status]) -> Self {
+        Self(statuses.iter().map(|status| (status.hostname(), status)).collect())
+    }
+
     /// An endpoint of a headless service shares the status of the service, in whose name its own ends: behind `HOST.`, or
     /// behind `HOST.CLUSTER.` in the clusterset.
-    fn of(&self, name: &str) -> Option<&Status> {
+    pub(super) fn of(&self, name: &str) -> Option<&Status> {
         let above = name.split_once('.').map(|(_, above)| above);
         let further = above.and_then(|above| above.split_once('.')).map(|(_, further)| further);
         [Some(name), above, further].into_iter().flatten().find_map(|name| self.0.get(name).copied())
@@ -141,11 +145,17 @@ impl ByHostname<'_> {
 
 impl Row {
     fn of(mirror: &Mirror, facts: &Facts, statuses: &ByHostname<'_>) -> Self {
+        let status = statuses.of(&mirror.name);
+        let removed = status.and_then(Status::removal_delayed);
         let ports: Vec<Port> = mirror
             .ports
             .iter()
             .map(|port| {
-                let health = facts.health(mirror, port);
+                let mut health = facts.health(mirror, port);
+                // The gateway knows it as it was: names and addresses stay.
+                if let Some(removed) = removed.filter(|_| health.state.serves()) {
+                    (health.state, health.message) = (State::NotExported, removed.message.clone());
+                }
                 Port {
                     port: port.port,
                     name: port.name.as_ref().map(ToString::to_string),
@@ -159,7 +169,6 @@ impl Row {
             })
             .collect();
         let worst = ports.iter().max_by_key(|port| port.state);
-        let status = statuses.of(&mirror.name);
         Self {
             name: mirror.name.clone(),
             service: mirror.service.to_string(),
@@ -345,6 +354,16 @@ mod tests {
         );
         let json = serde_json::to_value(&rows).expect("serialises");
         assert_eq!((&json[0]["state"], &json[0]["healthy"]), (&"Refused".into(), &false.into()));
+    }
+
+    #[test]
+    fn what_a_peer_removed_is_not_healthy_while_its_name_stays() {
+        let removed = "{type: Ready, status: 'False', reason: RemovalDelayed, message: west removed it}";
+        let statuses = [status("web-west.shop.svc.cluster.local", removed)];
+        let rows = rows(&facts(), &statuses, None, Some("west"));
+        assert!(!rows[0].healthy);
+        let page = table(&rows, false).render(false);
+        assert!(page.contains("NotExported: west removed it"), "{page}");
     }
 
     #[test]

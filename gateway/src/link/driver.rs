@@ -193,14 +193,23 @@ impl Driver {
 
     fn configure(&mut self, config: Arc<PeerConfig>, now: Instant) {
         let old = std::mem::replace(&mut self.config, config);
-        let peer = &self.config.peer;
+        let config = Arc::clone(&self.config);
+        let peer = &config.peer;
         if !old.trust.same_roots(&self.config.trust) {
+            let mut same_peer = false;
             for standing in self.standing.values_mut() {
-                let verified = standing.verify(&self.config.trust);
-                if let Err(failure) = verified {
-                    standing.trouble = Some(trouble(failure.word(), failure.of_peer()));
-                    trouble::close(&standing.connection.quinn, CloseCode::TrustChanged);
+                match standing.verify(&self.config.trust) {
+                    Ok(_) => same_peer = true,
+                    Err(failure) => {
+                        standing.trouble = Some(trouble(failure.word(), failure.of_peer()));
+                        trouble::close(&standing.connection.quinn, CloseCode::TrustChanged);
+                    }
                 }
+            }
+            if !same_peer {
+                // Whoever holds the new root, the figures of the one before are not theirs.
+                self.sample();
+                self.figures.begin_anew();
             }
         }
         for standing in self.standing.values() {
@@ -277,6 +286,11 @@ impl Driver {
             let message = format!("a gateway that claims to be this peer was refused: {}", failure.of_peer());
             self.state.handle(Event::Refused(trouble(failure.word(), message)), now());
         }
+        self.sample();
+    }
+
+    /// Counts the packets since the last time.
+    fn sample(&mut self) {
         let connections: Vec<_> = self.standing.values().map(|standing| &standing.connection.quinn).collect();
         let (sent, lost) = self.figures.sample(&connections);
         self.shared.config.observer.packets(&self.link.cluster, sent, lost);

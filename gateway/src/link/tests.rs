@@ -116,6 +116,18 @@ async fn probes_make_a_link_alive_and_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn figures_are_those_of_the_peer_with_the_roots_in_force() {
+    let (east, west, _wire) = pair_in_memory().await;
+    let other = Authority::new(west.authority.trust_domain.as_str()).bundle();
+    let with = |trust_bundle| [Peer { trust_bundle, ..west.as_peer() }];
+    east.links.configure(&with(west.authority.bundle() + &other)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(east.report(&west).version.is_some(), "one more root, and still the same peer");
+    east.links.configure(&with(other)).await;
+    east.until(&west, |report| report.version.is_none() && report.probe_micros.is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn simultaneous_dials_leave_one_connection_and_lose_no_stream() {
     let network = Network::default();
     let (east, mut west) = (side_at("east", &network.host(1)), side_at("west", &network.host(2)));

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::catalog::Accepted;
 use crate::files;
+use crate::saving::Saving;
 
 /// Between two tries when the disk does not take it.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ pub(super) fn load(path: &Path) -> io::Result<Accepted> {
 }
 
 /// Keeps the file as it should be until the drain and through it. Nobody waits for it: the newest state counts.
-pub(super) async fn keep(path: PathBuf, mut newest: watch::Receiver<Accepted>, signal: Signal) {
+pub(super) async fn keep(path: PathBuf, mut newest: watch::Receiver<Accepted>, saving: Saving, signal: Signal) {
     // The last state is worth waiting for. The sender ends with the drain.
     let _guard = signal.guard();
     let mut failed = false;
@@ -51,10 +52,12 @@ pub(super) async fn keep(path: PathBuf, mut newest: watch::Receiver<Accepted>, s
             let text = accepted.to_text().map_err(io::Error::other)?;
             files::write_atomically(&target, text.as_bytes(), 0o600)
         });
-        failed = !matches!(written.await, Ok(Ok(())));
-        if failed {
-            tracing::error!(path = %path.display(), "which Links and traffic policies are in force cannot be saved");
+        let written = written.await.map_err(io::Error::other).flatten();
+        failed = written.is_err();
+        if let Err(error) = &written {
+            tracing::error!(path = %path.display(), %error, "which Links and traffic policies are in force cannot be saved");
         }
+        saving.note(super::ACCEPTED, written);
     }
 }
 

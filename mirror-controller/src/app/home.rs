@@ -8,13 +8,14 @@ use std::time::Duration;
 use kube::Client;
 use linkspan_proto::configuration::{Resource, Workloads};
 use linkspan_runtime::backoff::Backoff;
-use linkspan_runtime::drain::Signal;
+use linkspan_runtime::drain::{Guard, Signal};
 use linkspan_runtime::task;
 use linkspan_runtime::text::Clean;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use super::{Channels, StartError, state_dir};
+use super::state_dir::{self, StateDirError};
+use super::{Channels, StartError};
 use crate::ca::Ca;
 use crate::cluster::{self, TokenAttestor};
 use crate::config::{Config, Kubernetes};
@@ -58,7 +59,7 @@ pub(super) struct Home {
 /// Where objects come from and go to.
 pub(super) enum Ground {
     /// The folder of a site.
-    Folder,
+    Folder(Box<Directory>),
     /// A Kubernetes cluster.
     Cluster(Box<InCluster>),
 }
@@ -80,9 +81,10 @@ pub(super) struct Standby {
 
 impl Standby {
     /// Nothing is opened yet: gateways take whoever has the port open for the leader.
-    pub(super) async fn open(settings: &Kubernetes, ca: &Arc<Ca>) -> Result<Self, StartError> {
+    pub(super) async fn open(config: &Config, settings: &Kubernetes, ca: &Arc<Ca>) -> Result<Self, StartError> {
         let client = Client::try_default().await.map_err(StartError::ApiServer)?;
         let authority = Arc::new(Authority::new(Arc::clone(ca), settings.names.clone())?);
+        state_dir::forget_earlier(config)?;
         Ok(Self { client, settings: settings.clone(), authority })
     }
 
@@ -130,15 +132,22 @@ impl Home {
     pub(super) async fn site(config: &Config) -> Result<Self, StartError> {
         let given = mirror::load_addresses(&config.state("addresses.json"), config.mirror_addresses)
             .map_err(StartError::Addresses)?;
+        let configuration = state_dir::socket(&config.state("controller.sock")).await?.into();
+        let exchange = state_dir::socket(&config.state("exchange.sock")).await?.into();
+        state_dir::forget_earlier(config)?;
+        // Last: what was opened and never closed is not certain at the next start.
+        let last_good = config.state("last-good");
+        let source = Directory::open(config.manifests.clone(), last_good.clone())
+            .map_err(|error| StateDirError::Path { path: last_good, error })?;
         Ok(Self {
             fronts: given.into(),
             seniority: mirror::load_seniority(&config.state("addresses.json")),
-            configuration: state_dir::socket(&config.state("controller.sock")).await?.into(),
-            exchange: state_dir::socket(&config.state("exchange.sock")).await?.into(),
+            configuration,
+            exchange,
             attestor: None,
             hold: Duration::ZERO,
             leading: Leading::always(),
-            ground: Ground::Folder,
+            ground: Ground::Folder(Box::new(source)),
         })
     }
 }
@@ -156,18 +165,7 @@ impl Ground {
     ) {
         let InCluster { client, settings, port, authority } = match self {
             Self::Cluster(in_cluster) => *in_cluster,
-            Self::Folder => {
-                let source = Directory::new(config.manifests.clone(), config.state("last-good"));
-                drop(task::vital("watch", signal, directory::run(source, events, channels.problems.clone())));
-                let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
-                let (store, sets) = (channels.store.clone(), channels.mirrors.subscribe());
-                drop(task::spawn("apply", async move {
-                    if known(&store).await {
-                        mirror::apply::run(sink, sets, applied).await;
-                    }
-                }));
-                return;
-            }
+            Self::Folder(source) => return in_folder(*source, config, channels, events, applied, signal),
         };
         drop(task::vital("door", signal, port.serve(signal.clone())));
         drop(task::vital("authority", signal, authority.run()));
@@ -200,6 +198,30 @@ impl Ground {
             }
         }));
     }
+}
+
+/// The source of objects and what writes the mirrors, on a site.
+fn in_folder(
+    source: Directory,
+    config: &Config,
+    channels: &Channels,
+    events: mpsc::Sender<Event>,
+    applied: mirror::Applied,
+    signal: &Signal,
+) {
+    let (problems, saving, guard) = (channels.problems.clone(), channels.saving.clone(), signal.guard());
+    drop(task::vital("watch", signal, async move {
+        directory::run(source, events, problems, saving).await;
+        // What it leaves to the next start is worth waiting for.
+        drop::<Guard>(guard);
+    }));
+    let sink = mirror::apply::DirectorySink::new(config.state("mirrors"));
+    let (store, sets, saving) = (channels.store.clone(), channels.mirrors.subscribe(), channels.saving.clone());
+    drop(task::spawn("apply", async move {
+        if known(&store).await {
+            mirror::apply::run(sink, sets, applied, saving).await;
+        }
+    }));
 }
 
 /// Waits for the first complete state.

@@ -14,6 +14,7 @@ use crate::exchange::{Entries, PeerState, Peers};
 use crate::leader::Leading;
 use crate::mirror::MirrorSet;
 use crate::mirror::desired::Refused;
+use crate::saving::Saving;
 use crate::watch::Problem;
 
 /// What the routes read.
@@ -26,10 +27,12 @@ pub(super) struct Sources {
     pub(super) reports: watch::Receiver<Reports>,
     pub(super) problems: watch::Receiver<Arc<Vec<Problem>>>,
     pub(super) store: Store,
+    pub(super) saving: Saving,
 }
 
 /// `/catalogue`: what we export. `/peers`: what peers export, and how current it is; `?cluster=west` with its entries.
-/// `/manifests`: what is wrong with them. `/refused`: mirrors that cannot exist, and why. `/config` gets a part of its own.
+/// `/manifests`: what is wrong with them. `/refused`: mirrors that cannot exist, and why. `/unsaved`: what cannot be saved in the
+/// state folder. `/config` gets a part of its own.
 pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     let own = config.cluster.clone();
     let from = sources.clone();
@@ -73,8 +76,19 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
             Ok(Value::Array(refused))
         }
     });
-    let config = config.clone();
     let from = sources.clone();
+    admin.route("/unsaved", move |_| {
+        let refused = standing_by(&from);
+        let failures = from.saving.failures();
+        async move {
+            refused.map_or(Ok(()), Err)?;
+            Ok(serde_json::to_value(failures)?)
+        }
+    });
+    register_config(admin, config.clone(), sources.clone());
+}
+
+fn register_config(admin: &Admin, config: Config, from: Sources) {
     admin.config("controller", move |_| {
         let config = serde_json::to_value(&config);
         let links: Vec<_> = from.snapshots.borrow().links.keys().cloned().collect();
@@ -159,7 +173,7 @@ fn summary(cluster: &str, peer: &PeerState) -> Value {
         "synchronised": peer.view.synchronised,
         "freshness": peer.view.freshness,
         "entries": peer.view.entries.len(),
-        "withheld": peer.view.withheld,
+        "withheld": peer.view.withheld.len(),
         "epoch": epoch,
         "version": version,
         "hash": hash,

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::message::{REQUEST_MAX, Reply, Transport, respond};
@@ -25,6 +26,14 @@ const CONNECTIONS: usize = 256;
 
 /// Open TCP connections of one address, so that one client cannot take all of them.
 const CONNECTIONS_PER_ADDRESS: usize = 64;
+
+/// Connections that wait for a place, in all. They hold a socket and no buffer. As many as one address may have open: a
+/// client that closes all of its connections and opens as many again is served.
+const WAITING: usize = CONNECTIONS_PER_ADDRESS;
+
+/// How long a connection waits for a place. One that its client has closed already holds its place until its task has run,
+/// which takes microseconds, milliseconds on a busy machine. Below the second after which resolvers ask elsewhere.
+const CLOSING: Duration = Duration::from_millis(500);
 
 /// How long a connection may be silent between requests (RFC 7766 section 6.2.3: "a few seconds").
 const IDLE: Duration = Duration::from_secs(10);
@@ -102,17 +111,23 @@ async fn serve_tcp(zone: &Arc<ArcSwap<Zone>>, tcp: &TcpListener, drain: &Signal,
                 continue;
             }
         };
-        let Some(place) = connections.enter(client.ip(), metrics) else {
+        let Some(entry) = connections.enter(client.ip(), metrics) else {
             metrics.refused_connection();
             continue;
         };
         let (zone, metrics, drain) = (Arc::clone(zone), metrics.clone(), drain.clone());
         // Detached: the connection ends by itself within `IDLE`, or with the drain.
         drop(task::spawn("dns_connection", async move {
-            let _place = place;
+            let served = async {
+                let Some(_place) = entry.place().await else {
+                    metrics.refused_connection();
+                    return Ok(());
+                };
+                serve_connection(&zone, stream, &metrics).await
+            };
             tokio::select! {
                 () = drain.draining() => {}
-                ended = serve_connection(&zone, stream, &metrics) => if let Err(error) = ended {
+                ended = served => if let Err(error) = ended {
                     tracing::debug!(%error, %client, "DNS connection ended");
                 }
             }
@@ -160,9 +175,28 @@ async fn write_reply(stream: &mut TcpStream, reply: &[u8]) -> io::Result<()> {
     stream.write_all(&framed).await
 }
 
-/// Counts open connections, in total and by address.
+/// Counts open connections, in total and by address, and those that wait to be among them.
 #[derive(Clone, Default)]
-struct Connections(Arc<Mutex<HashMap<IpAddr, usize>>>);
+struct Connections(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    counts: Mutex<Counts>,
+    /// Told whenever a place is given back.
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Counts {
+    open: HashMap<IpAddr, usize>,
+    waiting: usize,
+}
+
+/// An accepted connection: it has its place, or waits for one.
+enum Entry {
+    Placed(Place),
+    Waiting(Waiter),
+}
 
 /// A place among the connections; given back on drop.
 struct Place {
@@ -171,9 +205,29 @@ struct Place {
     metrics: Metrics,
 }
 
+/// A place among those that wait; given back on drop.
+struct Waiter {
+    connections: Connections,
+    address: IpAddr,
+    metrics: Metrics,
+}
+
 impl Connections {
-    fn enter(&self, address: IpAddr, metrics: &Metrics) -> Option<Place> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// `None`: too many wait already.
+    fn enter(&self, address: IpAddr, metrics: &Metrics) -> Option<Entry> {
+        if let Some(place) = self.place(address, metrics) {
+            return Some(Entry::Placed(place));
+        }
+        let mut counts = self.counts();
+        if counts.waiting >= WAITING {
+            return None;
+        }
+        counts.waiting += 1;
+        Some(Entry::Waiting(Waiter { connections: self.clone(), address, metrics: metrics.clone() }))
+    }
+
+    fn place(&self, address: IpAddr, metrics: &Metrics) -> Option<Place> {
+        let open = &mut self.counts().open;
         let mine = open.get(&address).copied().unwrap_or(0);
         if mine >= CONNECTIONS_PER_ADDRESS || open.values().sum::<usize>() >= CONNECTIONS {
             return None;
@@ -182,17 +236,88 @@ impl Connections {
         metrics.connections.inc();
         Some(Place { connections: self.clone(), address, metrics: metrics.clone() })
     }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// The place; `None` when none became free in time.
+    async fn place(self) -> Option<Place> {
+        match self {
+            Self::Placed(place) => Some(place),
+            Self::Waiting(waiter) => waiter.place().await,
+        }
+    }
+}
+
+impl Waiter {
+    async fn place(self) -> Option<Place> {
+        let freed = &self.connections.0.freed;
+        let found = async {
+            loop {
+                // Listens before it looks, or a place given back in between would go unnoticed.
+                let mut next = std::pin::pin!(freed.notified());
+                next.as_mut().enable();
+                if let Some(place) = self.connections.place(self.address, &self.metrics) {
+                    return place;
+                }
+                next.await;
+            }
+        };
+        timeout(CLOSING, found).await.ok()
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut open = self.connections.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mine) = open.get_mut(&self.address) {
+        let mut counts = self.connections.counts();
+        if let Some(mine) = counts.open.get_mut(&self.address) {
             *mine -= 1;
             if *mine == 0 {
-                open.remove(&self.address);
+                counts.open.remove(&self.address);
             }
         }
+        drop(counts);
         self.metrics.connections.dec();
+        self.connections.0.freed.notify_waiters();
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.connections.counts().waiting -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_takes_the_place_of_one_that_is_just_closing() {
+        let (connections, metrics) = (Connections::default(), Metrics::default());
+        let enter = || connections.enter(CLIENT, &metrics);
+        let mut open = Vec::new();
+        for _ in 0..CONNECTIONS_PER_ADDRESS {
+            open.push(enter().expect("below the limit").place().await.expect("at once"));
+        }
+        // The clients of these have ended; their tasks have not run yet.
+        let next: Vec<_> = (0..WAITING).map(|_| enter().expect("waits")).collect();
+        assert!(enter().is_none(), "what waits is bounded, too");
+        let ends = async {
+            sleep(CLOSING / 2).await;
+            open.truncate(1);
+        };
+        let (served, ()) = tokio::join!(futures::future::join_all(next.into_iter().map(Entry::place)), ends);
+        assert_eq!(served.iter().flatten().count(), WAITING - 1, "one place was not given back in time");
+        assert_eq!(metrics.connections.get(), 64);
+        drop((served, open));
+        assert!(matches!(enter(), Some(Entry::Placed(_))), "nothing is held any more");
+        assert_eq!(metrics.connections.get(), 0);
+        assert_eq!(connections.counts().waiting, 0);
     }
 }

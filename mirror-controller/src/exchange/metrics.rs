@@ -78,7 +78,7 @@ impl Metrics {
     pub(super) fn viewed(&self, peer: &ClusterName, view: &View) {
         let peer = Peer { peer: peer.to_string() };
         self.entries.get_or_create(&peer).set(i64::try_from(view.entries.len()).unwrap_or(i64::MAX));
-        self.withheld.get_or_create(&peer).set(i64::try_from(view.withheld).unwrap_or(i64::MAX));
+        self.withheld.get_or_create(&peer).set(i64::try_from(view.withheld.len()).unwrap_or(i64::MAX));
         self.fresh.get_or_create(&peer).set(i64::from(view.freshness == Freshness::Fresh));
     }
 

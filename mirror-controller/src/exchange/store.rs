@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, Details, MAX_SERVICES, Protocol};
@@ -22,14 +23,19 @@ use tokio::task::JoinHandle;
 
 use super::session::{Catalogue, Entries, Subscriber};
 use crate::files;
+use crate::saving::Saving;
 
 /// Between two saves of one peer. An older copy is no loss: the peer sends what changed since.
 pub const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between two tries to save.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// The folder of last good catalogues.
 #[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
+    saving: Saving,
 }
 
 /// A catalogue in its file.
@@ -144,10 +150,10 @@ impl EntryText {
 }
 
 impl Store {
-    /// Catalogues in `folder`, which exists.
+    /// Catalogues in `folder`, which exists; what cannot be saved there is noted in `saving`.
     #[must_use]
-    pub const fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    pub const fn new(folder: PathBuf, saving: Saving) -> Self {
+        Self { folder, saving }
     }
 
     /// What was known of a peer when it was last saved.
@@ -186,14 +192,44 @@ impl Store {
 
     /// Forgets a peer.
     pub(super) fn remove(&self, peer: &ClusterName) {
-        if let Err(error) = files::remove(&self.path(peer)) {
+        let removed = files::remove(&self.path(peer));
+        self.saving.note(&noted(peer), removed.as_ref());
+        if let Err(error) = removed {
             tracing::warn!(%peer, %error, "the peer's last catalogue cannot be removed");
         }
     }
 
     /// Saves one peer's catalogue from now on.
     pub(super) fn saver(&self, peer: &ClusterName, subscriber: &Subscriber) -> Saver {
-        Saver { path: self.path(peer), peer: peer.clone(), saved: Mark::of(subscriber), due: None, running: None }
+        Saver {
+            store: self.clone(),
+            peer: peer.clone(),
+            saved: Mark::of(subscriber),
+            failed: Arc::default(),
+            due: None,
+            running: None,
+        }
+    }
+
+    /// Says whether it is saved.
+    fn save(&self, peer: &ClusterName, kept: &Kept) -> bool {
+        let texts = |entries: &Entries| entries.values().map(|entry| EntryText::from(entry.as_ref())).collect();
+        let stored = Stored {
+            cluster: peer.clone(),
+            epoch: kept.catalogue.epoch,
+            version: kept.catalogue.version,
+            entries: texts(&kept.catalogue.entries),
+            withheld: texts(&kept.withheld),
+        };
+        let path = self.path(peer);
+        let written = serde_json::to_vec(&stored)
+            .map_err(io::Error::other)
+            .and_then(|bytes| files::write_atomically(&path, &bytes, 0o600));
+        if let Err(error) = &written {
+            tracing::warn!(%peer, path = %path.display(), %error, "the peer's catalogue cannot be saved");
+        }
+        self.saving.note(&noted(peer), written.as_ref());
+        written.is_ok()
     }
 
     fn path(&self, peer: &ClusterName) -> PathBuf {
@@ -224,6 +260,9 @@ struct Mark {
 }
 
 impl Mark {
+    /// What no subscriber has.
+    const NONE: Self = Self { version: None, withheld: usize::MAX };
+
     fn of(subscriber: &Subscriber) -> Self {
         subscriber.to_keep().map_or(Self { version: None, withheld: 0 }, |(catalogue, withheld)| Self {
             version: Some((catalogue.epoch, catalogue.version)),
@@ -235,9 +274,11 @@ impl Mark {
 /// Saves one peer's catalogue when it changed, not too often.
 #[derive(Debug)]
 pub(super) struct Saver {
-    path: PathBuf,
+    store: Store,
     peer: ClusterName,
     saved: Mark,
+    /// The last save failed, and is due again.
+    failed: Arc<AtomicBool>,
     due: Option<Instant>,
     /// A save on its way: the next waits for it, or an older state could end on top of a newer.
     running: Option<JoinHandle<()>>,
@@ -246,6 +287,10 @@ pub(super) struct Saver {
 impl Saver {
     /// Looks whether there is something to save, and saves it when its time has come.
     pub(super) fn offer(&mut self, subscriber: &Subscriber, now: Instant) {
+        if self.failed.swap(false, Ordering::Relaxed) {
+            self.saved = Mark::NONE;
+            self.due = Some(now + SAVE_AGAIN);
+        }
         if Mark::of(subscriber) == self.saved {
             return;
         }
@@ -258,10 +303,11 @@ impl Saver {
             return;
         }
         if let Some(kept) = self.take(subscriber) {
-            let (path, peer) = (self.path.clone(), self.peer.clone());
+            let (store, peer, failed) = (self.store.clone(), self.peer.clone(), Arc::clone(&self.failed));
             // Serialising ten thousand entries takes milliseconds, the disk longer: neither on this task.
             self.running = Some(task::spawn("exchange_save", async move {
-                drop(tokio::task::spawn_blocking(move || save(&path, &peer, &kept)).await);
+                let saved = tokio::task::spawn_blocking(move || store.save(&peer, &kept)).await;
+                failed.store(!saved.unwrap_or(false), Ordering::Relaxed);
             }));
         }
     }
@@ -276,10 +322,10 @@ impl Saver {
         if let Some(running) = self.running.take() {
             drop(running.await);
         }
-        if Mark::of(subscriber) != self.saved
+        if (Mark::of(subscriber) != self.saved || self.failed.load(Ordering::Relaxed))
             && let Some(kept) = self.take(subscriber)
         {
-            save(&self.path, &self.peer, &kept);
+            self.store.save(&self.peer, &kept);
         }
     }
 
@@ -297,21 +343,8 @@ struct Kept {
     withheld: Entries,
 }
 
-fn save(path: &std::path::Path, peer: &ClusterName, kept: &Kept) {
-    let texts = |entries: &Entries| entries.values().map(|entry| EntryText::from(entry.as_ref())).collect();
-    let stored = Stored {
-        cluster: peer.clone(),
-        epoch: kept.catalogue.epoch,
-        version: kept.catalogue.version,
-        entries: texts(&kept.catalogue.entries),
-        withheld: texts(&kept.withheld),
-    };
-    let written = serde_json::to_vec(&stored)
-        .map_err(io::Error::other)
-        .and_then(|bytes| files::write_atomically(path, &bytes, 0o600));
-    if let Err(error) = written {
-        tracing::warn!(%peer, path = %path.display(), %error, "the peer's catalogue cannot be saved");
-    }
+fn noted(peer: &ClusterName) -> String {
+    format!("catalogues/{peer}.json")
 }
 
 #[cfg(test)]

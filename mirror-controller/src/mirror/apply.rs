@@ -24,6 +24,7 @@ use super::plan::{Action, Item, Left, Place, Plan, Present, plan};
 use super::state::MirrorSet;
 use crate::files;
 use crate::labels;
+use crate::saving::Saving;
 
 /// Pauses after a failed write.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -42,7 +43,7 @@ pub trait Sink: Send + 'static {
 }
 
 /// Keeps a sink as wanted until `sets` is closed.
-pub async fn run(mut sink: impl Sink, mut sets: watch::Receiver<MirrorSet>, metrics: Applied) {
+pub async fn run(mut sink: impl Sink, mut sets: watch::Receiver<MirrorSet>, metrics: Applied, saving: Saving) {
     let mut pause = Backoff::new(RETRY.0, RETRY.1);
     let mut present = loop {
         match sink.list().await {
@@ -78,6 +79,7 @@ pub async fn run(mut sink: impl Sink, mut sets: watch::Receiver<MirrorSet>, metr
                 Action::Delete => drop(present.remove(&item.place)),
             }
         }
+        saving.note("mirrors", result.as_ref());
         match result {
             Err(error) => {
                 metrics.failed();

@@ -211,10 +211,10 @@ fn catalogue(peer: Option<&PeerState>) -> [Verdict; 2] {
             let reason = if trouble.is_some() { reason } else { "Pending" };
             [synced(status, reason, message), stale(false, "NoCatalogue", "there is no catalogue yet")]
         }
-        Freshness::Fresh if peer.view.withheld > 0 => {
+        Freshness::Fresh if !peer.view.withheld.is_empty() => {
             let message = format!(
                 "the peer removed more than half of its services at once; {} of them stay for 30 s in case it is a mistake",
-                peer.view.withheld
+                peer.view.withheld.len()
             );
             [
                 synced(ConditionStatus::False, "MassRemovalDelayed", message),
@@ -369,7 +369,9 @@ fn ready(inputs: &Inputs, wanted: &Wanted) -> Verdict {
             return inputs.snapshot.exported.get(service);
         }
         let peer = inputs.peers.get(cluster)?;
-        peer.view.entries.get(service).filter(|_| peer.view.freshness != Freshness::Drained)
+        // What is withheld is kept for its name and address alone: the peer refuses calls to what it no longer exports.
+        let serves = peer.view.freshness != Freshness::Drained && !peer.view.withheld.contains(service);
+        peer.view.entries.get(service).filter(|_| serves)
     };
     let serves = wanted.clusters.iter().filter_map(entry).any(|entry| {
         if entry.headless {
@@ -380,10 +382,25 @@ fn ready(inputs: &Inputs, wanted: &Wanted) -> Verdict {
     });
     if serves {
         Verdict::new("Ready", true, "Ready", "at least one cluster has ready endpoints")
+    } else if let Some(removed) = removed(inputs, wanted) {
+        removed
     } else {
         let clusters: Vec<_> = wanted.clusters.iter().map(ClusterName::as_str).collect();
         Verdict::new("Ready", false, "NoReadyEndpoints", format!("no endpoint is ready in {}", clusters.join(", ")))
     }
+}
+
+/// That nobody serves it because a peer has removed it with so many others that its name stays for a while.
+fn removed(inputs: &Inputs, wanted: &Wanted) -> Option<Verdict> {
+    let service = wanted.id.service();
+    let withholds =
+        |cluster: &&ClusterName| inputs.peers.get(*cluster).is_some_and(|peer| peer.view.withheld.contains(service));
+    let clusters: Vec<_> = wanted.clusters.iter().filter(withholds).map(ClusterName::as_str).collect();
+    let message = format!(
+        "{} removed it, with more than half of its services at once; name and address stay for 30 s in case it is a mistake",
+        clusters.join(" and ")
+    );
+    (!clusters.is_empty()).then(|| Verdict::new("Ready", false, "RemovalDelayed", message))
 }
 
 /// Whether some of what it is made from is not certain any more.

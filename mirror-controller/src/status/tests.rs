@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use linkspan_proto::configuration::{LinkPhase, LinkReport, Rejection, ResourceKey, ResourceKind};
 use linkspan_proto::names::ClusterName;
@@ -126,16 +126,17 @@ fn a_link_says_what_holds_and_why_not() {
     world.report(false, "evil reason\u{1b}[2J", "no answer");
     assert_eq!(of(&world)["Connected"], "False:Other");
 
+    let (none, some) = (BTreeSet::new(), BTreeSet::from([key("shop/web")]));
     for (freshness, synchronised, withheld, synced, stale) in [
-        (Freshness::Fresh, false, 0, "Unknown:Closed", "False:Fresh"),
-        (Freshness::Fresh, true, 7, "False:MassRemovalDelayed", "False:Fresh"),
-        (Freshness::Stale, false, 0, "False:Closed", "True:NotConfirmed"),
-        (Freshness::Drained, false, 0, "False:Closed", "True:Drained"),
-        (Freshness::Unknown, false, 0, "False:Closed", "False:NoCatalogue"),
+        (Freshness::Fresh, false, &none, "Unknown:Closed", "False:Fresh"),
+        (Freshness::Fresh, true, &some, "False:MassRemovalDelayed", "False:Fresh"),
+        (Freshness::Stale, false, &none, "False:Closed", "True:NotConfirmed"),
+        (Freshness::Drained, false, &none, "False:Closed", "True:Drained"),
+        (Freshness::Unknown, false, &none, "False:Closed", "False:NoCatalogue"),
     ] {
         world.peer.trouble = Some(("Closed", "the pipe closed".to_owned()));
         (world.peer.view.freshness, world.peer.view.synchronised, world.peer.view.withheld) =
-            (freshness, synchronised, withheld);
+            (freshness, synchronised, Arc::new(withheld.clone()));
         assert_eq!(of(&world)["CatalogueSynced"], synced);
         assert_eq!(of(&world)["Stale"], stale);
     }
@@ -177,6 +178,10 @@ fn exports_and_mirrors_say_what_holds_and_why_not() {
     world.peer.view = view(entries([entry("shop/web", &["http:80"], 0)]), Freshness::Stale);
     let found = world.conditions("mirrors/shop.web-west.yaml");
     assert_eq!((found["Ready"].as_str(), found["Stale"].as_str()), ("False:NoReadyEndpoints", "True:NotConfirmed"));
+    world.peer.view = view(entries([entry("shop/web", &["http:80"], 1)]), Freshness::Fresh);
+    world.peer.view.withheld = Arc::new(BTreeSet::from([key("shop/web")]));
+    assert_eq!(world.conditions("mirrors/shop.web-west.yaml")["Ready"], "False:RemovalDelayed");
+    assert_eq!(world.conditions("mirrors/shop.web.clusterset.yaml")["Ready"], "True:Ready", "east serves it, too");
     world.peer.view = view(Entries::new(), Freshness::Fresh);
     assert_eq!(world.conditions("exports/shop.web.yaml")["Conflict"], "False:NoConflicts");
 }
@@ -189,7 +194,7 @@ fn files_change_only_when_something_does() {
     fs::create_dir_all(dir.path().join("exports")).unwrap();
     fs::write(dir.path().join("exports/shop.gone.yaml"), "old").unwrap();
     let mut writer = Writer::new(dir.path().to_owned());
-    assert!(!writer.pass(&findings::all(&world.inputs()), &[]));
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     assert!(!dir.path().join("exports/shop.gone.yaml").exists());
     let text = fs::read_to_string(&path).unwrap();
     for line in ["kind: Link", "name: west", "observedGeneration: 3", "reason: NoGateway", "services: 1"] {
@@ -197,15 +202,15 @@ fn files_change_only_when_something_does() {
     }
     let written = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
     let before = written(&path);
-    assert!(!writer.pass(&findings::all(&world.inputs()), &[]));
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     assert_eq!(written(&path), before);
 
     // A restart keeps the times of what did not change.
     let mut writer = Writer::new(dir.path().to_owned());
-    writer.pass(&findings::all(&world.inputs()), &[]);
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     assert_eq!(written(&path), before);
     world.report(true, "Connected", "");
-    writer.pass(&findings::all(&world.inputs()), &[]);
+    writer.pass(&findings::all(&world.inputs()), &[]).unwrap();
     let changed = fs::read_to_string(&path).unwrap();
     assert!(changed.contains("reason: Verified") && changed.contains("0.1.0"), "{changed}");
 
@@ -218,9 +223,16 @@ fn files_change_only_when_something_does() {
         field: "spec".to_owned(),
         message: "bad \u{1b}[2J".to_owned(),
     };
-    writer.pass(&findings::all(&world.inputs()), &[problem]);
+    writer.pass(&findings::all(&world.inputs()), &[problem]).unwrap();
     assert!(!path.exists());
     let text = fs::read_to_string(dir.path().join("manifests.yaml")).unwrap();
     assert!(text.contains("file: a.yaml") && text.contains("line: 3") && !text.contains('\u{1b}'), "{text}");
     assert!(ClusterName::parse("west").is_ok());
+
+    // What cannot be written is told, and is due again.
+    fs::remove_file(dir.path().join("manifests.yaml")).unwrap();
+    fs::create_dir(dir.path().join("manifests.yaml")).unwrap();
+    assert!(writer.pass(&[], &[]).is_err());
+    fs::remove_dir(dir.path().join("manifests.yaml")).unwrap();
+    writer.pass(&[], &[]).unwrap();
 }

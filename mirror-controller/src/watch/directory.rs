@@ -1,8 +1,9 @@
 //! A folder of YAML files as the source of objects.
 //!
 //! - **In**: `*.yaml` and `*.yml` in one folder, several documents a file. Hidden files, editors' backups and everything
-//!   else are passed over.
-//! - **Out**: events and problems, as [`super`] says. A change is told in well under a second.
+//!   else are passed over; a folder in it in which there are such files is reported as what cannot be read.
+//! - **Out**: events and problems, as [`super`] says. A change is told in well under a second; that an ExportPolicy is gone,
+//!   or a Link out of its file, after [`SETTLE`](super::folder::SETTLE).
 //! - **Refuses when**: a file is larger than [`manifest::MAX_FILE_LEN`], is no regular file (a folder, a FIFO, a link that
 //!   leads nowhere), or does not parse. All of these keep what they held, and are reported.
 //! - **Never does**: delete because it could not look: a folder or file that cannot be read keeps what it held, also over a
@@ -22,8 +23,9 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::folder::{Document, Folder, GRACE};
 use super::{Event, Problem};
-use copies::Copies;
-use listing::{Found, list, read_file};
+use crate::saving::Saving;
+use copies::{Copies, Held};
+use listing::{Found, Stamp, list, read_file};
 
 // What files held when they were last read, over a restart.
 mod copies;
@@ -40,6 +42,8 @@ pub const POLL_ALONE: Duration = Duration::from_millis(200);
 const POLL_SHARE: u32 = 20;
 /// A file that changes without end is read anyway after this many looks, about a second.
 const RESTLESS_LOOKS: u32 = 25;
+/// Between two tries to save what could not be saved.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// A folder that is watched.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub struct Directory {
     folder: Folder,
     seen: BTreeMap<String, Seen>,
     start: Start,
+    /// When all copies were last as they should be, or tried again.
+    saved: Option<Instant>,
 }
 
 /// How far the first complete view has come.
@@ -87,16 +93,25 @@ pub struct Look {
     pub problems: Vec<Problem>,
     /// When to look again at the latest, because something is not settled.
     pub again: Option<Instant>,
+    /// What cannot be saved for the next start, if so.
+    pub unsaved: Option<String>,
     /// Whether everything that was there at the start is known. Before that there are no events.
     pub complete: bool,
 }
 
 impl Directory {
-    /// Watches `path`; keeps copies of what files held in `last_good`.
-    #[must_use]
-    pub fn new(path: PathBuf, last_good: PathBuf) -> Self {
-        let copies = Copies::new(last_good);
-        Self { path, copies, folder: Folder::default(), seen: BTreeMap::new(), start: Start::Unlisted }
+    /// Watches `path`; keeps copies of what files held in `last_good`, which nobody else uses.
+    ///
+    /// # Errors
+    /// When `last_good` cannot be changed: what a later start finds there would not be what was in force.
+    pub fn open(path: PathBuf, last_good: PathBuf) -> io::Result<Self> {
+        let (folder, seen, start) = (Folder::default(), BTreeMap::new(), Start::Unlisted);
+        Ok(Self { path, copies: Copies::open(last_good)?, folder, seen, start, saved: None })
+    }
+
+    /// Ends in good order: what broken files held is known at the next start.
+    pub fn close(self) {
+        self.copies.close(matches!(self.start, Start::Told));
     }
 
     /// Looks once. Blocks on the file system.
@@ -127,11 +142,34 @@ impl Directory {
             for name in self.folder.take_forgotten() {
                 self.copies.forget(&name);
             }
-            self.copies.keep_link_files(self.folder.link_files());
+            for name in self.folder.take_released() {
+                self.keep_objects(&name);
+            }
+            self.copies.keep_holders(self.folder.holders());
+            self.save_again(now);
         }
         let mut problems = self.folder.problems();
         problems.extend(trouble);
-        Look { events, problems, again: again.into_iter().chain(missing).min(), complete }
+        let again = again.into_iter().chain(missing).min();
+        Look { events, problems, again, unsaved: self.copies.trouble(), complete }
+    }
+
+    /// Tries to save what could not be saved.
+    fn save_again(&mut self, now: Instant) {
+        let unsaved = self.copies.unsaved();
+        let last = *self.saved.get_or_insert(now);
+        if unsaved.is_empty() || now >= last + SAVE_AGAIN {
+            unsaved.iter().for_each(|name| self.keep_objects(name));
+            self.saved = Some(now);
+        }
+    }
+
+    /// Keeps what a file holds that does not show all of it.
+    fn keep_objects(&mut self, name: &str) {
+        match self.seen.get(name) {
+            Some(seen) => self.copies.keep_objects(name, seen.found.stamp, self.folder.objects(name)),
+            None => self.copies.forget(name),
+        }
     }
 
     /// The first listing: what must be looked into before anything is told. A file that is only known from before may be
@@ -139,15 +177,16 @@ impl Directory {
     fn begin(&mut self, found: &BTreeMap<String, Found>, now: Instant) {
         let files = found.keys().cloned().chain(self.copies.names()).collect();
         self.start = Start::Waiting { since: now, files };
-        self.folder = Folder::new(self.copies.link_files());
+        self.folder = Folder::new(self.copies.holders(|name| found.get(name).map(|found| found.stamp)));
     }
 
     /// Strikes out what is known by now; says when to look again if something is left.
     fn wait_for_the_first(&mut self, now: Instant) -> Option<Instant> {
         let Start::Waiting { since, files } = &mut self.start else { return None };
         let given_up = *since + GRACE;
-        let (seen, copies) = (&self.seen, &self.copies);
+        let seen = &self.seen;
         let mut again = None;
+        let mut gone = Vec::new();
         files.retain(|name| match seen.get(name) {
             Some(seen) => !seen.read,
             None if now < given_up => {
@@ -155,12 +194,16 @@ impl Directory {
                 true
             }
             None => {
-                copies.forget(name);
+                gone.push(name.clone());
                 false
             }
         });
         if files.is_empty() {
             self.start = Start::Told;
+        }
+        for name in gone {
+            self.remember(&name);
+            self.copies.forget(&name);
         }
         again
     }
@@ -181,7 +224,7 @@ impl Directory {
         seen.read = true;
         seen.again = false;
         if let Some(trouble) = found.trouble {
-            self.cannot_read(name, trouble);
+            self.cannot_read(name, found.stamp, trouble);
             return None;
         }
         match read_file(&self.path.join(name)) {
@@ -196,7 +239,7 @@ impl Directory {
                     seen.read = true;
                     restless = true;
                 }
-                self.take(name, &text, restless);
+                self.take(name, after, &text, restless);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Gone a moment ago; the next listing knows whether for good.
@@ -206,18 +249,23 @@ impl Directory {
             Err(error) => {
                 // What is wrong with the file itself is looked at again when the file changes.
                 seen.again = !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge);
-                self.cannot_read(name, &format!("cannot be read: {error}"));
+                self.cannot_read(name, found.stamp, &format!("cannot be read: {error}"));
             }
         }
         None
     }
 
-    fn cannot_read(&mut self, name: &str, why: &str) {
-        self.recall(name);
+    fn cannot_read(&mut self, name: &str, stamp: Stamp, why: &str) {
+        self.recall(name, stamp);
         self.folder.unreadable(name, Problem::at_line(name, 0, why.to_owned()));
+        self.copies.keep_objects(name, stamp, self.folder.objects(name));
     }
 
-    fn take(&mut self, name: &str, text: &str, restless: bool) {
+    fn take(&mut self, name: &str, stamp: Stamp, text: &str, restless: bool) {
+        if text.trim().is_empty() {
+            return self.take_empty(name, stamp);
+        }
+        let is_new = !self.folder.knows(name);
         let mut read = parse(name, text);
         if restless {
             // It may be half of what is meant, and end between two documents: what it does not show is not gone.
@@ -225,48 +273,92 @@ impl Directory {
             read.problems.push(Problem::at_line(name, 0, message.to_owned()));
             read.broken.push(Subject::default());
         }
-        if read.problems.is_empty() {
-            self.folder.read(name, read.documents, read.problems, read.broken);
-            self.copies.keep(name, text);
+        let is_whole = read.problems.is_empty();
+        if !is_whole {
+            self.recall(name, stamp);
+        }
+        self.folder.read(name, read.documents, read.problems, read.broken);
+        if is_whole && is_new && !self.copies.is(name, text) {
+            self.remember(name);
+        }
+        if is_whole && self.folder.awaited(name).next().is_none() {
+            self.copies.keep(name, stamp, text);
         } else {
-            self.recall(name);
-            self.folder.read(name, read.documents, read.problems, read.broken);
-            self.copies.keep_objects(name, self.folder.objects(name));
+            self.copies.keep_objects(name, stamp, self.folder.objects(name));
         }
     }
 
-    /// The first look after a start, and the file is no good: what it held before the start still holds.
-    fn recall(&mut self, name: &str) {
-        if !self.folder.knows(name)
-            && let Some(old) = self.copies.recall(name)
-        {
-            self.folder.read(name, parse(name, &old).documents, Vec::new(), Vec::new());
+    fn take_empty(&mut self, name: &str, stamp: Stamp) {
+        if !self.recall(name, stamp) {
+            return self.cannot_read(
+                name,
+                stamp,
+                "is empty, and what it held last could not be saved: write or remove it",
+            );
+        }
+        let message = "is empty, and what it held may be about to be written anew: its ExportPolicies stay in force; remove the \
+                       file to end them";
+        self.folder.emptied(name, Problem::at_line(name, 0, message.to_owned()));
+        self.copies.keep_objects(name, stamp, self.folder.objects(name));
+    }
+
+    /// The first look after a start, and the file is no good: what it held before the start still holds. False: that it held
+    /// something is all that is known.
+    fn recall(&mut self, name: &str, stamp: Stamp) -> bool {
+        if self.folder.knows(name) {
+            return true;
+        }
+        match self.copies.recall(name, Some(stamp)) {
+            Held::Nothing => {}
+            Held::Text(text) => self.folder.read(name, parse(name, &text).documents, Vec::new(), Vec::new()),
+            Held::Once(_) => {
+                tracing::warn!(
+                    file = %Clean(name),
+                    "the last run did not end in good order and this manifest changed since it was read; what it held is not certain"
+                );
+                self.copies.forget(name);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Policies that a file held before the start, and shows no more: until they are gone for long enough even an older
+    /// version of them forbids more than none.
+    fn remember(&mut self, name: &str) {
+        if let Held::Text(text) | Held::Once(text) = self.copies.recall(name, None) {
+            self.folder.remember(name, parse(name, &text).documents);
         }
     }
 }
 
-/// Watches a folder until `events` is closed: tells everything once between `Init` and `InitDone`, then changes.
-pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: watch::Sender<Arc<Vec<Problem>>>) {
+/// Watches a folder until `events` is closed: tells everything once between `Init` and `InitDone`, then changes. Leaves the
+/// copies in good order.
+pub async fn run(
+    directory: Directory,
+    events: mpsc::Sender<Event>,
+    problems: watch::Sender<Arc<Vec<Problem>>>,
+    saving: Saving,
+) {
     let announced = Arc::new(Notify::new());
     let watcher = announce(&directory.path, Arc::clone(&announced));
     let poll = if watcher.is_some() { POLL } else { POLL_ALONE };
-    let mut directory = Some(directory);
+    let mut directory = directory;
     let mut told = false;
     loop {
-        let Some(mut taken) = directory.take() else { return };
         let started = Instant::now();
         let looked = tokio::task::spawn_blocking(move || {
-            let look = taken.look(Instant::now());
-            (taken, look)
+            let look = directory.look(Instant::now());
+            (directory, look)
         });
         let Ok((taken, look)) = looked.await else {
             // A panic in a parser: the folder's state went with it, and the vital task ends the process.
             tracing::error!("reading the manifests panicked");
             return;
         };
-        directory = Some(taken);
+        directory = taken;
         report(&problems, look.problems);
-        let settled = look.again.is_none();
+        saving.note("last-good", look.unsaved.map_or(Ok(()), Err));
         let mut batch = look.events;
         if look.complete && !told {
             told = true;
@@ -275,20 +367,24 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, problems: wa
         }
         for event in batch {
             if events.send(event).await.is_err() {
-                return;
+                break;
             }
         }
         let pause = poll.max(started.elapsed() * POLL_SHARE);
         let again = look.again.map_or(pause, |at| at.saturating_duration_since(Instant::now()).min(pause));
+        // A file that is being written announces each step, and is looked at when it is quiet.
+        let listens = again > QUIET;
         tokio::select! {
-            () = events.closed() => return,
-            () = announced.notified(), if settled => {
+            () = events.closed() => break,
+            () = announced.notified(), if listens => {
                 // Announcements come one for each step of a writer: wait until it is quiet once, then look.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             () = tokio::time::sleep(again) => {}
         }
     }
+    // A panic here is a copy that does not count.
+    drop(tokio::task::spawn_blocking(move || directory.close()).await);
 }
 
 /// Asks the system to announce changes. `None`: it cannot, and looking often must do.

@@ -128,7 +128,7 @@ fn every_command_of_the_readme_works_as_written() {
         listing(&host, &line).0
     });
     assert!(readme.run("linkspan services --dir east", &[]).contains(&address));
-    readme.run("curl -H 'Host: web-west.shop.svc.cluster.local'", &[("127.80.x.y", &address)]);
+    readme.run("curl -H 'Host: web-west.shop.svc.cluster.local'", &[("ADDRESS", &address)]);
     readme.run("linkspan check --dir west", &[]);
     readme.run("linkspan check --dir east", &[]);
     assert!(readme.run("linkspan gateways --dir east", &[]).contains("west"));

@@ -183,6 +183,15 @@ fn a_cluster_of_weight_zero_neither_helps_nor_harms() {
 }
 
 #[test]
+fn a_cluster_without_a_link_is_told_from_one_whose_link_is_down() {
+    let mut facts = facts();
+    facts.links.remove(&cluster("north"));
+    facts.peers.remove(&cluster("north"));
+    let north = health(&facts, "web-north.shop.svc.cluster.local");
+    assert_eq!((north.state, north.message.as_str()), (State::LinkDown, "there is no Link to north"));
+}
+
+#[test]
 fn one_endpoint_of_a_headless_service_is_ready_by_its_name() {
     let mut facts = facts();
     let db = EndpointName::parse("db-0").expect("endpoint name");

@@ -40,14 +40,15 @@ pub(super) fn check(checks: &mut Checks<'_>) {
 fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: our copy of its catalogue is what it has now");
-    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive);
+    let alive = checks.facts.links.get(cluster).is_some_and(|link| link.alive && link.connections > 0);
     let services = peer.entries;
     if peer.withheld > 0 {
         return checks.warn(
             GROUP,
             name,
             format!(
-                "{cluster} removed more than half of its services at once; {} of them stay for 30 s",
+                "{cluster} removed more than half of its services at once; {} of them keep their names for 30 s in case it is a \
+                 mistake, and are not probed: calls to them get 404 unknown_export",
                 peer.withheld
             ),
             format!("if it is meant, wait; if not, see `linkspan exports` in {cluster}"),

@@ -9,6 +9,7 @@ use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
 use linkspan_proto::names::ClusterName;
 
 use super::report::Group;
+use super::site::IN_FORCE;
 use super::{AT_ONCE, Checks};
 use crate::client::quic::{Echo, echo};
 
@@ -20,6 +21,7 @@ const LOSS_NOTICE: f64 = 0.02;
 /// Runs the checks of this group.
 pub(super) async fn check(checks: &mut Checks<'_>) {
     refused_links(checks);
+    late_links(checks);
     own_addresses(checks).await;
     for peer in peers(checks) {
         checks.progress.say(&format!("{}: UDP", peer.cluster));
@@ -41,7 +43,8 @@ pub(super) fn judge(checks: &mut Checks<'_>) {
 fn peers(checks: &mut Checks<'_>) -> Vec<Peer> {
     let peers: Vec<Peer> =
         checks.facts.peers.values().filter(|peer| checks.scope.covers_cluster(&peer.cluster)).cloned().collect();
-    if peers.is_empty() {
+    // What lies in the manifests needs no import.
+    if peers.is_empty() && checks.late.is_empty() {
         let wanted = checks.scope.cluster.clone();
         let reason = match wanted {
             Some(cluster) => format!("no Link for {cluster} is in force"),
@@ -78,6 +81,18 @@ fn refused_links(checks: &mut Checks<'_>) {
             };
             checks.fail(GROUP, format!("{name}: the Link is accepted"), complaint.sentence(), remedy);
         }
+    }
+}
+
+/// Links that lie in the manifests and that nobody has refused, and that are not in force all the same.
+fn late_links(checks: &mut Checks<'_>) {
+    for cluster in checks.late.clone() {
+        checks.fail(
+            GROUP,
+            format!("{cluster}: its Link is in force"),
+            format!("it lies in the manifests, and the gateway does not have it {} s later", IN_FORCE.as_secs()),
+            "see that the controller runs and that its log says nothing of this Link; then check again",
+        );
     }
 }
 
@@ -231,7 +246,8 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Ech
         let reason = "the gateway does not report this link yet";
         return checks.fail(GROUP, name, reason, "wait a second and check again");
     };
-    if !link.alive {
+    // Probes need a moment to find a link dead that has lost its connections; nobody can be reached over it already.
+    if !link.alive || link.connections == 0 {
         let tried = if peer.addresses.is_empty() {
             "it has no address in its Link, so it must dial us".to_owned()
         } else {
@@ -359,6 +375,17 @@ mod tests {
         assert!(remedy(&unreachable, Some(Echo::Answered(std::time::Duration::from_millis(2)))).contains("UDP passes"));
         let waiting = LinkReport { state: LinkPhase::Waiting, ..unreachable };
         assert!(remedy(&waiting, None).contains("west must dial us"));
+    }
+
+    #[test]
+    fn a_link_without_a_connection_is_not_well_before_probes_say_so() {
+        let lost = LinkReport { alive: true, connections: 0, ..down("LinkRemoved", "the peer has removed its Link") };
+        let progress = crate::commands::check::Progress::silent();
+        let mut checks = crate::commands::check::tests::checks(&progress);
+        checks.facts.links.insert(lost.cluster.clone(), lost);
+        state(&mut checks, &west(), &BTreeMap::new());
+        let report = checks.report.render(false);
+        assert!(report.contains("FAILED") && report.contains("LinkRemoved: the peer has removed its Link"), "{report}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{AT_ONCE, Checks};
 use crate::client::facts::{PortHealth, State};
 use crate::client::http;
 use crate::client::probe::{Found, Language, probe};
+use crate::commands::services::ByHostname;
 use crate::output::counted;
 
 const GROUP: Group = Group::Services;
@@ -89,11 +90,15 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
 }
 
 fn targets(checks: &Checks<'_>) -> Vec<Target> {
+    let statuses = ByHostname::new(&checks.mirrors);
+    // What a peer removed with many others keeps its name for a while; the check of its catalogue says so, once.
+    let removed = |mirror: &Mirror| statuses.of(&mirror.name).is_some_and(|status| status.removal_delayed().is_some());
     let mirrors = checks
         .facts
         .mirrors
         .iter()
-        .filter(|mirror| checks.scope.covers_service(&mirror.service) && covers(checks, mirror));
+        .filter(|mirror| checks.scope.covers_service(&mirror.service) && covers(checks, mirror))
+        .filter(|mirror| !removed(mirror));
     mirrors
         .flat_map(|mirror| mirror.ports.iter().map(move |port| (mirror, port)))
         .map(|(mirror, port)| Target {
@@ -126,10 +131,19 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
             format!("not listening: {}", health.message),
             match &health.occupant {
                 Some(occupant) => occupant.remedy(),
+                None if matches!(health.unbound.as_str(), "SocketShareUsedUp" | "TooManyFiles") => {
+                    "raise the gateway's limit of open files (LimitNOFILE= in its unit, `ulimit -Hn` in its shell) and start it \
+                     again, or export fewer ports to it"
+                        .to_owned()
+                }
                 None => "give the address or port free, or let the gateway bind it (ports below 1024 need \
                          CAP_NET_BIND_SERVICE); it tries again by itself"
                     .to_owned(),
             },
+        ),
+        (State::LinkDown, _) if !health.backings.iter().any(|backing| backing.weight > 0 && backing.linked) => Judgement::Bad(
+            health.message.clone(),
+            format!("link {there} (`linkspan link import`), or take it out of the ClusterTrafficPolicy of {service}"),
         ),
         (State::LinkDown, _) => {
             Judgement::Bad(health.message.clone(), "mend the link: the checks of the group `links` say how".to_owned())
@@ -339,6 +353,15 @@ mod tests {
         let Judgement::Bad(reason, remedy) = judged else { panic!("bad") };
         assert!(reason.contains("nginx (process 4711) listens on 0.0.0.0:80"), "{reason}");
         assert!(remedy.starts_with("let nginx listen on one address"), "{remedy}");
+    }
+
+    #[test]
+    fn a_port_above_the_share_of_sockets_needs_a_higher_limit_and_no_right() {
+        let unbound = "SocketShareUsedUp".to_owned();
+        let health = PortHealth { state: State::NotListening, unbound, ..health(WEST) };
+        let judged = judge(&health, &Found::NotListening, None, &service("shop/web"));
+        let Judgement::Bad(_, remedy) = judged else { panic!("bad") };
+        assert!(remedy.contains("LimitNOFILE") && !remedy.contains("CAP_NET_BIND_SERVICE"), "{remedy}");
     }
 
     #[test]

@@ -1,21 +1,32 @@
 //! `site.yaml`, the manifests, the processes and their versions.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use linkspan_proto::manifest;
+use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::{ClusterTrafficPolicy, Object};
 use serde::Deserialize;
+use tokio::time::{Instant, sleep};
 
 use super::Checks;
 use super::report::Group;
-use crate::client::folder::Folder;
+use crate::client::folder::{Folder, read_manifest};
 use crate::client::source::Of;
 use crate::client::{http, site, status};
 use crate::commands::site::SITE_FILE;
 use crate::output::counted;
 
 const GROUP: Group = Group::Site;
+
+/// How long a Link that lies in the manifests may take to come into force. It takes well under a second; `link import`
+/// returns before that.
+pub(super) const IN_FORCE: Duration = Duration::from_secs(3);
+
+/// Between two looks whether it is in force.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the checks of this group, and learns what the later groups need.
 pub(super) async fn check(checks: &mut Checks<'_>, folder: &Folder) {
@@ -45,7 +56,9 @@ pub(super) async fn check(checks: &mut Checks<'_>, folder: &Folder) {
     gateway(checks, folder, &flags).await;
     controller(checks, folder, &flags).await;
     versions(checks);
+    links_in_force(checks, folder).await;
     manifests(checks, folder).await;
+    saved(checks, folder).await;
 }
 
 /// What the later groups judge.
@@ -59,17 +72,91 @@ pub(super) async fn gather(checks: &mut Checks<'_>, folder: &Folder) {
     }
 }
 
-/// The policies in the manifests. Files that do not parse are named by another check.
+/// All objects in the manifests. Files that do not parse are named by another check.
+fn objects(folder: &Folder) -> impl Iterator<Item = Object> {
+    let texts = yaml_files(folder.manifests())
+        .into_iter()
+        .filter_map(|file| Some((read_manifest(&file).ok()?, file.display().to_string())));
+    texts.flat_map(|(text, file)| manifest::parse(&text, &file)).filter_map(|object| Some(object.ok()?.0))
+}
+
 fn traffic_policies(folder: &Folder) -> Vec<ClusterTrafficPolicy> {
-    let files = yaml_files(folder.manifests());
-    let files = files.iter().filter(|file| file.is_file());
-    let texts = files.filter_map(|file| Some((fs::read_to_string(file).ok()?, file.display().to_string())));
-    let objects = texts.flat_map(|(text, file)| manifest::parse(&text, &file));
-    objects
-        .filter_map(|object| match object {
-            Ok((Object::ClusterTrafficPolicy(policy), _)) => Some(policy),
-            _ => None,
-        })
+    let policies = objects(folder).filter_map(|object| match object {
+        Object::ClusterTrafficPolicy(policy) => Some(policy),
+        _ => None,
+    });
+    policies.collect()
+}
+
+/// Whether the next start will know what is in force now. The controller knows what it could not write.
+async fn saved(checks: &mut Checks<'_>, folder: &Folder) {
+    let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin) else { return };
+    // A controller of another version does not say; `the versions agree` tells that.
+    if let Ok(failures) = http::json::<BTreeMap<String, String>>(admin, "/unsaved").await {
+        report_saved(checks, &folder.state(), &failures);
+    }
+}
+
+pub(super) fn report_saved(checks: &mut Checks<'_>, state: &Path, failures: &BTreeMap<String, String>) {
+    let name = "the state can be saved";
+    if failures.is_empty() {
+        return checks.ok(GROUP, name, state.display().to_string());
+    }
+    let reasons: Vec<_> =
+        failures.iter().map(|(what, error)| format!("{}: {error}", state.join(what).display())).collect();
+    checks.fail(
+        GROUP,
+        name,
+        reasons.join("; "),
+        format!(
+            "make {} writable for the controller's user and free some space there (`df -h`, `mount`); it is tried again by itself \
+             within seconds. What runs is not affected; a restart before that forgets what is new, and closes exports whose \
+             policies are broken then",
+            state.display()
+        ),
+    );
+}
+
+/// Waits for Links that lie in the manifests and are not in force yet; a Link for which that was worth it may take the rest
+/// of the time to connect.
+pub(super) async fn links_in_force(checks: &mut Checks<'_>, folder: &Folder) {
+    let Some(run) = checks.gateway.clone().filter(|_| checks.controller.is_some()) else { return };
+    let deadline = Instant::now() + IN_FORCE;
+    checks.late = not_in_force(checks, folder);
+    let awaited = checks.late.clone();
+    while !checks.late.is_empty() || awaited.iter().any(|cluster| !is_alive(checks, cluster)) {
+        if Instant::now() >= deadline {
+            return;
+        }
+        let names: Vec<&str> = awaited.iter().map(ClusterName::as_str).collect();
+        let names = names.join(" and ");
+        checks.progress.wait(&format!("waiting up to {} s for the new Link to {names}", IN_FORCE.as_secs()));
+        sleep(LOOK).await;
+        if let Ok(facts) = site::ask(&run).await {
+            checks.facts = facts;
+        }
+        checks.late = not_in_force(checks, folder);
+    }
+}
+
+fn is_alive(checks: &Checks<'_>, cluster: &ClusterName) -> bool {
+    checks.facts.links.get(cluster).is_some_and(|link| link.alive)
+}
+
+/// Links in the manifests that the gateway does not have. What the controller or the gateway refuses is told elsewhere.
+fn not_in_force(checks: &Checks<'_>, folder: &Folder) -> BTreeSet<ClusterName> {
+    let refused: BTreeSet<String> = status::read(folder, Of::Links)
+        .into_iter()
+        .filter(|link| ["Accepted", "TrustValid"].iter().any(|kind| link.complaint(kind).is_some()))
+        .map(|link| link.metadata.name)
+        .collect();
+    let links = objects(folder).filter_map(|object| match object {
+        Object::Link(link) => ClusterName::parse(link.metadata.name.as_deref()?).ok(),
+        _ => None,
+    });
+    links
+        .filter(|link| checks.scope.covers_cluster(link) && !refused.contains(link.as_str()))
+        .filter(|link| !checks.facts.peers.contains_key(link))
         .collect()
 }
 
@@ -84,12 +171,7 @@ async fn manifests(checks: &mut Checks<'_>, site: &Folder) {
     for file in yaml_files(dir.clone()) {
         files += 1;
         let shown = file.strip_prefix(site.dir()).unwrap_or(&file).display().to_string();
-        if !file.is_file() {
-            // Never opened: reading a FIFO would wait for a writer.
-            errors.push(format!("{shown}: is no regular file"));
-            continue;
-        }
-        match fs::read_to_string(&file) {
+        match read_manifest(&file) {
             Ok(text) => {
                 for document in manifest::parse(&text, &shown) {
                     match document {

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::addresses::{Addresses, SiteAddresses};
+use super::folder::Folder;
 use super::manifests;
 use super::process::Process;
 use crate::client::dns::Transport;
@@ -49,7 +50,7 @@ pub(super) struct Sites {
     west_gateway: Process,
     services: Vec<Process>,
     // Last: the folder goes after the processes that write into it.
-    folder: tempfile::TempDir,
+    folder: Folder,
 }
 
 /// How long the parts of the start took.
@@ -65,7 +66,7 @@ impl Sites {
     /// Makes and starts everything up to the link.
     pub(super) async fn start() -> anyhow::Result<(Self, StartTimes)> {
         let addresses = Addresses::pick()?;
-        let folder = folder()?;
+        let folder = Folder::make()?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let begun = Instant::now();
         let (east_dir, west_dir) = (folder.path().join("east"), folder.path().join("west"));
@@ -256,20 +257,6 @@ impl Sites {
         }
         true
     }
-}
-
-/// A folder of our own. Sockets lie in it, and the system allows them a path of 107 bytes only.
-fn folder() -> anyhow::Result<tempfile::TempDir> {
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("linkspan-demo-");
-        builder
-    };
-    let folder = builder().tempdir().context("cannot make a temporary folder")?;
-    if folder.path().as_os_str().len() <= 60 {
-        return Ok(folder);
-    }
-    builder().tempdir_in("/tmp").context("cannot make a temporary folder in /tmp")
 }
 
 /// `linkspan site init`

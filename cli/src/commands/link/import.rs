@@ -19,6 +19,7 @@ use super::export::{Manifest, yaml};
 use super::home::{Home, Placed};
 use super::manifests::{self, Manifests};
 use crate::args::{ActionFormat, LinkImportArgs};
+use crate::client::folder::read_manifest;
 use crate::commands::Exit;
 use crate::output;
 
@@ -117,7 +118,7 @@ pub(super) fn write(
         default_policy: spec.default_policy,
     });
     let file = manifests::file_of(folder, cluster);
-    let placed = match std::fs::read_to_string(&file) {
+    let placed = match read_manifest(&file) {
         Ok(present) if present == text => return Ok((file, Placed::Unchanged)),
         Ok(_) if replace => Placed::Replaced,
         Ok(_) => bail!(

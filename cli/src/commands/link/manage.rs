@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::home::{Home, LINKS};
 use super::{bundle, manifests};
 use crate::args::{ActionFormat, Format, LinkListArgs, LinkRemoveArgs};
+use crate::client::folder::read_manifest;
 use crate::client::kubernetes::api::ApiError;
 use crate::commands::Exit;
 use crate::output::table::{Cell, Table};
@@ -163,7 +164,7 @@ fn remove_file(folder: &Path, peer: &ClusterName, flags: &str) -> anyhow::Result
         }
     }
     // The file might have been edited since the import.
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = read_manifest(&file).with_context(|| format!("cannot read {}", file.display()))?;
     manifests::one_link(&text, &file.display().to_string())
         .context("this file is not as `link import` wrote it; remove the Link by hand")?;
     std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;

@@ -8,6 +8,8 @@ use linkspan_proto::manifest;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::{Link, Object, Site};
 
+use crate::client::folder::read_manifest;
+
 /// A Link and where it stands.
 #[derive(Debug)]
 pub(super) struct Declared {
@@ -57,7 +59,7 @@ pub(super) fn read(folder: &Path) -> anyhow::Result<Manifests> {
     files.sort();
     let mut found = Manifests::default();
     for file in files {
-        match std::fs::read_to_string(&file) {
+        match read_manifest(&file) {
             Ok(text) => collect(&mut found, &text, &file),
             Err(error) => found.broken.push(format!("{}: {error}", file.display())),
         }

@@ -92,8 +92,8 @@ spec:
 
   # Every mirrored service gets an address of its own from this range and keeps its port numbers; the address stays the
   # same across restarts. Default: 127.80.0.0/12, about a million loopback addresses that Linux answers without set-up.
-  # Other ranges have to be local to this machine: ip route add local RANGE dev lo; for IPv6, ip -6 route add local RANGE
-  # dev lo, and sysctl -w net.ipv6.ip_nonlocal_bind=1.
+  # Other ranges have to be local to this machine: ip route add local RANGE dev lo; for IPv6, ip -6 route add local
+  # RANGE dev lo, and sysctl -w net.ipv6.ip_nonlocal_bind=1.
   mirrorAddresses: {mirror_addresses}
 
   # Which workload a client is, by its address: the identity that backends in linked clusters see, with assurance

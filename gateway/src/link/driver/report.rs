@@ -48,6 +48,14 @@ impl Figures {
         self.since = SystemTime::now();
     }
 
+    /// Another peer: nothing that was seen of the one before counts. What connections have sent so far was sampled.
+    pub(super) fn begin_anew(&mut self) {
+        self.version = None;
+        self.probe = None;
+        self.since = SystemTime::now();
+        self.samples.clear();
+    }
+
     /// Takes the last figures of a connection that has ended.
     pub(super) fn leave(&mut self, connection: &quinn::Connection) {
         let (sent, lost) = self.advance(connection);
@@ -175,5 +183,20 @@ impl Driver {
             }
             None => say(phase, "Connecting", ""),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_peer_begins_with_figures_of_its_own() {
+        let mut figures = Figures { since: UNIX_EPOCH, version: Some("0.1.0".to_owned()), ..Figures::default() };
+        figures.samples.push_back((100, 50));
+        assert!(figures.loss() > 0.0);
+        figures.begin_anew();
+        assert!(figures.loss().abs() < f64::EPSILON && figures.version.is_none());
+        assert!(figures.since > UNIX_EPOCH);
     }
 }

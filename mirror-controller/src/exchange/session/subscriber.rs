@@ -1,6 +1,6 @@
 //! The side that listens: one for each linked peer, for as long as it is linked; sessions come and go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,8 +36,8 @@ pub struct View {
     pub verified: Option<(u64, u64, Hash)>,
     /// How current it is.
     pub freshness: Freshness,
-    /// Entries that the peer removed and that are kept for [`MASS_REMOVAL_DELAY`].
-    pub withheld: usize,
+    /// Services that the peer removed and whose entries are kept for [`MASS_REMOVAL_DELAY`].
+    pub withheld: Arc<BTreeSet<ServiceKey>>,
     /// Whether a session stands and agrees.
     pub synchronised: bool,
 }
@@ -187,7 +187,7 @@ impl Subscriber {
             entries,
             verified: verified.map(|catalogue| (catalogue.epoch, catalogue.version, catalogue.hash)),
             freshness: self.freshness(now),
-            withheld: self.withheld.len(),
+            withheld: Arc::new(self.withheld.keys().cloned().collect()),
             synchronised: self.session.as_ref().is_some_and(|session| session.synchronised),
         }
     }

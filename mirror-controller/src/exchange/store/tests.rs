@@ -39,7 +39,7 @@ fn entries(names: &[&str]) -> Entries {
 #[tokio::test]
 async fn what_was_saved_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::new(dir.path().to_owned());
+    let store = Store::new(dir.path().to_owned(), Saving::default());
     let west = cluster("west");
     assert_eq!(store.load(&west), (None, Entries::new()));
     let nothing = Subscriber::new(cluster("east"), None, Entries::new(), Instant::now());
@@ -54,10 +54,35 @@ async fn what_was_saved_is_there_after_a_restart() {
     assert!(store.load(&west).0.is_none());
 }
 
+#[tokio::test]
+async fn what_cannot_be_saved_is_told_and_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let saving = Saving::default();
+    let folder = dir.path().join("catalogues");
+    let store = Store::new(folder.clone(), saving.clone());
+    let west = cluster("west");
+    let nothing = Subscriber::new(cluster("east"), None, Entries::new(), Instant::now());
+    let mut saver = store.saver(&west, &nothing);
+    let catalogue = Catalogue::new(7, 9, Arc::new(entries(&["a"])));
+    let held = Subscriber::new(cluster("east"), Some(catalogue.clone()), Entries::new(), Instant::now());
+    let mut now = Instant::now();
+    for failing in [true, false] {
+        saver.offer(&held, now);
+        now += SAVE_AGAIN;
+        saver.offer(&held, now);
+        saver.running.take().expect("it is saved").await.unwrap();
+        assert_eq!(saving.failures().contains_key("catalogues/west.json"), failing);
+        fs::create_dir_all(&folder).unwrap();
+    }
+    assert_eq!(store.load(&west).0, Some(catalogue));
+    saver.offer(&held, now);
+    assert!(saver.running.is_none() && saver.deadline().is_none());
+}
+
 #[test]
 fn a_damaged_file_counts_as_absent() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::new(dir.path().to_owned());
+    let store = Store::new(dir.path().to_owned(), Saving::default());
     let good = r#"{"cluster":"west","epoch":1,"version":2,"entries":[{"service":"shop/a","ports":[{"port":80,"protocol":"TCP","ready":1}]}]}"#;
     let west = cluster("west");
     for (text, good) in [

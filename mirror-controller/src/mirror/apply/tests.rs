@@ -51,7 +51,10 @@ async fn the_folder_follows_what_is_wanted() {
     let mut mirrors = Mirrors::new();
     let set = mirrors.of(entries([entry("shop/web", &["http:80"], 1), headless("shop/db", &["db-0"])]));
     let sets = watch::Sender::new(set);
-    let told = task::spawn("test", run(DirectorySink::new(folder.to_owned()), sets.subscribe(), Applied::default()));
+    let told = task::spawn(
+        "test",
+        run(DirectorySink::new(folder.to_owned()), sets.subscribe(), Applied::default(), Saving::default()),
+    );
     let expected = [
         "notes.txt",
         "shop.db-west.yaml",
@@ -100,8 +103,10 @@ async fn a_restart_adopts_what_the_last_run_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let mut mirrors = Mirrors::new();
     let sets = watch::Sender::new(mirrors.of(entries([entry("shop/web", &["80"], 1), entry("shop/api", &["80"], 1)])));
-    let first =
-        task::spawn("test", run(DirectorySink::new(dir.path().to_owned()), sets.subscribe(), Applied::default()));
+    let first = task::spawn(
+        "test",
+        run(DirectorySink::new(dir.path().to_owned()), sets.subscribe(), Applied::default(), Saving::default()),
+    );
     until("all files", || files(dir.path()).len() == 4).await;
     first.abort();
     let before = fs::metadata(dir.path().join("shop.web-west.yaml")).unwrap().modified().unwrap();
@@ -109,7 +114,7 @@ async fn a_restart_adopts_what_the_last_run_wrote() {
     let present = sink.list().await.unwrap();
     assert!(present.values().all(|present| matches!(present, Present::Found { .. })), "{present:?}");
     sets.send_replace(mirrors.of(entries([entry("shop/web", &["80"], 1)])));
-    let second = task::spawn("test", run(sink, sets.subscribe(), Applied::default()));
+    let second = task::spawn("test", run(sink, sets.subscribe(), Applied::default(), Saving::default()));
     until("the unexported to go", || files(dir.path()) == ["shop.web-west.yaml", "shop.web.clusterset.yaml"]).await;
     assert_eq!(fs::metadata(dir.path().join("shop.web-west.yaml")).unwrap().modified().unwrap(), before);
     second.abort();
@@ -145,7 +150,7 @@ async fn a_sink_that_fails_is_tried_again() {
     let services = (0..5).map(|index| entry(&format!("shop/s{index}"), &["80"], 1));
     let sets = watch::Sender::new(mirrors.of(entries(services)));
     let sink = Flaky { inner: DirectorySink::new(dir.path().to_owned()), tries: Arc::default() };
-    let told = task::spawn("test", run(sink, sets.subscribe(), Applied::default()));
+    let told = task::spawn("test", run(sink, sets.subscribe(), Applied::default(), Saving::default()));
     until("all files in spite of failures", || files(dir.path()).len() == 10).await;
     told.abort();
 }

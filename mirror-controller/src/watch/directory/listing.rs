@@ -1,7 +1,8 @@
 //! What is in a folder, and how a file of it is read: never waiting, never more than the parser takes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Metadata, OpenOptions};
+use std::fmt;
+use std::fs::{self, DirEntry, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -40,7 +41,19 @@ impl Stamp {
     }
 }
 
-/// Everything in a folder that has a manifest's name.
+/// Entries that are looked at inside one subfolder: many times what a folder of manifests has, and a millisecond's work.
+const ENTRIES_MAX: usize = 1_000;
+/// How deep a subfolder is looked into. Symbolic links may lead in circles.
+const DEPTH_MAX: usize = 8;
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { size, modified, changed, inode } = self;
+        write!(formatter, "{size} {}.{} {}.{} {inode}", modified.0, modified.1, changed.0, changed.1)
+    }
+}
+
+/// Everything in a folder that has a manifest's name, and the subfolders in which something has.
 pub(super) fn list(path: &Path) -> io::Result<BTreeMap<String, Found>> {
     let mut found = BTreeMap::new();
     for item in fs::read_dir(path)? {
@@ -48,6 +61,11 @@ pub(super) fn list(path: &Path) -> io::Result<BTreeMap<String, Found>> {
         let name = item.file_name();
         let shown = name.to_string_lossy().into_owned();
         if !is_manifest(&shown) {
+            if !is_hidden(&shown)
+                && let Some(one) = subfolder(&item)
+            {
+                found.insert(shown, one);
+            }
             continue;
         }
         if name.to_str().is_none() {
@@ -58,6 +76,46 @@ pub(super) fn list(path: &Path) -> io::Result<BTreeMap<String, Found>> {
         }
     }
     Ok(found)
+}
+
+/// A folder that somebody may take for a part of the manifests. `None`: it is no folder, or there is nothing in it for us.
+fn subfolder(item: &DirEntry) -> Option<Found> {
+    let kind = item.file_type().ok()?;
+    if !kind.is_dir() && !kind.is_symlink() {
+        return None;
+    }
+    let metadata = fs::metadata(item.path()).ok().filter(Metadata::is_dir)?;
+    let mut left = ENTRIES_MAX;
+    let trouble = match holds_manifests(&item.path(), DEPTH_MAX, &mut left) {
+        Ok(false) => return None,
+        Ok(true) => {
+            "holds manifests, and folders in here are not read: move them up into this folder, or the folder out of it"
+        }
+        Err(_) => {
+            "may hold manifests, which are not read in folders in here, and cannot be looked through: move it out of here"
+        }
+    };
+    Some(Found { stamp: Stamp::of(&metadata), trouble: Some(trouble) })
+}
+
+/// Whether anything in a folder has a manifest's name.
+fn holds_manifests(folder: &Path, depth: usize, left: &mut usize) -> io::Result<bool> {
+    for item in fs::read_dir(folder)? {
+        let item = item?;
+        let name = item.file_name();
+        let name = name.to_string_lossy();
+        *left = left.checked_sub(1).ok_or(io::ErrorKind::FileTooLarge)?;
+        if is_manifest(&name) {
+            return Ok(true);
+        }
+        if !is_hidden(&name) && fs::metadata(item.path()).is_ok_and(|metadata| metadata.is_dir()) {
+            let depth = depth.checked_sub(1).ok_or(io::ErrorKind::FileTooLarge)?;
+            if holds_manifests(&item.path(), depth, left)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Follows links. `None`: it vanished since.
@@ -100,8 +158,11 @@ fn wrong_type(metadata: &Metadata) -> Option<&'static str> {
 /// Whether a file of this name is a manifest: not hidden (editors' swap files, our own temporary files), not a backup.
 pub(super) fn is_manifest(name: &str) -> bool {
     let path = Path::new(name);
-    !name.starts_with(['.', '#', '~'])
-        && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+    !is_hidden(name) && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+fn is_hidden(name: &str) -> bool {
+    name.starts_with(['.', '#', '~'])
 }
 
 /// A file's text, and what it looked like afterwards.

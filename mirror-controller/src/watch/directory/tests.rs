@@ -29,7 +29,20 @@ impl Site {
     }
 
     fn directory(&self) -> Directory {
-        Directory::new(self.dir.path().join("manifests"), self.dir.path().join("good"))
+        Directory::open(self.dir.path().join("manifests"), self.dir.path().join("good")).unwrap()
+    }
+
+    /// A run that ends in good order.
+    fn run(&self, now: &mut Instant) -> Look {
+        let mut directory = self.directory();
+        let look = settle(&mut directory, now);
+        directory.close();
+        look
+    }
+
+    /// A run that does not.
+    fn crash(&self, now: &mut Instant) -> Look {
+        settle(&mut self.directory(), now)
     }
 
     fn manifests(&self) -> PathBuf {
@@ -169,7 +182,7 @@ fn a_restart_with_a_broken_file_finds_its_last_good_objects() {
     let site = Site::new();
     let mut now = Instant::now();
     site.write("a.yaml", &named("web"));
-    settle(&mut site.directory(), &mut now);
+    site.run(&mut now);
     site.write("a.yaml", "kind: [");
     let mut directory = site.directory();
     let look = settle(&mut directory, &mut now);
@@ -178,7 +191,7 @@ fn a_restart_with_a_broken_file_finds_its_last_good_objects() {
     site.remove("a.yaml");
     assert_eq!(names(&settle(&mut directory, &mut now).events), set(&["-web"]));
     site.write("a.yaml", "kind: [");
-    let look = settle(&mut site.directory(), &mut now);
+    let look = site.run(&mut now);
     assert_eq!(names(&look.events), set(&["?"]), "a deleted file is forgotten");
 }
 
@@ -189,14 +202,149 @@ fn a_restart_finds_the_objects_of_a_file_that_was_never_whole() {
     let mut now = Instant::now();
     let policy = |allow: &str| POLICY.replace("allow: []", allow);
     site.write("a.yaml", &policy("allow: [{}]"));
-    settle(&mut site.directory(), &mut now);
+    site.run(&mut now);
     site.write("a.yaml", &format!("{}---\n{}", policy("allow: []"), WEB.replace("port: 80", "port: eighty")));
-    settle(&mut site.directory(), &mut now);
+    site.run(&mut now);
     site.write("a.yaml", "kind: [");
-    let look = settle(&mut site.directory(), &mut now);
+    let look = site.run(&mut now);
     let [Event::Apply(object)] = look.events.as_slice() else { panic!("{look:?}") };
     let Object::ExportPolicy(found) = object.as_ref() else { panic!("{object:?}") };
     assert!(found.spec.allow.is_empty(), "the version before the last would let everybody in");
+}
+
+/// The rules of the only policy that is told; `None` where none is.
+fn rules(look: &Look) -> Option<usize> {
+    look.events.iter().find_map(|event| match event {
+        Event::Apply(object) => match object.as_ref() {
+            Object::ExportPolicy(policy) => Some(policy.spec.allow.len()),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// A disk that is full takes no new copy, and the old one can be removed. Here the name is what is too long.
+#[test]
+fn a_copy_that_cannot_be_replaced_does_not_count() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    let open = POLICY.replace("allow: []", "allow: [{}]");
+    let name = format!("{}.yaml", "a".repeat(240));
+    site.write("a.yaml", &open);
+    let mut directory = site.directory();
+    settle(&mut directory, &mut now);
+    directory.close();
+    let good = site.dir.path().join("good");
+    for folder in [good.clone(), site.manifests()] {
+        fs::rename(folder.join("a.yaml"), folder.join(&name)).unwrap();
+    }
+    let mut directory = site.directory();
+    settle(&mut directory, &mut now);
+    site.write(&name, POLICY);
+    assert_eq!(rules(&settle(&mut directory, &mut now)), Some(0), "it is in force although it cannot be saved");
+    site.write(&name, "kind: [");
+    assert!(settle(&mut directory, &mut now).events.is_empty());
+    directory.close();
+    let look = site.crash(&mut now);
+    assert_eq!(
+        look.events,
+        [Event::Doubt(Doubt { site: true, ..Doubt::default() })],
+        "the old version would let all in"
+    );
+}
+
+/// A file system that is read-only for a while keeps the old copy. Here it is away for a while.
+#[test]
+fn an_old_copy_that_could_not_be_removed_does_not_count() {
+    let open = POLICY.replace("allow: []", "allow: [{}]");
+    for orderly in [true, false] {
+        let site = Site::new();
+        let mut now = Instant::now();
+        site.write("a.yaml", &open);
+        let mut directory = site.directory();
+        settle(&mut directory, &mut now);
+        let (good, away) = (site.dir.path().join("good"), site.dir.path().join("away"));
+        fs::rename(&good, &away).unwrap();
+        fs::write(&good, "").unwrap();
+        site.write("a.yaml", POLICY);
+        assert_eq!(rules(&settle(&mut directory, &mut now)), Some(0));
+        site.write("a.yaml", "kind: [");
+        settle(&mut directory, &mut now);
+        if orderly {
+            directory.close();
+        }
+        fs::remove_file(&good).unwrap();
+        fs::rename(&away, &good).unwrap();
+        for _ in 0..2 {
+            let mut restarted = site.directory();
+            let look = settle(&mut restarted, &mut now);
+            assert_eq!(names(&look.events), set(&["?"]), "{orderly}: also at the start after");
+            restarted.close();
+        }
+        // An empty one says no more than a broken one.
+        site.write("a.yaml", &open);
+        site.crash(&mut now);
+        site.write("a.yaml", "");
+        assert_eq!(names(&site.crash(&mut now).events), set(&["?"]));
+    }
+}
+
+/// What broke a file is not what keeps its copy from counting: only that nobody knows what was in between.
+#[test]
+fn a_copy_counts_if_its_file_was_seen_as_it_is_or_the_run_ended_in_good_order() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    site.write("a.yaml", POLICY);
+    let mut directory = site.directory();
+    settle(&mut directory, &mut now);
+    directory.close();
+    site.write("a.yaml", "kind: [");
+    let mut directory = site.directory();
+    assert_eq!(names(&settle(&mut directory, &mut now).events), set(&["+closed"]), "broken while nobody looked");
+    // A crash: the next run finds the file as this one saw it.
+    drop(directory);
+    assert_eq!(names(&site.crash(&mut now).events), set(&["+closed"]));
+    assert_eq!(names(&site.crash(&mut now).events), set(&["+closed"]));
+}
+
+/// What is saved late is saved.
+#[test]
+fn a_copy_that_could_not_be_written_is_tried_again() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    let mut directory = site.directory();
+    settle(&mut directory, &mut now);
+    let (good, away) = (site.dir.path().join("good"), site.dir.path().join("away"));
+    fs::rename(&good, &away).unwrap();
+    fs::write(&good, "").unwrap();
+    site.write("a.yaml", POLICY);
+    assert!(settle(&mut directory, &mut now).unsaved.is_some());
+    fs::remove_file(&good).unwrap();
+    fs::rename(&away, &good).unwrap();
+    now += SAVE_AGAIN;
+    directory.look(now);
+    assert_eq!(directory.look(now).unsaved, None);
+    site.write("a.yaml", "kind: [");
+    settle(&mut directory, &mut now);
+    drop(directory);
+    assert_eq!(names(&site.crash(&mut now).events), set(&["+closed"]));
+}
+
+/// After a crash it is not certain which of two was first, unless its file is as it was.
+#[test]
+fn who_held_a_policy_first_is_known_while_its_file_is_as_it_was() {
+    for changed in [false, true] {
+        let site = Site::new();
+        let mut now = Instant::now();
+        site.write("z.yaml", &POLICY.replace("allow: []", "allow: [{peers: [east]}]"));
+        site.crash(&mut now);
+        site.write("a.yaml", &POLICY.replace("allow: []", "allow: [{}, {}]"));
+        if changed {
+            site.write("z.yaml", &POLICY.replace("allow: []", "allow: [{peers: [west]}]"));
+        }
+        let look = site.crash(&mut now);
+        assert_eq!(rules(&look), Some(usize::from(!changed)), "{look:?}");
+    }
 }
 
 #[test]
@@ -204,9 +352,9 @@ fn a_file_that_cannot_be_read_at_all_keeps_what_it_held_over_a_restart() {
     let site = Site::new();
     let mut now = Instant::now();
     site.write("a.yaml", &named("web"));
-    settle(&mut site.directory(), &mut now);
+    site.run(&mut now);
     fs::write(site.manifests().join("a.yaml"), b"kind: \xff\xfe").unwrap();
-    let look = settle(&mut site.directory(), &mut now);
+    let look = site.run(&mut now);
     assert_eq!(names(&look.events), set(&["+web"]));
     assert_eq!(look.problems.len(), 1, "{:?}", look.problems);
 }
@@ -217,7 +365,7 @@ fn what_was_removed_while_nobody_looked_does_not_come_back() {
     let site = Site::new();
     let mut now = Instant::now();
     site.write("a.yaml", &named("web"));
-    settle(&mut site.directory(), &mut now);
+    site.run(&mut now);
     site.remove("a.yaml");
     let mut directory = site.directory();
     let look = settle(&mut directory, &mut now);
@@ -262,13 +410,54 @@ fn the_first_view_waits_for_an_editor_between_two_steps() {
     let site = Site::new();
     let mut now = Instant::now();
     site.write("a.yaml", &named("web"));
-    settle(&mut site.directory(), &mut now);
+    site.run(&mut now);
     site.remove("a.yaml");
     let mut directory = site.directory();
     assert!(!directory.look(now).complete);
     now += GRACE / 2;
     site.write("a.yaml", &named("web"));
     assert_eq!(names(&settle(&mut directory, &mut now).events), set(&["+web"]));
+}
+
+/// Whatever is done to its file between a policy and the same policy, at no moment it is not there: nor over a restart.
+#[test]
+fn a_policy_is_in_force_all_the_time_while_its_file_is_written_anew() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    let both = format!("{POLICY}---\n{WEB}");
+    site.write("a.yaml", &both);
+    let mut directory = site.directory();
+    settle(&mut directory, &mut now);
+    for half in [Some(""), Some("\n"), Some(WEB), Some("# to be written\n"), None] {
+        match half {
+            Some(text) => site.write("a.yaml", text),
+            None => site.remove("a.yaml"),
+        }
+        let mut told = Vec::new();
+        let mut restarted = site.directory();
+        let mut anew = Vec::new();
+        for _ in 0..20 {
+            told.extend(directory.look(now).events);
+            anew.extend(restarted.look(now).events);
+            now += QUIET;
+        }
+        assert!(!names(&told).contains("-closed"), "{half:?}: {told:?}");
+        assert!(!names(&anew).contains("-closed"), "{half:?}: {anew:?}");
+        assert!(names(&anew).contains("+closed"), "{half:?}: {anew:?}");
+        site.write("a.yaml", &both);
+        settle(&mut directory, &mut now);
+    }
+    site.write("a.yaml", WEB);
+    assert!(names(&settle(&mut directory, &mut now).events).contains("-closed"), "and in the end it goes");
+    site.write("a.yaml", &both);
+    settle(&mut directory, &mut now);
+    site.write("a.yaml", "");
+    let look = settle(&mut directory, &mut now);
+    assert!(look.problems[0].message.contains("is empty"), "{look:?}");
+    let look = site.run(&mut now);
+    assert_eq!(names(&look.events), set(&["+closed"]));
+    site.remove("a.yaml");
+    assert!(names(&settle(&mut directory, &mut now).events).contains("-closed"));
 }
 
 #[test]
@@ -330,6 +519,42 @@ fn what_is_no_regular_file_is_reported_and_never_waited_for() {
     assert_eq!(look.problems.len(), 1);
 }
 
+/// A policy that is moved into a subfolder may be meant to stay in force.
+#[test]
+fn manifests_in_subfolders_are_reported_and_in_doubt() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    let at = |name: &str| site.manifests().join(name);
+    site.write("pol.yaml", POLICY);
+    for folder in ["notes", ".git", "policies", "deep"] {
+        fs::create_dir_all(at(folder).join("x/y")).unwrap();
+    }
+    fs::write(at("notes/readme.txt"), "").unwrap();
+    fs::write(at(".git/a.yaml"), POLICY).unwrap();
+    let mut directory = site.directory();
+    let look = settle(&mut directory, &mut now);
+    assert!(look.problems.is_empty(), "{:?}", look.problems);
+    fs::rename(at("pol.yaml"), at("policies/pol.yaml")).unwrap();
+    fs::write(at("deep/x/y/a.yml"), WEB).unwrap();
+    let look = settle(&mut directory, &mut now);
+    let told: Vec<_> = look.events.iter().map(|event| names(std::slice::from_ref(event))).collect();
+    assert_eq!(told, [set(&["?"]), set(&["-closed"])], "who keeps the policies knows of the doubt first");
+    for folder in ["policies", "deep"] {
+        let mut of_it = look.problems.iter().filter(|problem| problem.file == folder);
+        assert!(of_it.any(|problem| problem.message.contains("move them up")), "{:?}", look.problems);
+    }
+    assert_eq!(look.problems.len(), 4, "with what each of them means: {:?}", look.problems);
+    assert_eq!(names(&site.run(&mut now).events), set(&["?"]), "and over a restart");
+    fs::rename(at("policies/pol.yaml"), at("pol.yaml")).unwrap();
+    fs::remove_file(at("deep/x/y/a.yml")).unwrap();
+    let look = settle(&mut directory, &mut now);
+    assert_eq!(names(&look.events), set(&["+closed", ""]), "the doubt is over");
+    assert!(look.problems.is_empty());
+    // In circles, and without end.
+    symlink(".", at("notes/circle")).unwrap();
+    assert!(settle(&mut directory, &mut now).problems[0].message.contains("cannot be looked through"));
+}
+
 #[test]
 fn a_folder_that_cannot_be_read_deletes_nothing() {
     let site = Site::new();
@@ -365,11 +590,11 @@ fn a_broken_policy_puts_its_namespace_in_doubt() {
         ("apiVersion: linkspan".to_owned(), "?"),
     ] {
         site.write("a.yaml", &text);
-        let look = settle(&mut site.directory(), &mut now);
+        let look = site.run(&mut now);
         assert!(names(&look.events).contains(expected), "{text}\n{look:?}");
         assert!(look.problems.iter().any(|problem| problem.message.contains("closed to everybody")));
         site.remove("a.yaml");
-        settle(&mut site.directory(), &mut now);
+        site.run(&mut now);
     }
 }
 
@@ -379,7 +604,7 @@ async fn a_change_is_told_within_half_a_second() {
     site.write("a.yaml", WEB);
     let (sender, mut events) = mpsc::channel(16);
     let problems = watch::Sender::new(Arc::default());
-    let told = task::spawn("test", run(site.directory(), sender, problems.clone()));
+    let told = task::spawn("test", run(site.directory(), sender, problems.clone(), Saving::default()));
     assert_eq!(events.recv().await, Some(Event::Init));
     assert!(matches!(events.recv().await, Some(Event::Apply(_))));
     assert_eq!(events.recv().await, Some(Event::InitDone));

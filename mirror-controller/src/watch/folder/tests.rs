@@ -21,6 +21,14 @@ fn policy(name: &str) -> Document {
     Document { object, line }
 }
 
+/// The same policy with a rule that lets every peer in.
+fn allowing(mut policy: Document) -> Document {
+    if let Object::ExportPolicy(policy) = &mut policy.object {
+        policy.spec.allow.push(linkspan_proto::resources::AllowRule::default());
+    }
+    policy
+}
+
 fn link(address: &str) -> Document {
     let spec = linkspan_proto::resources::LinkSpec {
         trust_domain: linkspan_proto::identity::TrustDomain::parse("west.linkspan.internal").unwrap(),
@@ -104,24 +112,85 @@ fn a_broken_file_keeps_what_it_does_not_show() {
 }
 
 #[test]
-fn one_object_in_two_files_is_a_conflict_and_the_first_holds() {
+fn one_object_in_two_files_is_a_conflict_and_the_first_by_name_holds_if_both_are_new() {
     let now = Instant::now();
     let mut folder = Folder::default();
     folder.read("b.yaml", vec![service("web", 2)], vec![], vec![]);
-    assert_eq!(applied(&folder.settle(now).0), ["+web"]);
     folder.read("a.yaml", vec![service("web", 1), service("web", 3)], vec![], vec![]);
-    let (events, _) = folder.settle(now);
-    let [Event::Apply(object)] = events.as_slice() else { panic!("{events:?}") };
-    assert_eq!(**object, service("web", 1).object);
+    assert_eq!(folder.settle(now).0, [Event::Apply(Box::new(service("web", 1).object))]);
     let problems = folder.problems();
     assert_eq!(problems.len(), 2);
     assert!(problems[0].message.contains("defined twice"), "{problems:?}");
     assert_eq!(problems[1].file, "b.yaml");
-    assert!(problems[1].message.contains("defined in a.yaml:1 too"), "{problems:?}");
+    assert!(problems[1].message.contains("defined in a.yaml:1 too; that one holds"), "{problems:?}");
     folder.gone("a.yaml", now);
-    let (events, _) = folder.settle(now);
-    assert_eq!(applied(&events), ["+web"]);
+    assert!(folder.settle(now).0.is_empty(), "it may come back");
+    assert_eq!(folder.settle(now + GRACE).0, [Event::Apply(Box::new(service("web", 2).object))]);
     assert!(folder.problems().is_empty());
+}
+
+/// Whatever a second file is named, what is in force stays: a policy that forbids is not displaced by one that allows.
+#[test]
+fn an_object_stays_with_the_file_that_held_it_first() {
+    let now = Instant::now();
+    let open = allowing(policy("closed"));
+    for (held, other) in
+        [(policy("closed"), open), (service("web", 1), service("web", 2)), (link("one:1"), link("two:2"))]
+    {
+        let mut folder = Folder::default();
+        folder.read("held.yaml", vec![held.clone()], vec![], vec![]);
+        folder.settle(now);
+        for name in ["a.yaml", "z.yaml"] {
+            folder.read(name, vec![other.clone()], vec![], vec![]);
+            assert_eq!(folder.settle(now), (vec![], None));
+            let problems = folder.problems();
+            assert!(problems.iter().any(|problem| problem.file == name), "{problems:?}");
+            assert!(
+                problems.iter().all(|problem| problem.file != "held.yaml"),
+                "the newcomer is to blame: {problems:?}"
+            );
+        }
+        let mut restarted = Folder::new(folder.holders().clone());
+        for (name, document) in [("a.yaml", &other), ("held.yaml", &held), ("z.yaml", &other)] {
+            restarted.read(name, vec![document.clone()], vec![], vec![]);
+        }
+        assert_eq!(restarted.settle(now).0, [Event::Apply(Box::new(held.object.clone()))], "and over a restart");
+        // Between two steps of an editor nobody takes its place.
+        restarted.gone("held.yaml", now);
+        assert!(restarted.settle(now).0.is_empty());
+        restarted.read("held.yaml", vec![held.clone()], vec![], vec![]);
+        assert_eq!(restarted.settle(now + GRACE / 2), (vec![], None));
+    }
+}
+
+/// Nothing tells which of them was first, and one of them may allow what the other forbids.
+#[test]
+fn two_new_policies_of_one_name_close_what_they_select() {
+    let now = Instant::now();
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![allowing(policy("closed"))], vec![], vec![]);
+    folder.read("b.yaml", vec![policy("closed")], vec![], vec![]);
+    let closed = [Event::Apply(Box::new(policy("closed").object))];
+    assert_eq!(folder.settle(now).0, closed, "no rule is left");
+    let problems = folder.problems();
+    assert_eq!(problems.iter().map(|problem| problem.file.as_str()).collect::<Vec<_>>(), ["a.yaml", "b.yaml"]);
+    assert!(problems[0].message.contains("defined in b.yaml:1 too"), "{problems:?}");
+    let mut restarted = Folder::new(folder.holders().clone());
+    restarted.read("a.yaml", vec![allowing(policy("closed"))], vec![], vec![]);
+    restarted.read("b.yaml", vec![policy("closed")], vec![], vec![]);
+    assert_eq!(restarted.settle(now).0, closed);
+    restarted.gone("b.yaml", now);
+    assert!(restarted.settle(now).0.is_empty(), "it may come back");
+    let later = now + GRACE * 99;
+    assert_eq!(restarted.settle(later).0, [Event::Apply(Box::new(allowing(policy("closed")).object))]);
+    assert!(restarted.problems().is_empty());
+    // Two that say the same are no question.
+    let mut same = Folder::default();
+    for name in ["a.yaml", "b.yaml"] {
+        same.read(name, vec![allowing(policy("closed"))], vec![], vec![]);
+    }
+    assert_eq!(same.settle(now).0, [Event::Apply(Box::new(allowing(policy("closed")).object))]);
+    assert_eq!(same.problems().len(), 1);
 }
 
 #[test]
@@ -206,10 +275,85 @@ fn what_a_broken_document_names_is_not_deleted() {
     folder.gone("a.yaml", now);
     folder.read("b.yaml", vec![], broken(), vec![about("ExportPolicy", "shop", "closed")]);
     folder.settle(now);
-    assert_eq!(folder.settle(now + GRACE * 9), (vec![], None));
-    folder.gone("b.yaml", now + GRACE * 9);
-    folder.settle(now + GRACE * 9);
-    assert_eq!(applied(&folder.settle(now + GRACE * 10).0), ["-closed"]);
+    assert_eq!(folder.settle(now + SETTLE), (vec![], None));
+    folder.gone("b.yaml", now + SETTLE);
+    folder.settle(now + SETTLE);
+    assert_eq!(applied(&folder.settle(now + SETTLE * 2).0), ["-closed"]);
+}
+
+/// `generator > file` empties the file first; `mv` and `cat` leave a moment without it.
+#[test]
+fn a_policy_stands_while_its_file_is_written_anew() {
+    let now = Instant::now();
+    let before = |late: Duration| now + SETTLE + late - Duration::from_millis(1);
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.read("a.yaml", vec![service("api", 80)], vec![], vec![]);
+    assert_eq!(applied(&folder.settle(now).0), ["+api"]);
+    assert_eq!(applied(&folder.settle(now + GRACE).0), ["-web"], "what closes does not wait");
+    let late = SETTLE / 2;
+    folder.read("a.yaml", vec![service("api", 81)], vec![], vec![]);
+    assert_eq!(applied(&folder.settle(now + late).0), ["+api"]);
+    assert_eq!(folder.settle(before(late)), (vec![], Some(now + late + SETTLE)), "since the last change of the file");
+    assert_eq!(applied(&folder.settle(now + late + SETTLE).0), ["-closed"]);
+
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(before(Duration::ZERO)).0), ["-web"]);
+    folder.read("a.yaml", vec![], broken(), vec![about("", "", "")]);
+    assert_eq!(folder.settle(now + SETTLE * 2), (vec![], None), "it came back broken, and what was deleted stays so");
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + SETTLE).0), ["-closed"]);
+    assert_eq!(folder.take_forgotten(), ["a.yaml"]);
+}
+
+#[test]
+fn a_policy_stands_while_its_file_is_empty() {
+    let now = Instant::now();
+    let empty = || Problem::at_line("a.yaml", 0, "is empty".to_owned());
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![service("web", 80), policy("closed")], vec![], vec![]);
+    folder.settle(now);
+    folder.emptied("a.yaml", empty());
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + GRACE).0), ["-web"]);
+    assert_eq!(folder.settle(now + SETTLE * 99), (vec![], None), "however long it takes");
+    assert_eq!(folder.problems(), [empty()]);
+    folder.read("a.yaml", vec![policy("closed")], vec![], vec![]);
+    assert_eq!(folder.settle(now), (vec![], None));
+    folder.emptied("a.yaml", empty());
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + SETTLE).0), ["-closed"]);
+    folder.emptied("a.yaml", empty());
+    assert!(folder.settle(now).0.is_empty() && folder.problems().is_empty(), "nothing is lost by a new empty file");
+}
+
+/// Writing a Link anew keeps the link; removing its file ends the trust at once.
+#[test]
+fn a_link_stands_while_its_file_is_written_anew() {
+    let now = Instant::now();
+    let mut folder = Folder::default();
+    folder.read("a.yaml", vec![link("one:1")], vec![], vec![]);
+    folder.settle(now);
+    folder.emptied("a.yaml", Problem::at_line("a.yaml", 0, String::new()));
+    assert_eq!(folder.settle(now), (vec![], Some(now + SETTLE)));
+    folder.read("a.yaml", vec![link("one:1")], vec![], vec![]);
+    assert_eq!(folder.settle(now + SETTLE), (vec![], None));
+    folder.emptied("a.yaml", Problem::at_line("a.yaml", 0, String::new()));
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + SETTLE).0), ["-west"]);
+    folder.read("a.yaml", vec![link("one:1")], vec![], vec![]);
+    folder.settle(now);
+    folder.gone("a.yaml", now);
+    folder.settle(now);
+    assert_eq!(applied(&folder.settle(now + GRACE).0), ["-west"]);
 }
 
 #[test]
@@ -231,30 +375,8 @@ fn a_file_that_comes_back_broken_keeps_what_it_held() {
     assert_eq!(applied(&folder.settle(now + GRACE * 2).0), ["?"], "after that it is a new file");
 }
 
-/// F-41: a file that sorts first takes over no Link.
-#[test]
-fn a_link_stays_with_the_file_that_held_it_first() {
-    let now = Instant::now();
-    let mut folder = Folder::default();
-    folder.read("link-west.yaml", vec![link("one:1")], vec![], vec![]);
-    assert_eq!(applied(&folder.settle(now).0), ["+west"]);
-    folder.read("a.yaml", vec![link("two:2")], vec![], vec![]);
-    assert_eq!(folder.settle(now), (vec![], None));
-    let problems = folder.problems();
-    assert_eq!(problems[0].file, "a.yaml");
-    assert!(problems[0].message.contains("defined in link-west.yaml:1 too; that one holds"), "{problems:?}");
-
-    let mut restarted = Folder::new(folder.link_files().clone());
-    for (name, document) in [("a.yaml", link("two:2")), ("link-west.yaml", link("one:1"))] {
-        restarted.read(name, vec![document], vec![], vec![]);
-    }
-    assert_eq!(restarted.settle(now).0, [Event::Apply(Box::new(link("one:1").object))]);
-    restarted.gone("link-west.yaml", now);
-    assert_eq!(restarted.settle(now).0, [Event::Apply(Box::new(link("two:2").object))], "until it lets go");
-}
-
 proptest! {
-    /// Whatever happens to the files, the events lead to what a fresh look at the same files would tell.
+    /// Whatever happens to the files, the events lead to what a start with the same files would tell.
     #[test]
     fn events_add_up_to_the_files(ops in prop::collection::vec((0..4_u8, prop::collection::btree_map(0..6_u8, 1..4_u16, 0..4), 0..5_u8), 1..40)) {
         let mut now = Instant::now();
@@ -278,7 +400,7 @@ proptest! {
         replay(&mut told, folder.settle(now).0);
         now += GRACE;
         replay(&mut told, folder.settle(now).0);
-        let mut fresh = Folder::default();
+        let mut fresh = Folder::new(folder.holders().clone());
         for (name, documents) in files {
             fresh.read(&name, documents, vec![], vec![]);
         }
