@@ -305,6 +305,7 @@ impl Stages {
         let exchange = exchange::Context {
             own: config.cluster.clone(),
             store: exchange::store::Store::new(config.state("catalogues"), channels.saving.clone()),
+            sole: config.kubernetes.is_none(),
             metrics: exchange::Metrics::register(&registry),
             signal: signal.clone(),
         };

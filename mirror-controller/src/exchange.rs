@@ -69,6 +69,9 @@ pub struct Context {
     pub own: ClusterName,
     /// Where last good catalogues are kept.
     pub store: store::Store,
+    /// Whether nobody else follows the peers while this controller does not: on a site. On Kubernetes another controller may
+    /// have led since a catalogue was saved here.
+    pub sole: bool,
     /// Figures.
     pub metrics: Metrics,
     /// The end.
@@ -165,6 +168,7 @@ impl Followers {
     fn start(&mut self, cluster: ClusterName) {
         let (known, withheld) = self.context.store.load(&cluster);
         let subscriber = session::Subscriber::new(self.context.own.clone(), known, withheld, Instant::now());
+        let subscriber = if self.context.sole { subscriber } else { subscriber.outdated() };
         let (pipes, receiver) = mpsc::channel(PIPES);
         let (stop, stopped) = watch::channel(false);
         let output = client::Output::new(cluster.clone(), Arc::clone(&self.context), self.peers.clone());

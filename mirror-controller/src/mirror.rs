@@ -84,8 +84,8 @@ pub struct Context {
     pub own: ClusterName,
     /// `addresses.json`, on a site.
     pub addresses: PathBuf,
-    /// How long the first word to the gateways waits for the catalogues of peers that nothing is known of. Gateways that run
-    /// keep what they were told before; on a site the catalogues are on disk and this is zero.
+    /// How long the first word to the gateways waits for the catalogues of peers of which nothing certain is known. Gateways that
+    /// run keep what they were told before; on a site the catalogues are on disk and this is zero.
     pub hold: Duration,
     /// Whether fronts may be given to new names.
     pub leading: Leading,

@@ -59,7 +59,14 @@ pub(crate) fn entries(all: impl IntoIterator<Item = Arc<CatalogueEntry>>) -> Ent
 
 pub(crate) fn view(entries: Entries, freshness: Freshness) -> View {
     let verified = Some((1, 1, [0; 32]));
-    View { entries: Arc::new(entries), verified, freshness, withheld: Arc::default(), synchronised: true }
+    View {
+        entries: Arc::new(entries),
+        verified,
+        freshness,
+        withheld: Arc::default(),
+        synchronised: true,
+        outdated: false,
+    }
 }
 
 pub(crate) fn peer_state(entries: Entries, freshness: Freshness) -> Arc<PeerState> {

@@ -225,8 +225,8 @@ impl State {
             .linked
             .iter()
             .map(|cluster| {
-                let known = self.peers.get(cluster).is_some_and(|peer| peer.view.freshness != Freshness::Unknown);
-                (cluster.clone(), known)
+                let view = self.peers.get(cluster).map(|peer| &peer.view);
+                (cluster.clone(), view.is_some_and(|view| view.freshness != Freshness::Unknown && !view.outdated))
             })
             .collect();
         if *self.set.known != known {

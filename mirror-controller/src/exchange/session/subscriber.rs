@@ -40,6 +40,9 @@ pub struct View {
     pub withheld: Arc<BTreeSet<ServiceKey>>,
     /// Whether a session stands and agrees.
     pub synchronised: bool,
+    /// The entries are a copy from an earlier life, since when another controller may have heard more: what is not among them
+    /// may exist all the same. Until the peer has confirmed or replaced them.
+    pub outdated: bool,
 }
 
 /// One peer's catalogue and the session that keeps it. Feed it with events, send what [`Subscriber::poll`] gives, call
@@ -56,6 +59,8 @@ pub struct Subscriber {
     session: Option<Session>,
     /// When the catalogue was last known to be the peer's newest.
     confirmed_at: Instant,
+    /// See [`View::outdated`].
+    outdated: bool,
     outgoing: VecDeque<SubscriberMessage>,
 }
 
@@ -91,8 +96,18 @@ impl Subscriber {
             session: None,
             // A restart is no reason to doubt what was true a moment ago: the time counts from now.
             confirmed_at: now,
+            outdated: false,
             outgoing: VecDeque::new(),
         }
+    }
+
+    /// What it holds may be older than what was last in force: another one may have followed the peer meanwhile.
+    #[must_use]
+    pub fn outdated(mut self) -> Self {
+        self.outdated = self.verified.is_some();
+        self.withheld = Entries::new();
+        self.release_at = None;
+        self
     }
 
     /// A session begins; one that stood before is forgotten.
@@ -189,6 +204,7 @@ impl Subscriber {
             freshness: self.freshness(now),
             withheld: Arc::new(self.withheld.keys().cloned().collect()),
             synchronised: self.session.as_ref().is_some_and(|session| session.synchronised),
+            outdated: self.outdated,
         }
     }
 
@@ -298,7 +314,9 @@ impl Subscriber {
 
     /// Takes a verified state over.
     fn accept(&mut self, next: Catalogue, now: Instant) {
+        // Of what is gone since an outdated copy nobody knows when it went: whoever followed the peer then has waited.
         if let Some(before) = self.verified.take()
+            && !self.outdated
             && !Arc::ptr_eq(&before.entries, &next.entries)
         {
             self.withhold(&before.entries, &next.entries, now);
@@ -306,6 +324,7 @@ impl Subscriber {
         let version = next.version;
         self.verified = Some(next);
         self.confirmed_at = now;
+        self.outdated = false;
         if let Some(session) = &mut self.session {
             session.synchronised = true;
             session.resyncs = 0;

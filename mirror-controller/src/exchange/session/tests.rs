@@ -419,6 +419,38 @@ fn values(entries: &Entries) -> Vec<CatalogueEntry> {
 }
 
 #[test]
+fn an_outdated_copy_is_marked_until_the_peer_has_spoken() {
+    let now = Instant::now();
+    let old = Catalogue::new(1, 5, Arc::new(entries(0..10)));
+    let new = Catalogue::new(1, 9, Arc::new(entries(0..2)));
+    let copy = || Subscriber::new(cluster("east"), Some(old.clone()), entries(20..22), now).outdated();
+    let mut subscriber = copy();
+    let view = subscriber.view(now);
+    assert!(view.outdated && view.entries.len() == 10, "what was withheld then is no longer");
+    subscriber.connected(now);
+    let begin = Message::SnapshotBegin { epoch: 1, version: 9, count: 2 };
+    for message in [begin, Message::Entries(values(&new.entries)), Message::SnapshotEnd { version: 9, hash: new.hash }]
+    {
+        assert!(subscriber.view(now).outdated);
+        subscriber.message(message, now).unwrap();
+    }
+    let view = subscriber.view(now);
+    assert!(!view.outdated && view.withheld.is_empty() && view.entries.len() == 2, "{view:?}");
+
+    // A peer that has nothing new confirms the copy.
+    let mut subscriber = copy();
+    subscriber.connected(now);
+    subscriber
+        .message(Message::Delta { from: 5, to: 5, upserts: vec![], removals: vec![], hash: old.hash }, now)
+        .unwrap();
+    assert!(!subscriber.view(now).outdated);
+    assert!(
+        !Subscriber::new(cluster("east"), None, Entries::new(), now).outdated().view(now).outdated,
+        "there is none"
+    );
+}
+
+#[test]
 fn nothing_is_removed_without_a_complete_newer_snapshot() {
     let half = entries(0..5);
     let hash = Catalogue::new(1, 6, Arc::new(half.clone())).hash;

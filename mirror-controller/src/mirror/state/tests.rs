@@ -127,6 +127,21 @@ fn a_lost_peer_keeps_its_mirrors_and_gives_up_its_capacity_at_last() {
 }
 
 #[test]
+fn an_outdated_catalogue_is_served_and_deletes_nothing() {
+    let mut state = state();
+    let at = |outdated| {
+        let mut peer = peer_state(entries([entry("shop/web", &["80"], 1)]), Freshness::Fresh).as_ref().clone();
+        peer.view.outdated = outdated;
+        Arc::new(Peers::from([(cluster("west"), Arc::new(peer))]))
+    };
+    state.update(snapshot(&["west"]), at(true));
+    assert_eq!(names(&state.set()).len(), 2);
+    assert_eq!(state.set().known.get("west"), Some(&false), "there may be more");
+    state.update(snapshot(&["west"]), at(false));
+    assert_eq!(state.set().known.get("west"), Some(&true));
+}
+
+#[test]
 fn a_removed_link_removes_everything_it_made() {
     let mut state = state();
     let both = peers(&[
