@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -23,7 +23,7 @@ use kube::{Client, Resource, ResourceExt};
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
 use linkspan_proto::exchange::Protocol;
 use linkspan_proto::names::{
-    ClusterName, Namespace as NamespaceName, PortName, ServiceAccountName, ServiceKey, ServiceName,
+    ClusterName, EndpointName, Namespace as NamespaceName, PortName, ServiceAccountName, ServiceKey, ServiceName,
 };
 use linkspan_proto::resources::SERVICE_NAME_LABEL;
 use linkspan_runtime::text::Clean;
@@ -31,7 +31,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::configuration::{AttestError, Attestor};
-use crate::dns::{self, ZoneName};
+use crate::dns::{self, HeadlessEndpoint, ZoneName};
 use crate::labels;
 use crate::mirror::Seniority;
 use crate::mirror::front::port_key;
@@ -111,7 +111,33 @@ pub async fn namespaces(client: Client, namespaces: watch::Sender<Option<Arc<BTr
 /// What DNS answers for the imports in the API server; `None` until they are known.
 pub type Imports = Option<Arc<Vec<dns::Service>>>;
 
-/// Watches the imports that a leader wrote. Runs until nobody wants them any more.
+/// The endpoints of each headless import.
+type Hosts = BTreeMap<ServiceKey, BTreeMap<(ClusterName, EndpointName), HeadlessEndpoint>>;
+
+/// What of the imports is known so far.
+#[derive(Default)]
+struct Known {
+    services: Option<Vec<dns::Service>>,
+    hosts: Option<Hosts>,
+}
+
+impl Known {
+    /// The imports with their endpoints, once both are known: a headless name without them would be a name without addresses.
+    fn together(&self) -> Imports {
+        let (services, hosts) = (self.services.as_ref()?, self.hosts.as_ref()?);
+        let complete = |service: &dns::Service| {
+            let mut service = service.clone();
+            if let Some(endpoints) = &mut service.headless {
+                let key = ServiceKey::new(service.namespace.clone(), service.name.clone());
+                *endpoints = hosts.get(&key).map(|hosts| hosts.values().cloned().collect()).unwrap_or_default();
+            }
+            service
+        };
+        Some(Arc::new(services.iter().map(complete).collect()))
+    }
+}
+
+/// Watches the imports that a leader wrote, and the slices of headless ones. Runs until nobody wants them any more.
 pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
     let resource = ApiResource {
         group: "multicluster.x-k8s.io".to_owned(),
@@ -122,16 +148,55 @@ pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
     };
     let unwanted = imports.clone();
     let ours = config().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
-    let following = follow(Api::all_with(client, &resource), ours, PACE, |all: &BTreeMap<_, DynamicObject>| {
-        changed(&imports, Some(Arc::new(all.values().filter_map(import).collect())))
+    let theirs =
+        config().labels(&format!("{}={},{}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE, labels::MCS_SERVICE));
+    let known = Mutex::new(Known::default());
+    let learn = |news: &dyn Fn(&mut Known)| {
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        news(&mut known);
+        changed(&imports, known.together())
+    };
+    let slices: Api<EndpointSlice> = Api::all(client.clone());
+    let hosts = follow(slices, theirs, PACE, |all: &BTreeMap<_, EndpointSlice>| {
+        learn(&|known| known.hosts = Some(hosts(all.values())))
+    });
+    let services = follow(Api::all_with(client, &resource), ours, PACE, |all: &BTreeMap<_, DynamicObject>| {
+        learn(&|known| known.services = Some(all.values().filter_map(import).collect()))
     });
     tokio::select! {
-        () = following => {}
+        () = services => {}
+        () = hosts => {}
         () = unwanted.closed() => {}
     }
 }
 
-/// One import as DNS shows it. A headless one keeps its name; its hosts are known to the leader only.
+/// The endpoints in the slices of headless imports. A host that is there in both address families counts once.
+fn hosts<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Hosts {
+    let mut all = Hosts::new();
+    for slice in slices {
+        let label = |name: &str| slice.labels().get(name);
+        let service = label(labels::MCS_SERVICE).and_then(|name| ServiceName::parse(name).ok());
+        let cluster = label(labels::MCS_CLUSTER).and_then(|name| ClusterName::parse(name).ok());
+        let namespace = slice.namespace().and_then(|name| NamespaceName::parse(&name).ok());
+        let (Some(service), Some(cluster), Some(namespace)) = (service, cluster, namespace) else { continue };
+        let key = ServiceKey::new(namespace, service);
+        for endpoint in &slice.endpoints {
+            let Some(name) = endpoint.hostname.as_deref().and_then(|name| EndpointName::parse(name).ok()) else {
+                continue;
+            };
+            let known = all.entry(key.clone()).or_default();
+            known.entry((cluster.clone(), name.clone())).or_insert_with(|| HeadlessEndpoint {
+                name,
+                cluster: cluster.clone(),
+                address: endpoint.addresses.first().and_then(|address| address.parse().ok()),
+                ready: endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready != Some(false)),
+            });
+        }
+    }
+    all
+}
+
+/// One import as DNS shows it. The endpoints of a headless one stand in its slices.
 fn import(object: &DynamicObject) -> Option<dns::Service> {
     let spec = object.data.get("spec")?;
     let list = |field: &str| spec.get(field).and_then(serde_json::Value::as_array).into_iter().flatten();
@@ -424,6 +489,46 @@ mod tests {
         assert_eq!((single.addresses.len(), single.ports.len(), single.headless), (2, 1, None));
         let headless = import(&object(json!({"type": "Headless", "ports": [{"port": 80}]}))).unwrap();
         assert_eq!((headless.addresses.len(), headless.headless), (0, Some(Vec::new())));
+    }
+
+    #[test]
+    fn a_headless_import_has_the_hosts_in_its_slices() {
+        let slice = |name: &str, labels: serde_json::Value, endpoints: serde_json::Value| -> EndpointSlice {
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "shop", "name": name, "labels": labels}, "addressType": "IPv4", "endpoints": endpoints,
+            }))
+            .unwrap()
+        };
+        let of = |cluster: &str| json!({(labels::MCS_SERVICE): "cache", (labels::MCS_CLUSTER): cluster});
+        let host = |name: &str, address: &str, ready: bool| json!({"hostname": name, "addresses": [address], "conditions": {"ready": ready}});
+        let slices = [
+            slice(
+                "cache.b.ipv4",
+                of("b"),
+                json!([host("cache-0", "10.96.0.7", true), host("cache-1", "10.96.0.8", false)]),
+            ),
+            slice("cache.b.ipv6", of("b"), json!([host("cache-0", "fd00::7", true)])),
+            slice("cache.c.ipv4", of("c"), json!([host("cache-0", "10.96.0.9", true)])),
+            slice("other", json!({(labels::MCS_SERVICE): "cache"}), json!([host("cache-9", "10.96.0.10", true)])),
+            slice("nameless", of("b"), json!([{"addresses": ["10.244.0.7"], "conditions": {}}])),
+        ];
+        let import = import(
+            &serde_json::from_value(json!({
+                "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceImport",
+                "metadata": {"namespace": "shop", "name": "cache"}, "spec": {"type": "Headless", "ports": [{"port": 80}]},
+            }))
+            .unwrap(),
+        );
+        let mut known = Known { services: Some(vec![import.unwrap()]), hosts: None };
+        assert_eq!(known.together(), None, "half of it would be names without addresses");
+        known.hosts = Some(hosts(slices.iter()));
+        let all = known.together().unwrap();
+        let told: Vec<_> = all[0].headless.iter().flatten().collect();
+        let told: Vec<_> = told
+            .iter()
+            .map(|host| format!("{}.{} {} {}", host.name, host.cluster, host.address.unwrap(), host.ready))
+            .collect();
+        assert_eq!(told, ["cache-0.b 10.96.0.7 true", "cache-1.b 10.96.0.8 false", "cache-0.c 10.96.0.9 true"]);
     }
 
     #[test]

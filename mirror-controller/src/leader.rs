@@ -12,7 +12,7 @@
 //! holds no state at all that could differ. It opens the port for gateways, reads what was given out, and starts its stages
 //! only once it has won the lease; gateways find the one that has the port open (the Service is headless), and keep their last
 //! configuration while leadership moves. What a controller can do in standby it does: it answers DNS, from the
-//! ServiceImports in the API server, which are the leader's word.
+//! ServiceImports in the API server and the EndpointSlices of headless ones, which are the leader's word.
 //!
 //! A leader that cannot renew writes nothing and gives out no new port, but goes on with everything else: when the API server
 //! is away nobody can take over, and certificates, catalogues and names are needed all the same. When another one leads, the
