@@ -61,11 +61,12 @@ fn a_mirror_is_called_over_tcp_and_the_backend_sees_who_it_is_by_the_proxy_proto
 }
 
 #[test]
-fn a_mirror_has_the_ports_and_listed_labels_of_its_service_and_exactly_the_ready_gateways() {
+fn a_mirror_has_the_ports_and_labels_of_its_service_and_exactly_the_ready_gateways() {
     needs_kubernetes!();
     let bed = shared();
     let shop = Shop::with_web(&bed, "shape");
-    let labels = "{\"metadata\": {\"labels\": {\"app.kubernetes.io/name\": \"web\", \"team\": \"payments\"}}}";
+    let labels = "{\"metadata\": {\"labels\": {\"app.kubernetes.io/name\": \"web\", \"team\": \"payments\", \
+                  \"app.kubernetes.io/instance\": \"web\", \"helm.sh/chart\": \"web-1\"}}}";
     shop.b.kubectl(&["-n", "shape", "patch", "service", "web", "-p", labels]);
     shop.export("web");
     let service = shop.a.wait(&shop.mirror("web"), PATIENCE, |service| {
@@ -76,7 +77,10 @@ fn a_mirror_has_the_ports_and_listed_labels_of_its_service_and_exactly_the_ready
     assert_eq!(ports, [json!(80), json!(9000)]);
     assert!(service["spec"]["selector"].is_null(), "no selector: {service}");
     let labels = &service["metadata"]["labels"];
-    assert!(labels["team"].is_null(), "a label that is not listed stays at home: {labels}");
+    assert_eq!(labels["team"], "payments");
+    for commanding in ["app.kubernetes.io/instance", "helm.sh/chart"] {
+        assert!(labels[commanding].is_null(), "a label that some tool acts on stays at home: {labels}");
+    }
     assert_eq!(labels["mirror.linkspan.io/cluster-name"], "b");
     assert_eq!(labels["mirror.linkspan.io/service-name"], "web");
     let mut gateways: Vec<String> =
