@@ -67,7 +67,7 @@ pub struct Bounds<'a> {
     pub idle: Duration,
     /// The end of the gateway.
     pub drain: &'a Signal,
-    /// Whether it is still allowed; `None` where the other side of the link decides that. Looked at every [`TELL_EVERY`]
+    /// Whether a peer may still have it; `None` for calls of our own clients. Looked at every [`TELL_EVERY`]
     /// while bytes move: what is silent costs nothing and is cut as soon as it speaks.
     pub review: Option<Review<'a>>,
 }
@@ -251,10 +251,11 @@ impl Meter {
         }
     }
 
-    /// Resolves when nothing has moved for the idle limit, or when what moves is no longer allowed; tells the record of what
-    /// moved meanwhile.
+    /// Resolves when nothing moved for the idle limit, or what moves is no longer allowed; tells the record what moved.
     async fn watch(&self, bounds: Bounds<'_>, socket: Socket, record: &mut Record) -> Refusal {
         let idle = bounds.idle;
+        let mut gone = None;
+        let mut revoked = || bounds.review.and_then(|review| review.revoked(&mut gone));
         loop {
             let limit = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + idle;
             let now = Instant::now();
@@ -262,7 +263,7 @@ impl Meter {
                 return Refusal::Idle;
             }
             if self.tell(socket, record) {
-                if let Some(why) = bounds.review.and_then(|review| review.revoked()) {
+                if let Some(why) = revoked() {
                     return why;
                 }
                 // It moves: look again soon.
@@ -273,7 +274,13 @@ impl Meter {
                 self.silent.store(true, Ordering::Relaxed);
                 tokio::select! {
                     () = tokio::time::sleep_until(limit) => {}
-                    () = self.wake.notified() => tokio::time::sleep(TELL_EVERY.min(idle)).await,
+                    () = self.wake.notified() => {
+                        // It may have been silent for days.
+                        if let Some(why) = revoked() {
+                            return why;
+                        }
+                        tokio::time::sleep(TELL_EVERY.min(idle)).await;
+                    }
                 }
             }
         }

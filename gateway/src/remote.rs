@@ -10,7 +10,7 @@
 //! - Refuses when: the request has passed this cluster before; the caller is outside of the link's trust domain,
 //!   or its certificate names another; the service, port or endpoint is not exported; no rule allows the caller; the peer has too many streams here.
 //! - Never does: dial, resolve a name, look at an address that came over the link.
-//! - Numbers: [`MAX_HOPS`], [`REVIEW_EVERY`]; see `limits` for shares.
+//! - Numbers: [`MAX_HOPS`], [`REVIEW_EVERY`], [`EXPORT_GONE`]; see `limits` for shares.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use linkspan_proto::configuration::DefaultPolicy;
 use linkspan_proto::identity::{Source, SpiffeId, TrustDomain};
 use linkspan_proto::names::{ClusterName, EndpointName, ServiceKey};
 use linkspan_proto::refusal::Refusal;
+use tokio::time::Instant;
 
 use crate::route::{Export, ExportPort, RouteTable};
 
@@ -38,6 +39,10 @@ pub const MAX_HOPS: usize = 8;
 /// of it, below a hundredth of a core.
 pub const REVIEW_EVERY: Duration = Duration::from_secs(5);
 
+/// How long an export must be gone before what it carries is cut: as long as a policy stands whose file is written anew.
+/// New streams are refused at once.
+pub const EXPORT_GONE: Duration = Duration::from_secs(2);
+
 /// A caller that may have a port of an export.
 #[derive(Clone, Debug)]
 pub struct Admitted {
@@ -46,7 +51,7 @@ pub struct Admitted {
     endpoint: Option<EndpointName>,
     source: Source,
     cluster: ClusterName,
-    /// What holds for the peer where no policy selects the export; `None` for a local call.
+    /// What held for the peer where no policy selects the export; `None` for a local call, which needs no policy.
     default_policy: Option<DefaultPolicy>,
 }
 
@@ -98,19 +103,30 @@ pub struct Review<'a> {
 }
 
 impl Review<'_> {
-    /// Why it is to be cut now, if it is.
+    /// Why it is to be cut now, if it is. `gone` remembers between two looks since when there is no export.
     #[must_use]
-    pub fn revoked(&self) -> Option<Refusal> {
-        let refused = review(&self.table.load(), self.admitted).err()?;
-        tracing::info!(peer = %self.admitted.cluster, why = %refused, "no longer allowed; cut");
+    pub fn revoked(&self, gone: &mut Option<Instant>) -> Option<Refusal> {
+        let Err(refused) = review(&self.table.load(), self.admitted) else {
+            *gone = None;
+            return None;
+        };
+        if matches!(refused, Refused::UnknownExport { .. }) {
+            // A manifest that is written anew shows nothing for a moment.
+            let now = Instant::now();
+            if now < *gone.get_or_insert(now) + EXPORT_GONE {
+                return None;
+            }
+        }
+        tracing::debug!(peer = %self.admitted.cluster, why = %refused, "no longer allowed; cut");
         Some(refused.refusal())
     }
 
     /// Resolves with the reason once it is to be cut. Looks every [`REVIEW_EVERY`].
     pub async fn until_revoked(&self) -> Refusal {
+        let mut gone = None;
         loop {
-            tokio::time::sleep(REVIEW_EVERY).await;
-            if let Some(why) = self.revoked() {
+            tokio::time::sleep(if gone.is_some() { EXPORT_GONE } else { REVIEW_EVERY }).await;
+            if let Some(why) = self.revoked(&mut gone) {
                 return why;
             }
         }

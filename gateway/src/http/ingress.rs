@@ -8,7 +8,8 @@
 //! - In: an admitted stream of kind `Http`: the proof that this caller may have this export.
 //! - Out: one request to one of its endpoints, one response, one record.
 //! - Refuses when: the head is late or makes no sense; the backend cannot be reached or breaks off; the caller's deadline
-//!   passes; nothing moves for [`IDLE`](super::IDLE); the caller is no longer allowed to. Each as a reset with its reason: the egress side makes the answer.
+//!   passes; nothing moves for [`IDLE`](super::IDLE); the caller is no longer allowed to. Each as a reset with its reason:
+//!   the egress side makes the answer.
 //! - Never does: believe that the peer has cleaned the fields; end a response whose backend broke off.
 //! - Numbers: [`HEAD_WAIT`] 5 s.
 
@@ -35,7 +36,7 @@ use super::via;
 use crate::context::Gateway;
 use crate::link::{RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Entry, Outcome, Protocol};
-use crate::remote::Admitted;
+use crate::remote::{Admitted, Review};
 
 mod respond;
 
@@ -179,6 +180,8 @@ impl Serving {
         let pool = Pool::of_this_worker();
         let mut asking = pin!(upstream::send(&pool, &self.admitted, http2, request, self.deadline));
         let mut late = pin!(sleep_until(self.deadline));
+        let review = Review { table: &self.gateway.table, admitted: &self.admitted };
+        let mut revoked = pin!(review.until_revoked());
         loop {
             tokio::select! {
                 biased;
@@ -198,6 +201,7 @@ impl Serving {
                 why = self.send.stopped() => return Err(stopped(why)),
                 () = self.idle.expired(&self.exchange) => return Err(Cut::Idle),
                 () = &mut late => return Err(Cut::Deadline),
+                why = &mut revoked => return Err(Cut::Refused(why)),
             }
         }
     }

@@ -45,8 +45,8 @@ const PER_KEY: usize = 128;
 /// callers of one cluster.
 const PER_WORKER: usize = 1024;
 
-/// The part of the process's descriptors that they may be, all workers together. What is in use is counted as a client's or a
-/// peer's stream.
+/// The part of the process's descriptors that they may be, all workers together where there are not more of them than cores.
+/// What is in use is counted as a client's or a peer's stream.
 const PART: u64 = 16;
 
 /// The least that is kept.

@@ -411,27 +411,34 @@ async fn what_is_no_longer_allowed_is_cut_when_it_moves() {
         let mut record =
             Record::open(std::sync::Arc::new(Totals::default()), Entry::new(Direction::Inbound, Protocol::Tcp));
         let running = relay(&mut io, Socket::Backend, &mut send, &mut recv, bounds, &mut record);
-        let (outcome, ()) = tokio::join!(running, async {
+        let (outcome, told) = tokio::join!(running, async {
             socket.write_all(b"allowed").await.expect("write");
             tokio::time::sleep(2 * TELL_EVERY).await;
             table.store(std::sync::Arc::new(after));
             tokio::time::sleep(10 * TELL_EVERY).await;
-            socket.write_all(b"late").await.expect("silent, it stands");
+            // A denial at the first byte, an export that is gone when it stays so.
+            for _ in 0..4 {
+                if socket.write_all(b"late").await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(TELL_EVERY).await;
+                while let Ok(frame) = from_relay.frames.try_recv() {
+                    if let Frame::Reset(why) = frame {
+                        return Some(why);
+                    }
+                }
+            }
+            None
         });
         assert_eq!(outcome, Outcome::Refused(refusal));
-        let mut last = None;
-        while let Some(frame) = from_relay.frames.recv().await {
-            let Frame::Reset(why) = frame else { continue };
-            last = Some(why);
-            break;
-        }
-        assert_eq!(last, Some(refusal), "the peer is told why");
+        assert_eq!(told, Some(refusal), "the peer is told why");
     }
 }
 
 fn review_of(table: &crate::route::RouteTable, admitted: &crate::remote::Admitted) -> Refusal {
     let table = arc_swap::ArcSwap::from_pointee(table.clone());
-    Review { table: &table, admitted }.revoked().expect("no longer allowed")
+    let mut long_gone = Some(Instant::now() - crate::remote::EXPORT_GONE);
+    Review { table: &table, admitted }.revoked(&mut long_gone).expect("no longer allowed")
 }
 
 /// Task memory is what an idle connection costs; see `benches/README.md`.

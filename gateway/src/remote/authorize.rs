@@ -26,7 +26,7 @@ pub fn authorize(table: &RouteTable, peer: &PeerInfo, header: &StreamHeader) -> 
     let mut admitted =
         find_export(table, service, header.port, header.endpoint.as_ref(), source, peer.cluster.clone())?;
     admitted.default_policy = Some(peer.default_policy);
-    check_policy(&admitted, &admitted.export)?;
+    check_policy(&admitted, &admitted.export, admitted.default_policy)?;
     Ok(admitted)
 }
 
@@ -37,7 +37,8 @@ pub(super) fn review(table: &RouteTable, admitted: &Admitted) -> Result<(), Refu
     let unknown = || Refused::UnknownExport { service: admitted.service().clone(), port: admitted.port.port };
     let export = table.export(admitted.service()).ok_or_else(unknown)?;
     export.port(admitted.port.port).ok_or_else(unknown)?;
-    check_policy(admitted, export)
+    let default = admitted.default_policy.map(|then| table.default_policy(&admitted.cluster).unwrap_or(then));
+    check_policy(admitted, export, default)
 }
 
 /// A call of this cluster's own client to this cluster's own export: what happens when the local cluster is picked. The
@@ -114,8 +115,8 @@ fn find_export(
 }
 
 /// Policies are for peers: our own clients need none.
-fn check_policy(admitted: &Admitted, export: &Export) -> Result<(), Refused> {
-    let Some(default) = admitted.default_policy else { return Ok(()) };
+fn check_policy(admitted: &Admitted, export: &Export, default: Option<DefaultPolicy>) -> Result<(), Refused> {
+    let Some(default) = default else { return Ok(()) };
     let Some(rules) = &export.rules else {
         return match default {
             DefaultPolicy::Allow => Ok(()),

@@ -115,12 +115,23 @@ fn what_was_admitted_is_reviewed_by_the_table_in_force() {
     let other_port = table([export("shop/web", 81, &[("10.0.0.1:8080", None)], None)]);
     assert_eq!(reviewed(&admitted, &other_port), Some(Refusal::UnknownExport));
     assert_eq!(reviewed(&admitted, &web_at(&[])), None, "an endpoint that ends may still be answering");
-    // What the Link says where no policy does.
-    let table = web(None);
-    let denied = Admitted { default_policy: Some(DefaultPolicy::Deny), ..admitted.clone() };
-    assert_eq!(reviewed(&denied, &table), Some(Refusal::Denied));
+    // What the Link says now where no policy does.
+    let open = web(None);
+    let link = |default_policy| {
+        Resource::Peer(configuration::Peer {
+            cluster: "west".parse().expect("cluster"),
+            trust_domain: "west.linkspan.internal".parse().expect("domain"),
+            trust_bundle: String::new(),
+            addresses: Vec::new(),
+            default_policy,
+        })
+    };
+    let exported = || export("shop/web", 80, &[("10.0.0.1:8080", None)], None);
+    let with = |default_policy| table([exported(), link(default_policy)]);
+    assert_eq!(reviewed(&admitted, &with(DefaultPolicy::Deny)), Some(Refusal::Denied));
+    assert_eq!(reviewed(&admitted, &with(DefaultPolicy::Allow)), None);
     let service = "shop/web".parse().expect("service");
-    let local = admit_local(&table, &service, 80, None, source(CART, Assurance::Network)).expect("exported");
+    let local = admit_local(&open, &service, 80, None, source(CART, Assurance::Network)).expect("exported");
     assert_eq!(reviewed(&local, &denying()), None, "policies are for peers");
 }
 

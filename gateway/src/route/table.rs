@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{self, ExportRule, Mirror, Resource, ResourceKey, ResourceKind};
+use linkspan_proto::configuration::{self, DefaultPolicy, ExportRule, Mirror, Resource, ResourceKey, ResourceKind};
 use linkspan_proto::identity::{Assurance, Source, SpiffeId};
 use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
 use tokio::time::Instant;
@@ -149,6 +149,16 @@ impl ExportPort {
 }
 
 impl RouteTable {
+    /// What holds for a peer where no policy selects an export; `None` for nobody's peer.
+    #[must_use]
+    pub fn default_policy(&self, peer: &ClusterName) -> Option<DefaultPolicy> {
+        let key = ResourceKey { kind: ResourceKind::Peer, name: peer.to_string() };
+        match self.snapshot.resources.get(&key)?.as_ref() {
+            Resource::Peer(peer) => Some(peer.default_policy),
+            _ => None,
+        }
+    }
+
     /// A table that knows nothing yet.
     #[must_use]
     pub fn empty(own: Own) -> Self {

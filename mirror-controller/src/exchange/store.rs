@@ -292,6 +292,8 @@ impl Saver {
             self.due = Some(now + SAVE_AGAIN);
         }
         if Mark::of(subscriber) == self.saved {
+            // A time that has passed would wake the session over and over.
+            self.due = None;
             return;
         }
         let due = *self.due.get_or_insert(now + SAVE_INTERVAL);

@@ -53,6 +53,8 @@ pub struct Directory {
     folder: Folder,
     seen: BTreeMap<String, Seen>,
     start: Start,
+    /// Files of which nobody knows what they held before the start, and that do not show it: until they are whole, or gone.
+    uncertain: BTreeSet<String>,
     /// When all copies were last as they should be, or tried again.
     saved: Option<Instant>,
 }
@@ -105,8 +107,15 @@ impl Directory {
     /// # Errors
     /// When `last_good` cannot be changed: what a later start finds there would not be what was in force.
     pub fn open(path: PathBuf, last_good: PathBuf) -> io::Result<Self> {
-        let (folder, seen, start) = (Folder::default(), BTreeMap::new(), Start::Unlisted);
-        Ok(Self { path, copies: Copies::open(last_good)?, folder, seen, start, saved: None })
+        Ok(Self {
+            path,
+            copies: Copies::open(last_good)?,
+            folder: Folder::default(),
+            seen: BTreeMap::new(),
+            start: Start::Unlisted,
+            uncertain: BTreeSet::new(),
+            saved: None,
+        })
     }
 
     /// Ends in good order: what broken files held is known at the next start.
@@ -127,6 +136,7 @@ impl Directory {
                 let gone: Vec<_> =
                     self.folder.names().filter(|name| !found.contains_key(*name)).map(str::to_owned).collect();
                 for name in gone {
+                    self.uncertain.remove(&name);
                     self.folder.gone(&name, now);
                 }
                 for (name, found) in found {
@@ -167,7 +177,7 @@ impl Directory {
     /// Keeps what a file holds that does not show all of it.
     fn keep_objects(&mut self, name: &str) {
         match self.seen.get(name) {
-            Some(seen) => self.copies.keep_objects(name, seen.found.stamp, self.folder.objects(name)),
+            Some(seen) => self.keep_hidden(name, seen.found.stamp),
             None => self.copies.forget(name),
         }
     }
@@ -240,6 +250,13 @@ impl Directory {
                     restless = true;
                 }
                 self.take(name, after, &text, restless);
+                if restless {
+                    // The change that was read in the middle may have been the last one.
+                    if let Some(seen) = self.seen.get_mut(name) {
+                        seen.again = true;
+                    }
+                    return Some(now + QUIET);
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Gone a moment ago; the next listing knows whether for good.
@@ -258,7 +275,16 @@ impl Directory {
     fn cannot_read(&mut self, name: &str, stamp: Stamp, why: &str) {
         self.recall(name, stamp);
         self.folder.unreadable(name, Problem::at_line(name, 0, why.to_owned()));
-        self.copies.keep_objects(name, stamp, self.folder.objects(name));
+        self.keep_hidden(name, stamp);
+    }
+
+    /// Keeps what a file holds that does not show it; or that nobody knows what it held, for the starts to come.
+    fn keep_hidden(&mut self, name: &str, stamp: Stamp) {
+        if self.uncertain.contains(name) {
+            self.copies.keep(name, stamp, "");
+        } else {
+            self.copies.keep_objects(name, stamp, self.folder.objects(name));
+        }
     }
 
     fn take(&mut self, name: &str, stamp: Stamp, text: &str, restless: bool) {
@@ -274,8 +300,11 @@ impl Directory {
             read.broken.push(Subject::default());
         }
         let is_whole = read.problems.is_empty();
-        if !is_whole {
-            self.recall(name, stamp);
+        if is_whole {
+            self.uncertain.remove(name);
+        } else if !self.recall(name, stamp) {
+            // What it does not show may have been a policy.
+            read.broken.push(Subject::default());
         }
         self.folder.read(name, read.documents, read.problems, read.broken);
         if is_whole && is_new && !self.copies.is(name, text) {
@@ -284,7 +313,7 @@ impl Directory {
         if is_whole && self.folder.awaited(name).next().is_none() {
             self.copies.keep(name, stamp, text);
         } else {
-            self.copies.keep_objects(name, stamp, self.folder.objects(name));
+            self.keep_hidden(name, stamp);
         }
     }
 
@@ -299,28 +328,33 @@ impl Directory {
         let message = "is empty, and what it held may be about to be written anew: its ExportPolicies stay in force; remove the \
                        file to end them";
         self.folder.emptied(name, Problem::at_line(name, 0, message.to_owned()));
-        self.copies.keep_objects(name, stamp, self.folder.objects(name));
+        self.keep_hidden(name, stamp);
     }
 
     /// The first look after a start, and the file is no good: what it held before the start still holds. False: that it held
     /// something is all that is known.
     fn recall(&mut self, name: &str, stamp: Stamp) -> bool {
         if self.folder.knows(name) {
-            return true;
+            return !self.uncertain.contains(name);
         }
         match self.copies.recall(name, Some(stamp)) {
-            Held::Nothing => {}
-            Held::Text(text) => self.folder.read(name, parse(name, &text).documents, Vec::new(), Vec::new()),
-            Held::Once(_) => {
-                tracing::warn!(
-                    file = %Clean(name),
-                    "the last run did not end in good order and this manifest changed since it was read; what it held is not certain"
-                );
-                self.copies.forget(name);
-                return false;
+            Held::Nothing => return true,
+            Held::Text(text) => {
+                let copy = parse(name, &text);
+                // A copy that is cut short, or says only that nobody knows, is none.
+                if copy.problems.is_empty() && !text.trim().is_empty() {
+                    self.folder.read(name, copy.documents, Vec::new(), Vec::new());
+                    return true;
+                }
             }
+            Held::Once(_) => {}
         }
-        true
+        tracing::warn!(
+            file = %Clean(name),
+            "the last run did not end in good order and this manifest changed since it was read; what it held is not certain"
+        );
+        self.uncertain.insert(name.to_owned());
+        false
     }
 
     /// Policies that a file held before the start, and shows no more: until they are gone for long enough even an older

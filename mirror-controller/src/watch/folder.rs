@@ -132,11 +132,13 @@ impl Folder {
     /// A file is empty, and perhaps about to be written. Without its policies more would be allowed: they stay, which is the
     /// problem then.
     pub fn emptied(&mut self, name: &str, problem: Problem) {
-        let mut objects = self.take_file(name).objects;
+        let File { mut objects, mut broken, .. } = self.take_file(name);
         objects.retain(|key, _| key.kind == Kind::ExportPolicy);
+        // What could not be read before may have been a policy as well.
+        broken.retain(Subject::may_be_export_policy);
         let hidden: BTreeSet<_> = objects.keys().cloned().collect();
-        let problems = if hidden.is_empty() { Vec::new() } else { vec![problem] };
-        self.files.insert(name.to_owned(), File { objects, hidden, broken: Vec::new(), problems });
+        let problems = if hidden.is_empty() && broken.is_empty() { Vec::new() } else { vec![problem] };
+        self.files.insert(name.to_owned(), File { objects, hidden, broken, problems });
     }
 
     /// What a file held before a restart and does not show now: its policies count until they are missing for long enough.
@@ -162,9 +164,12 @@ impl Folder {
 
     /// The file changed: whoever changes it may not be done, so its policies are missing since now.
     fn wait_again(&mut self, name: &str) {
-        let holders = &self.holders;
-        self.missing
-            .retain(|key, _| key.kind != Kind::ExportPolicy || holders.get(key).is_none_or(|holder| holder != name));
+        let (holders, files) = (&self.holders, &self.files);
+        self.missing.retain(|key, _| {
+            let elsewhere = || files.iter().any(|(file, held)| file != name && held.objects.contains_key(key));
+            // A version in another file waits for this one no longer than once.
+            key.kind != Kind::ExportPolicy || holders.get(key).is_none_or(|holder| holder != name) || elsewhere()
+        });
     }
 
     /// What is known of a file, also when it was gone for a moment.

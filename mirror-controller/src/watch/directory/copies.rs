@@ -118,7 +118,7 @@ impl Copies {
             Ok(Some((_, text))) => Held::Once(text),
             Err(error) => {
                 tracing::warn!(file = name, %error, "cannot read the copy of a manifest");
-                Held::Nothing
+                Held::Once(String::new())
             }
         }
     }

@@ -285,8 +285,36 @@ fn an_old_copy_that_could_not_be_removed_does_not_count() {
         site.write("a.yaml", &open);
         site.crash(&mut now);
         site.write("a.yaml", "");
-        assert_eq!(names(&site.crash(&mut now).events), set(&["?"]));
+        for _ in 0..2 {
+            let mut restarted = site.directory();
+            assert_eq!(names(&settle(&mut restarted, &mut now).events), set(&["?"]), "{orderly}: empty");
+            // Written anew, it is known again what it holds.
+            restarted.close();
+        }
+        // Nor does one that shows a Service, broken, and nothing of what stood behind it.
+        site.write("a.yaml", &open);
+        site.crash(&mut now);
+        site.write("a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: [}\n");
+        for _ in 0..2 {
+            assert!(names(&site.crash(&mut now).events).contains("?"), "{orderly}: a broken Service");
+        }
+        site.write("a.yaml", POLICY);
+        assert!(!names(&site.crash(&mut now).events).contains("?"), "{orderly}: whole again");
+        site.remove("a.yaml");
     }
+}
+
+/// A doubt stands while the file that raised it is written anew.
+#[test]
+fn emptying_a_broken_file_lifts_no_doubt() {
+    let site = Site::new();
+    let mut now = Instant::now();
+    site.write("a.yaml", "kind: [");
+    let mut directory = site.directory();
+    assert_eq!(names(&settle(&mut directory, &mut now).events), set(&["?"]));
+    site.write("a.yaml", "");
+    let events = settle(&mut directory, &mut now).events;
+    assert!(!events.contains(&Event::Doubt(Doubt::default())), "{events:?}");
 }
 
 /// What broke a file is not what keeps its copy from counting: only that nobody knows what was in between.
