@@ -1,7 +1,9 @@
 //! Opaque TCP across a link: databases, servers that speak first, TLS that passes through.
 
 use linkspan_tests::manifests::Service;
+use linkspan_tests::process::eventually;
 use linkspan_tests::servers::{self, Nginx};
+use linkspan_tests::site::{PATIENCE, Site};
 
 use super::kit::{linked, needs_namespaces};
 
@@ -104,4 +106,45 @@ fn half_close_and_refusal_reach_the_client() {
          except ConnectionResetError:\n print('reset')"
     );
     assert_eq!(east.host.sh(&format!("python3 -c \"{refused}\"")), "reset\n");
+}
+
+/// A client that asks redis all the time, over one connection, and is cut by what `end` does on the exporting side.
+fn is_cut_by(end: impl FnOnce(&Site)) {
+    let (_world, sites) = linked(&["east", "west"]);
+    let (east, west) = (&sites[0], &sites[1]);
+    let _server = servers::redis(&west.host, 6379);
+    west.apply("cache.yaml", &Service::new("shop", "cache").port("redis", 6379, None).yaml());
+    let name = "cache-west.shop.svc.cluster.local";
+    east.wait_resolves(name);
+    let script = format!(
+        "import socket, time\n\
+         client = socket.create_connection(('{name}', 6379), 5)\n\
+         try:\n \
+         for _ in range(200):\n  \
+         client.sendall(b'PING\\r\\n')\n  \
+         if not client.recv(64): raise ConnectionError\n  \
+         print('answered', flush=True)\n  \
+         time.sleep(0.1)\n\
+         except ConnectionError: print('cut', flush=True)\n"
+    );
+    let mut client = east.host.start("client", servers::interpreter(), &["-c", &script]);
+    eventually("redis answers", PATIENCE, || client.output().matches("answered").count() > 3);
+    end(west);
+    let status = client.wait(PATIENCE);
+    let output = client.output();
+    assert!(status.success() && output.ends_with("cut\n"), "{output}");
+}
+
+#[test]
+fn a_policy_that_denies_cuts_connections_that_stand() {
+    needs_namespaces!();
+    let policy = "apiVersion: linkspan.io/v1alpha1\nkind: ExportPolicy\nmetadata: {name: nobody, namespace: shop}\n\
+                  spec: {services: [cache], allow: []}\n";
+    is_cut_by(|west| west.apply("policy.yaml", policy));
+}
+
+#[test]
+fn the_end_of_an_export_cuts_connections_that_stand() {
+    needs_namespaces!();
+    is_cut_by(|west| west.remove("cache.yaml"));
 }
