@@ -190,6 +190,7 @@ impl App {
                 seconds = self.linger.as_secs(),
                 "gateway stopping; it serves on until clients are sent elsewhere"
             );
+            self.links.retire().await;
             tokio::time::sleep(self.linger).await;
         }
         tracing::info!(seconds = self.deadline.as_secs(), "gateway draining");

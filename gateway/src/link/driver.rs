@@ -138,6 +138,7 @@ impl Driver {
                 self.close_all(CloseCode::LinkRemoved);
                 return Next::End;
             }
+            Message::Retire => self.state.handle(Event::Retire, now),
             Message::Announce => self.state.handle(Event::Announce, now),
             Message::Shutdown { deadline } => {
                 self.deadline = Some(now + deadline);
@@ -156,6 +157,10 @@ impl Driver {
                 self.state.handle(Event::DialFailed { attempt, trouble }, now);
             }
             Message::Accepted { connection, worker } => {
+                if let Some(why) = self.state.refusal() {
+                    trouble::close(&connection, why.into());
+                    return Next::Go;
+                }
                 let id = self.shared.next_connection();
                 self.stand(id, connection, worker, Role::Client);
                 self.state.handle(Event::Accepted { connection: id }, now);

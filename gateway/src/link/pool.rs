@@ -205,6 +205,16 @@ impl Links {
         rejections
     }
 
+    /// Asks all peers to connect to another gateway of this cluster, and takes no new connections: this one will end in some
+    /// seconds. What stands is used on by both sides, until the peer has another or [`Self::announce`].
+    pub async fn retire(&self) {
+        let _configuring = self.0.configuring.lock().await;
+        for link in self.0.peers.load_full().values() {
+            // An error says that the driver has ended already.
+            drop(link.inbox.send(Message::Retire).await);
+        }
+    }
+
     /// Tells all peers that this gateway will end, so that they open no new streams, and takes no new connections. Streams
     /// go on, and new ones are still served and may still be opened. Resolves when the peers should have heard.
     pub async fn announce(&self) {

@@ -10,8 +10,9 @@
 //!
 //! - In: resolved addresses, results of dials, accepted connections, hellos, goaways, closes, a new certificate, the end.
 //! - Out: whom to dial from which worker, which connections to leave or close, and which take new streams.
-//! - Both sides may dial. When connections of both directions stand, those that the lower cluster name dialled are
-//!   kept; the other side lets its own run dry. Streams on them finish: nothing is lost (F-40).
+//! - Both sides may dial. When connections of both directions stand between the same two gateways, those that the lower
+//!   cluster name dialled are kept; the other side lets its own run dry. Streams on them finish: nothing is lost (F-40).
+//!   The other gateways of the peer are other ends: a connection to one of them is no duplicate.
 //! - A connection is replaced before it is left: after a new certificate, when the peer's addresses have moved, when two
 //!   connections of one link share a worker of the peer.
 //! - Never does: drop a connection that carries streams because a better one exists; dial faster than the back-off allows.
@@ -86,6 +87,8 @@ pub(super) struct LinkState {
     known: BTreeMap<ConnectionId, Known>,
     attempts: u64,
     spread_left: u32,
+    /// Peers were asked to connect elsewhere; nothing new is begun.
+    retiring: bool,
     /// Peers were told that this gateway will end.
     ending: bool,
     /// Connections are left for good.
@@ -114,6 +117,7 @@ impl LinkState {
             known: BTreeMap::new(),
             attempts: 0,
             spread_left: SPREAD_TRIES,
+            retiring: false,
             ending: false,
             closing: false,
             trouble: None,
@@ -138,6 +142,7 @@ impl LinkState {
                 }
             }
             Event::Rotated => self.rotated(),
+            Event::Retire => self.retire(now),
             Event::Announce => self.announce(now),
             Event::Shutdown => {
                 self.announce(now);
@@ -164,7 +169,7 @@ impl LinkState {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let hellos = self.known.values().filter(|known| known.hello.is_none()).map(|known| known.since + HELLO_TIMEOUT);
         let slots = self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            let idle = self.may_dial() && index < self.wanted() && slot.wants_dial();
+            let idle = self.may_dial_for(index) && slot.wants_dial();
             slot.deadline(idle && !self.addresses.is_empty())
         });
         hellos.chain(slots).chain(self.resolve_at).min()
@@ -175,8 +180,8 @@ impl LinkState {
         self.actions.pop_front()
     }
 
-    /// Connections that take new streams: those of the kept direction, else the others, else those that are about to be
-    /// replaced.
+    /// Connections that take new streams: to each gateway of the peer those of the kept direction, else the others; those
+    /// that are about to be replaced if there are no others.
     pub(super) fn usable(&self) -> Vec<ConnectionId> {
         let all = || self.known.iter().filter(|(_, known)| known.takes_streams());
         let mut usable: Vec<_> = all().filter(|(_, known)| !known.is_leaving()).collect();
@@ -184,10 +189,8 @@ impl LinkState {
             usable = all().collect();
         }
         let kept = |known: &Known| known.dialled.is_some() == self.keeps_dialled();
-        if usable.iter().any(|(_, known)| kept(known)) {
-            usable.retain(|(_, known)| kept(known));
-        }
-        usable.into_iter().map(|(id, _)| *id).collect()
+        let doubled = |one: &Known| usable.iter().any(|(_, other)| kept(other) && other.same_gateway(one));
+        usable.iter().filter(|(_, known)| kept(known) || !doubled(known)).map(|(id, _)| **id).collect()
     }
 
     /// Whether there is an address to dial.
@@ -227,7 +230,13 @@ impl LinkState {
     }
 
     fn may_dial(&self) -> bool {
-        self.dialable && !self.ending && (self.keeps_dialled() || !self.has_kept_accepted())
+        self.dialable && !self.retiring && (self.keeps_dialled() || !self.has_kept_accepted())
+    }
+
+    /// Whether this slot may be dialled for. What stands may be replaced even where nothing more would be begun.
+    fn may_dial_for(&self, index: usize) -> bool {
+        let replaces = self.slots.get(index).is_some_and(|slot| slot.current.is_some() && slot.replace.is_some());
+        (self.may_dial() && index < self.wanted()) || (replaces && self.dialable && !self.retiring)
     }
 
     /// Whether the other side's dials stand and are the ones to keep.
@@ -235,20 +244,26 @@ impl LinkState {
         !self.keeps_dialled() && self.known.values().any(|known| known.dialled.is_none() && known.is_settled())
     }
 
-    fn accepted(&mut self, connection: ConnectionId, now: Instant) {
-        if self.ending {
-            self.actions.push_back(Action::Close { connection, why: CloseWhy::Shutdown });
-            return;
+    /// Why a connection that the peer dials now is not wanted. Such a one must not be greeted either: a dialler that has a hello
+    /// leaves the connection that it was to replace.
+    pub(super) fn refusal(&self) -> Option<CloseWhy> {
+        if self.retiring {
+            return Some(CloseWhy::Shutdown);
         }
         // Two replicas of the peer, each with all connections in use and all being replaced, and a few that look for
         // another worker of ours.
         let most = 4 * self.workers + 4;
         let accepted = self.known.values().filter(|known| known.dialled.is_none()).count();
-        if accepted >= most {
-            self.actions.push_back(Action::Close { connection, why: CloseWhy::TooMany });
-            return;
+        (accepted >= most).then_some(CloseWhy::TooMany)
+    }
+
+    fn accepted(&mut self, connection: ConnectionId, now: Instant) {
+        match self.refusal() {
+            Some(why) => self.actions.push_back(Action::Close { connection, why }),
+            None => {
+                self.known.insert(connection, Known::new(None, self.certificate, now));
+            }
         }
-        self.known.insert(connection, Known::new(None, self.certificate, now));
     }
 
     fn closed(&mut self, connection: ConnectionId, trouble: Option<Trouble>, now: Instant) {
@@ -290,8 +305,8 @@ impl LinkState {
 
     /// Handshakes that have ended already are not cut: the peer may have put streams on them. They are left when their
     /// hello comes.
-    fn abandon_dials(&mut self, now: Instant) {
-        for slot in &mut self.slots {
+    fn abandon_dials(&mut self, now: Instant, of: impl Fn(&Slot) -> bool) {
+        for slot in self.slots.iter_mut().filter(|slot| of(slot)) {
             for attempt in slot.abandon() {
                 self.actions.push_back(Action::Abandon { attempt });
             }

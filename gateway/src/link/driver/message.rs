@@ -32,6 +32,8 @@ pub(in crate::link) enum Message {
     Configure(Arc<PeerConfig>),
     /// The Link object is gone.
     Remove,
+    /// The gateway will end in some seconds.
+    Retire,
     /// The gateway will end.
     Announce,
     /// The gateway ends.

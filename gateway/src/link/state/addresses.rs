@@ -20,7 +20,7 @@ impl LinkState {
         } else {
             self.addresses.clear();
             self.resolve_at = None;
-            self.abandon_dials(now);
+            self.abandon_dials(now, |_| true);
         }
     }
 

@@ -71,7 +71,7 @@ pub(in crate::link) struct HelloFacts {
 pub(in crate::link) enum Leave {
     /// The process ends: no new streams from now on.
     Shutdown,
-    /// Its certificate changed: a new connection first, please.
+    /// Its certificate changed, or its gateway will soon end: a new connection first, please.
     Rotation,
     /// A newer connection takes its place.
     Replaced,
@@ -136,6 +136,8 @@ pub(in crate::link) enum Event {
     Refused(Trouble),
     /// We have a new certificate.
     Rotated,
+    /// This gateway will end in some seconds and serves on until then: peers shall have other connections by then.
+    Retire,
     /// This gateway will end: peers shall know before anything is refused.
     Announce,
     /// This gateway ends: leave every connection when its streams have ended.

@@ -38,6 +38,11 @@ impl Known {
             && matches!(self.left, None | Some(Leave::Rotation | Leave::Shutdown))
     }
 
+    /// Whether both end at the same process of the peer, as far as hellos have told.
+    pub(super) fn same_gateway(&self, other: &Self) -> bool {
+        self.hello.as_ref().zip(other.hello.as_ref()).is_some_and(|(one, other)| one.boot_id == other.boot_id)
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving.is_some() || self.left.is_some()
     }

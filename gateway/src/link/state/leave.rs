@@ -1,20 +1,27 @@
 //! How connections are left, by either side: first a goaway, then no new streams, closed when the last stream has ended.
 //!
-//! - `Rotation`: the one who dialled replaces the connection; the other leaves it when the new one stands.
+//! - `Rotation`: the one who dialled replaces the connection; the other leaves it when the new one stands. Asked for by a
+//!   gateway that has a new certificate, and by one that will end: it takes no new connection, so the new one ends at another
+//!   gateway, if there is one.
 //! - `Replaced`: a newer connection of the same slot stands.
-//! - `Duplicate`: connections of both directions stand; those of the higher cluster name's dials go.
+//! - `Duplicate`: connections of both directions stand between two gateways; those of the higher cluster name's dials go.
 //! - `Shutdown`: announced, still used for our own clients, left for good at the drain.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::slot::Replace;
 use super::{Action, Leave, LinkState};
 use crate::link::connection::ConnectionId;
 
+/// A connection that the peer leaves after this time is replaced without a pause. One that it leaves sooner may be left again
+/// and again.
+const AT_ONCE_AFTER: Duration = Duration::from_secs(1);
+
 impl LinkState {
     pub(super) fn goaway(&mut self, connection: ConnectionId, leave: Leave, now: Instant) {
         let Some(known) = self.known.get_mut(&connection) else { return };
         known.leaving = Some(leave);
+        let stood = now.duration_since(known.since) >= AT_ONCE_AFTER;
         let Some((index, _)) = known.dialled else { return };
         let slot = &mut self.slots[index];
         if slot.current != Some(connection) {
@@ -26,6 +33,9 @@ impl LinkState {
             Leave::Shutdown | Leave::Replaced | Leave::Duplicate => {
                 slot.current = None;
                 slot.retry(now, now);
+                if stood {
+                    slot.hurry(now);
+                }
             }
         }
     }
@@ -65,17 +75,28 @@ impl LinkState {
         }
     }
 
-    /// Of a connection that the peer dialled: only the peer can replace it.
+    /// Of a connection that only the peer can replace.
     fn ask_to_replace(&mut self, connection: ConnectionId) {
         let Some(known) = self.known.get_mut(&connection) else { return };
         known.left = Some(Leave::Rotation);
         self.actions.push_back(Action::GoAway { connection, leave: Leave::Rotation });
     }
 
+    /// Asks the peer to replace every connection, and takes part in no new one. What stands is used on by both sides.
+    pub(super) fn retire(&mut self, now: Instant) {
+        self.retiring = true;
+        self.abandon_dials(now, |_| true);
+        let stand: Vec<_> = self.known.iter().filter(|(_, known)| known.is_settled()).map(|(id, _)| *id).collect();
+        for connection in stand {
+            self.ask_to_replace(connection);
+        }
+    }
+
     pub(super) fn announce(&mut self, now: Instant) {
+        self.retiring = true;
         self.ending = true;
         self.resolve_at = None;
-        self.abandon_dials(now);
+        self.abandon_dials(now, |_| true);
         for slot in &mut self.slots {
             slot.current = None;
             slot.pending = None;
@@ -119,16 +140,21 @@ impl LinkState {
         }
     }
 
-    /// On the side whose dials are not kept: when the other's stand, let our own run dry.
+    /// On the side whose dials are not kept: when the other's stand, begin no more, and let those of our own run dry that lead
+    /// to a gateway which dialled us.
     pub(super) fn settle_direction(&mut self, now: Instant) {
         if !self.has_kept_accepted() {
             return;
         }
-        self.abandon_dials(now);
-        let currents: Vec<_> = self.slots.iter_mut().filter_map(|slot| slot.current.take()).collect();
-        for connection in currents {
+        let accepted = || self.known.values().filter(|known| known.dialled.is_none() && known.is_settled());
+        let is_doubled = |id: &mut ConnectionId| {
+            self.known.get(id).is_some_and(|known| accepted().any(|other| other.same_gateway(known)))
+        };
+        let doubled: Vec<_> = self.slots.iter_mut().filter_map(|slot| slot.current.take_if(is_doubled)).collect();
+        for connection in doubled {
             self.leave(connection, Leave::Duplicate);
         }
+        self.abandon_dials(now, |slot| slot.current.is_none());
     }
 
     /// Accepted connections that we asked the peer to replace: leave them when it has.

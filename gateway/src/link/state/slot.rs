@@ -110,12 +110,12 @@ impl Slot {
 impl LinkState {
     /// Begins, continues and ends rounds of dialling.
     pub(super) fn advance_slots(&mut self, now: Instant) {
-        let wanted = if self.may_dial() { self.wanted() } else { 0 };
         for index in 0..self.slots.len() {
             self.expire_tries(index, now);
+            let may_dial = self.may_dial_for(index);
             let slot = &mut self.slots[index];
             let due = slot.not_before.is_none_or(|at| at <= now);
-            if index < wanted && due && slot.wants_dial() && !self.addresses.is_empty() {
+            if may_dial && due && slot.wants_dial() && !self.addresses.is_empty() {
                 // Each slot begins with another address: several replicas of a peer are all used.
                 let mut left: VecDeque<_> = self.addresses.iter().copied().collect();
                 left.rotate_left(index % self.addresses.len());

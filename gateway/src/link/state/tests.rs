@@ -198,6 +198,12 @@ impl World {
             return;
         }
         let (ours, theirs) = (self.id(), self.id());
+        if let Some(why) = self.sides[to].state.refusal() {
+            self.sides[to].closes.push(why);
+            self.later(5 * MS, from, Event::Dialled { attempt, connection: ours });
+            self.later(11 * MS, from, Event::Closed { connection: ours, trouble: None });
+            return;
+        }
         let lives = [self.sides[from].life, self.sides[to].life];
         self.sides[from].wires.insert(ours, (theirs, lives[1]));
         self.sides[to].wires.insert(theirs, (ours, lives[0]));
@@ -566,6 +572,101 @@ fn an_announced_end_moves_new_streams_of_the_peer_and_not_our_own() {
     assert!(world.sides[0].state.is_empty());
     let refused = |why: &CloseWhy| *why == CloseWhy::Shutdown;
     assert!(world.sides[0].closes.iter().all(refused), "only west's new dials were refused");
+}
+
+/// What one gateway of a peer says of itself.
+fn facts(gateway: &str) -> HelloFacts {
+    HelloFacts { gateway_id: gateway.to_owned(), boot_id: format!("{gateway}-1"), worker: 0, workers: 1 }
+}
+
+/// West, who keeps what east dials, with a connection that it dialled itself to east's gateway `one`.
+fn west_that_dialled() -> (LinkState, ConnectionId, Instant) {
+    let now = Instant::now();
+    let mut west = LinkState::new(ClusterName::parse("west").unwrap(), ClusterName::parse("east").unwrap(), 1, 7);
+    west.handle(Event::Configured { dialable: true }, now);
+    let answer = Answer { addresses: vec![address("192.0.2.1:4143")], is_complete: true, silent: Silent::default() };
+    west.handle(Event::Resolved(Ok(answer)), now);
+    let connection = ConnectionId(1);
+    let attempt = dialled(&mut west).unwrap();
+    west.handle(Event::Dialled { attempt, connection }, now);
+    west.handle(Event::Hello { connection, facts: facts("one") }, now);
+    assert_eq!(west.usable(), [connection]);
+    (west, connection, now)
+}
+
+/// The dial that a state asks for, if it does.
+fn dialled(state: &mut LinkState) -> Option<AttemptId> {
+    std::iter::from_fn(|| state.next_action()).find_map(|action| match action {
+        Action::Dial { attempt, .. } => Some(attempt),
+        _ => None,
+    })
+}
+
+/// Whether a state leaves a connection as a duplicate.
+fn leaves(state: &mut LinkState, connection: ConnectionId) -> bool {
+    let goaway = Action::GoAway { connection, leave: Leave::Duplicate };
+    std::iter::from_fn(|| state.next_action()).any(|action| action == goaway)
+}
+
+#[test]
+fn a_connection_to_another_gateway_of_the_peer_is_no_duplicate() {
+    let (mut west, own, now) = west_that_dialled();
+    let [other, same] = [ConnectionId(2), ConnectionId(3)];
+    west.handle(Event::Accepted { connection: other }, now);
+    west.handle(Event::Hello { connection: other, facts: facts("two") }, now);
+    assert!(!leaves(&mut west, own), "gateway one has no other link to this one");
+    assert_eq!(west.usable(), [own, other]);
+    west.handle(Event::Accepted { connection: same }, now);
+    west.handle(Event::Hello { connection: same, facts: facts("one") }, now);
+    assert!(leaves(&mut west, own), "gateway one has dialled");
+    assert_eq!(west.usable(), [other, same]);
+}
+
+#[test]
+fn a_connection_that_stays_beside_an_accepted_one_is_still_replaced_when_its_certificate_was() {
+    let (mut west, own, now) = west_that_dialled();
+    let [other, fresh] = [ConnectionId(2), ConnectionId(3)];
+    west.handle(Event::Accepted { connection: other }, now);
+    west.handle(Event::Hello { connection: other, facts: facts("two") }, now);
+    west.handle(Event::Rotated, now);
+    let attempt = dialled(&mut west).expect("a dial for the new certificate");
+    west.handle(Event::Dialled { attempt, connection: fresh }, now);
+    west.handle(Event::Hello { connection: fresh, facts: facts("one") }, now);
+    assert!(west.usable().contains(&fresh) && !west.usable().contains(&own), "{:?}", west.usable());
+}
+
+#[test]
+fn a_gateway_that_retires_is_used_until_its_peers_have_another_and_takes_nothing_new() {
+    for ends in [0, 1] {
+        let mut world = World::both();
+        world.run(2000 * MS);
+        let [ours, theirs] = [0, 1].map(|side| world.usable(side));
+        world.tell(ends, Event::Retire);
+        world.run(4000 * MS);
+        assert_eq!(
+            [0, 1].map(|side| world.usable(side)),
+            [ours, theirs],
+            "no other gateway is there: this one serves on"
+        );
+        assert!(world.sides.iter().all(|side| side.closes.iter().all(|why| *why == CloseWhy::Shutdown)));
+        let started = world.now;
+        world.restart(ends);
+        world.run(5000 * MS);
+        assert!(world.now > started && !world.usable(1 - ends).is_empty(), "found again");
+    }
+}
+
+#[test]
+fn a_connection_that_the_peer_leaves_at_its_end_is_replaced_at_once() {
+    let (mut west, own, now) = west_that_dialled();
+    let later = now + Duration::from_secs(5);
+    west.handle(Event::GoAway { connection: own, leave: Leave::Shutdown }, later);
+    assert!(dialled(&mut west).is_some(), "without a pause");
+    // One that was left as soon as it stood has to wait: it may be so again.
+    let (mut west, own, now) = west_that_dialled();
+    west.handle(Event::GoAway { connection: own, leave: Leave::Shutdown }, now);
+    assert!(dialled(&mut west).is_none());
+    assert!(west.deadline().is_some_and(|at| at > now && at <= now + BACKOFF.1));
 }
 
 #[test]
