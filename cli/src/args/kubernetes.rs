@@ -57,12 +57,12 @@ refuses that one object and says so. From then on name it: --ca-secret linkspan-
 is what belongs into Git. --ca-from DIR prints the root that lies in DIR (made by `linkspan ca create --out DIR`).\n\n\
 By privilege: --stage cluster prints what a cluster administrator has to grant, --stage namespaced all the rest, for the owner \
 of the namespace.",
-    after_help = "Examples:\n  linkspan install --cluster-name east | kubectl apply -f -\n  linkspan install --cluster-name east --address east.example.com:4143 --ca-secret linkspan-ca > linkspan.yaml\n  linkspan install --stage cluster | kubectl --as=admin apply -f -\n  linkspan install --stage namespaced --cluster-name east | kubectl apply -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan install --cluster-name east | kubectl apply -f -\n  linkspan install --cluster-name east --address east.example.com:4143 --ca-secret linkspan-ca > linkspan.yaml\n  linkspan install --stage cluster | kubectl --as=admin apply -f -\n  linkspan install --stage namespaced --cluster-name east | kubectl apply -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan install --coredns - --dns-cluster-ip 10.96.0.53 | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct InstallArgs {
     /// The cluster's name: lower-case letters, digits and '-', 63 at most. Peers see it; mirrored names end in it. Needed for
-    /// all but --stage cluster
-    #[arg(long, value_name = "NAME", required_unless_present = "stage")]
+    /// all but --stage cluster and --coredns
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["stage", "coredns"])]
     pub(crate) cluster_name: Option<ClusterName>,
     /// The trust domain of the cluster's identities [default: NAME.linkspan.internal]
     #[arg(long, value_name = "DOMAIN")]
@@ -105,6 +105,11 @@ pub(crate) struct InstallArgs {
     /// [default: the API server chooses]
     #[arg(long, value_name = "IP")]
     pub(crate) dns_cluster_ip: Option<IpAddr>,
+    /// Print CoreDNS' ConfigMap with the lines that let it forward clusterset.local to --dns-cluster-ip, in place of an
+    /// installation, for `kubectl replace -f -`. FILE is what `kubectl -n kube-system get configmap coredns -o yaml` printed, -
+    /// for standard input
+    #[arg(long, value_name = "FILE", requires = "dns_cluster_ip", conflicts_with_all = ["stage", "cluster_name"])]
+    pub(crate) coredns: Option<PathBuf>,
     /// The address on which the pods listen: 0.0.0.0, or :: on clusters with IPv6
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     pub(crate) bind: IpAddr,
@@ -145,7 +150,7 @@ all links, so that the controller withdraws every mirror while it still runs; th
 namespace, with the cluster's root in it.\n\n\
 Deleting the definitions of the multi-cluster services API deletes every ServiceExport of the cluster, whoever made it: \
 --keep-multi-cluster-crds where another implementation uses them.",
-    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n\nExit codes: 0 printed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct UninstallArgs {
     /// The namespace of gateways and controllers
@@ -166,6 +171,10 @@ pub(crate) struct UninstallArgs {
     /// Leave ServiceExport and ServiceImport, and all objects of these kinds
     #[arg(long)]
     pub(crate) keep_multi_cluster_crds: bool,
+    /// Print CoreDNS' ConfigMap without the lines that `linkspan install --coredns` added, in place of all else, for `kubectl
+    /// replace -f -`. FILE is what `kubectl -n kube-system get configmap coredns -o yaml` printed, - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) coredns: Option<PathBuf>,
 }
 
 /// Print the resource definitions

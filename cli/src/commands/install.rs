@@ -1,6 +1,6 @@
 //! `linkspan install`, `uninstall`, `crds` and `ca`: a Kubernetes installation as plain YAML.
 //!
-//! In: arguments; with `--ca-from`, a folder. Out: YAML on standard output. Refuses when: a value cannot work on any cluster.
+//! In: arguments; with `--ca-from`, a folder; with `--coredns`, a ConfigMap. Out: YAML on standard output. Refuses when: a value cannot work on any cluster.
 //! Never does: talk to a cluster; print a key that it was not asked for; replace a root.
 //!
 //! The objects are built here, once. The chart in `deploy/charts/linkspan` says the same in Helm's words; a test renders it and
@@ -10,6 +10,8 @@
 mod admission;
 /// The root of the cluster.
 mod authority;
+/// What the cluster's DNS forwards.
+pub(crate) mod coredns;
 /// Who may send what to whom.
 mod network;
 /// What was typed, and what it means.
@@ -86,6 +88,10 @@ impl Item {
 
 /// Prints the installation.
 pub(crate) fn run(args: &InstallArgs) -> anyhow::Result<Exit> {
+    if let (Some(file), Some(address)) = (&args.coredns, args.dns_cluster_ip) {
+        output::print(&coredns::with_lines(file, &address.to_string())?)?;
+        return Ok(Exit::Done);
+    }
     let options = Options::resolve(args)?;
     let mut items = Vec::new();
     if options.stage != Stage::Namespaced {
@@ -111,6 +117,10 @@ pub(crate) fn run(args: &InstallArgs) -> anyhow::Result<Exit> {
 
 /// Prints what goes.
 pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Exit> {
+    if let Some(file) = &args.coredns {
+        output::print(&coredns::without_lines(file)?)?;
+        return Ok(Exit::Done);
+    }
     output::print(&yaml(&departures(args)?)?)?;
     Ok(Exit::Done)
 }
@@ -200,7 +210,7 @@ fn configuration(options: &Options) -> Item {
 
 /// Everything in the order in which it goes.
 fn departures(args: &UninstallArgs) -> anyhow::Result<Vec<Item>> {
-    let UninstallArgs { namespace, stage, import_namespace, ca_secret, keep_ca, keep_multi_cluster_crds } = args;
+    let UninstallArgs { namespace, stage, import_namespace, ca_secret, keep_ca, keep_multi_cluster_crds, .. } = args;
     let options = Options::for_departure(namespace, import_namespace)?;
     let stub = |note: &str, object: &Value| {
         let mut metadata = json!({ "name": object["metadata"]["name"] });

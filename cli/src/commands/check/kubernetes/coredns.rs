@@ -6,11 +6,9 @@ use super::super::Checks;
 use super::super::report::Group;
 use crate::client::kubernetes::Cluster;
 use crate::commands::install::DNS;
+use crate::commands::install::coredns::{ZONE, block, forwarded};
 
 const GROUP: Group = Group::Dns;
-
-/// The zone of the multi-cluster services API.
-const ZONE: &str = "clusterset.local";
 
 /// Runs the check.
 pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
@@ -83,90 +81,10 @@ async fn service(cluster: &Cluster) -> Result<Vec<String>, (String, &'static str
 
 /// What to add, and where.
 fn lines(cluster: &Cluster, address: &str) -> String {
+    let kubectl = cluster.kubectl();
     format!(
-        "{ZONE}:53 {{\n    forward . {address}\n}}\n(by {} -n kube-system edit configmap coredns)",
-        cluster.kubectl()
+        "{}(by {kubectl} -n kube-system edit configmap coredns, or: {kubectl} -n kube-system get configmap coredns -o yaml | \
+         linkspan install --coredns - --dns-cluster-ip {address} | {kubectl} replace -f -)",
+        block(address)
     )
-}
-
-/// Where a Corefile sends the zone: by a server block of its own, or by a `forward` for it inside another one.
-fn forwarded(corefile: &str) -> Option<Vec<String>> {
-    let mut depth = 0_usize;
-    let mut inside = false;
-    for line in corefile.lines() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let opens = words.last().is_some_and(|word| *word == "{");
-        if line == "}" {
-            depth = depth.saturating_sub(1);
-            continue;
-        }
-        if depth == 0 && opens {
-            inside = words.iter().any(|word| is_zone(word));
-        } else if depth == 1
-            && let ["forward", from, targets @ ..] = words.as_slice()
-            && (is_zone(from) || (inside && *from == "."))
-        {
-            let targets = targets.iter().filter(|word| **word != "{");
-            return Some(targets.map(|target| bare(target).to_owned()).collect());
-        }
-        if opens {
-            depth += 1;
-        }
-    }
-    None
-}
-
-/// `clusterset.local`, with or without scheme, port, final dot and comma.
-fn is_zone(word: &str) -> bool {
-    let word = word.trim_end_matches(',').trim_start_matches("dns://");
-    let name = word.split(':').next().unwrap_or_default();
-    name.trim_end_matches('.').eq_ignore_ascii_case(ZONE)
-}
-
-/// An address without scheme and port.
-fn bare(target: &str) -> &str {
-    let target = target.trim_start_matches("dns://");
-    match target.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, _)) => address,
-        // More than one colon is an IPv6 address without a port.
-        None if target.matches(':').count() == 1 => target.split(':').next().unwrap_or(target),
-        None => target,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KUBEADM: &str = ".:53 {\n    errors\n    health {\n       lameduck 5s\n    }\n    kubernetes cluster.local in-addr.arpa {\n       \
-                           pods insecure\n    }\n    forward . /etc/resolv.conf {\n       max_concurrent 1000\n    }\n    cache 30\n}\n";
-
-    #[test]
-    fn a_plain_corefile_forwards_nothing_of_ours() {
-        assert_eq!(forwarded(KUBEADM), None);
-        assert_eq!(forwarded(""), None);
-        let commented = format!("{KUBEADM}# clusterset.local:53 {{\n#  forward . 10.96.0.20\n# }}\n");
-        assert_eq!(forwarded(&commented), None);
-    }
-
-    #[test]
-    fn a_block_or_a_forward_of_its_own_is_found() {
-        for (added, address) in [
-            ("clusterset.local:53 {\n    forward . 10.96.0.20\n}\n", "10.96.0.20"),
-            (
-                "dns://clusterset.local. {\n  errors\n  cache {\n    success 5\n  }\n  forward . [fd00::20]:53\n}\n",
-                "fd00::20",
-            ),
-            (
-                "example.org, ClusterSet.local {\n  forward . dns://10.96.0.20:53 {\n    prefer_udp\n  }\n}\n",
-                "10.96.0.20",
-            ),
-        ] {
-            assert_eq!(forwarded(&format!("{KUBEADM}{added}")), Some(vec![address.to_owned()]), "{added}");
-            assert_eq!(forwarded(&format!("{added}{KUBEADM}")), Some(vec![address.to_owned()]), "{added}");
-        }
-        let inside = KUBEADM.replace("    cache 30", "    forward clusterset.local 10.96.0.20\n    cache 30");
-        assert_eq!(forwarded(&inside.replace("forward . /etc", "x . /etc")), Some(vec!["10.96.0.20".to_owned()]));
-    }
 }
