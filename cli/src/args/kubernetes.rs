@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::metadata::KeyPattern;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
 use linkspan_proto::resources::HostPort;
 
@@ -116,6 +117,17 @@ pub(crate) struct InstallArgs {
     /// repeat it). The API server then refuses every other address. Without it, all but loopback, link-local and multicast
     #[arg(long, value_name = "CIDR")]
     pub(crate) endpoint_cidr: Vec<IpNet>,
+    /// A label that exports of this cluster do not carry and mirrors in it do not get (several: repeat it): a key, or
+    /// example.com/* for all keys of a domain; beside those of Kubernetes and of tools that act on Services, which never do
+    #[arg(long, value_name = "KEY")]
+    pub(crate) exclude_label: Vec<KeyPattern>,
+    /// The same for an annotation
+    #[arg(long, value_name = "KEY")]
+    pub(crate) exclude_annotation: Vec<KeyPattern>,
+    /// A cluster whose word counts first where clusters disagree about a service (several: repeat it, in their order; this
+    /// cluster may be among them) [default: the one whose export was seen here first]
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) precedence: Vec<ClusterName>,
     /// A network that peers dial from (several: repeat it) [default: all]
     #[arg(long, value_name = "CIDR")]
     pub(crate) peer_cidr: Vec<IpNet>,

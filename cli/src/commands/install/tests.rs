@@ -343,6 +343,8 @@ fn what_cannot_work_is_refused() {
         ("--cluster-name east --controller-replicas 3", "3"),
         ("--cluster-name east --service-annotation a", "KEY=VALUE"),
         ("--cluster-name east --ca-secret a --ca-from b", "--ca-from"),
+        ("--cluster-name east --exclude-label a/b/c", "a/b/c"),
+        ("--cluster-name east --precedence west --precedence west", "spec.mirrors.precedence[1]"),
     ] {
         let error = format!("{:#}", options(line).unwrap_err());
         assert!(error.contains(words), "{line}: {error}");
