@@ -153,11 +153,13 @@ pub(crate) struct InstallArgs {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Prints what `linkspan install` printed, in the order in which it has to go: first the definition of Link, and with it \
-all links, so that the controller withdraws every mirror while it still runs; then the programs; then their rights; last the \
-namespace, with the cluster's root in it.\n\n\
+all links, so that the controller withdraws mirrors while it still runs; then the programs; then their rights; last the \
+namespace, with the cluster's root in it. No object of ours has a finalizer, so none keeps the others waiting.\n\n\
+kubectl deletes them one after the other without waiting, so the controller may end before it has withdrawn every mirror. What \
+is left has its label; delete it by that (the second example, which the end of the output repeats).\n\n\
 Deleting the definitions of the multi-cluster services API deletes every ServiceExport of the cluster, whoever made it: \
 --keep-multi-cluster-crds where another implementation uses them.",
-    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n\nExit codes: 0 printed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  kubectl delete services,endpointslices --all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n\nExit codes: 0 printed, 2 wrong arguments."
 )]
 pub(crate) struct UninstallArgs {
     /// The namespace of gateways and controllers

@@ -277,6 +277,16 @@ fn uninstall_names_everything_that_install_made() {
     assert!(deployment < place("ClusterRole", "linkspan-writer"));
     assert!(deployment < place("ValidatingAdmissionPolicy", "linkspan-controller-services"), "bound to the end");
     assert!(place("Secret", "linkspan-ca") < place("Namespace", "linkspan"));
+    let said = |line: &str| {
+        let command = Cli::try_parse_from(format!("linkspan uninstall {line}").split_whitespace()).unwrap().command;
+        let Command::Uninstall(args) = command else { panic!("{command:?}") };
+        leftovers(&args)
+    };
+    let rest = "--all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n";
+    assert!(said("").ends_with(&format!("kubectl delete services,endpointslices {rest}")), "{}", said(""));
+    // Without their definition imports are gone, and kubectl does not know them; with it they are not.
+    let kept = said("--keep-multi-cluster-crds");
+    assert!(kept.ends_with(&format!("kubectl delete services,endpointslices,serviceimports {rest}")), "{kept}");
     let kept = departures("--keep-ca --keep-multi-cluster-crds");
     let stays = ["Namespace", "Secret"];
     assert!(kept.iter().all(|(kind, _, name)| !stays.contains(&kind.as_str()) && !name.contains("multicluster")));
