@@ -26,6 +26,8 @@ mod kubernetes {
 
     mod commands;
 
+    mod readme;
+
     mod rights;
 
     mod verbs;
