@@ -28,6 +28,8 @@ mod kubernetes {
 
     mod readme;
 
+    mod chart;
+
     mod rights;
 
     mod verbs;
