@@ -30,6 +30,8 @@ mod kubernetes {
 
     mod chart;
 
+    mod causes;
+
     mod rights;
 
     mod verbs;

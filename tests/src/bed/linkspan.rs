@@ -231,17 +231,26 @@ impl Cluster {
         self.wait_ready(pod);
     }
 
+    /// The same on a node whose clock is so many seconds ahead.
+    pub fn restart_replica_ahead(&self, pod: &Pod, seconds: u32) {
+        let mut container = self.container_of(pod);
+        container.put_ahead(&self.clock(), seconds);
+        self.run_container(pod, &container);
+        self.wait_ready(pod);
+    }
+
     /// Starts the program of a killed replica again; it is not ready yet.
     ///
     /// # Panics
     /// When there is no such replica.
     pub fn start_replica(&self, pod: &Pod) {
-        let container = self
-            .linkspan()
-            .iter()
-            .find(|replica| replica.pod.name == pod.name)
-            .map(|replica| replica.container.clone());
-        self.run_container(pod, &container.unwrap_or_else(|| panic!("{} is a replica", pod.name)));
+        self.run_container(pod, &self.container_of(pod));
+    }
+
+    fn container_of(&self, pod: &Pod) -> super::kubelet::Container {
+        let replicas = self.linkspan();
+        let replica = replicas.iter().find(|replica| replica.pod.name == pod.name);
+        replica.map(|replica| replica.container.clone()).unwrap_or_else(|| panic!("{} is a replica", pod.name))
     }
 
     /// Starts replicas again whose programs ended by themselves. Those that a test killed or ended are no more among the
