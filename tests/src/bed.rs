@@ -29,11 +29,14 @@ pub mod linkspan;
 
 pub mod audit;
 
+mod fresh;
+
 mod kubelet;
 
 mod network;
 
 pub use cluster::Cluster;
+pub use fresh::Fresh;
 pub use pods::Pod;
 
 /// How long a part may take until it works, and a change until it is seen everywhere: twice what the suite's slowest
@@ -253,10 +256,15 @@ impl Bed {
 
     fn cluster(&self, index: usize) -> &Cluster {
         self.clusters[index].get_or_init(|| {
-            let cluster = Cluster::start(&self.prefix, &self.dir, index);
+            let cluster = Cluster::start(&self.prefix, &self.dir, index, ["a", "b", "c"][index]);
             linkspan::install(&cluster);
             cluster
         })
+    }
+
+    /// Two more clusters, `east` and `west`, without Linkspan and for the caller alone. They end with what is returned.
+    pub fn fresh(&self) -> Fresh {
+        Fresh::start(&self.prefix, &self.dir)
     }
 
     /// The network between the clusters, for faults on the way.

@@ -30,4 +30,6 @@ pub mod peer;
 
 pub mod wire;
 
+pub mod readme;
+
 pub mod bed;

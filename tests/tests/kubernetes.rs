@@ -26,6 +26,12 @@ mod kubernetes {
 
     mod commands;
 
+    mod readme;
+
+    mod chart;
+
+    mod causes;
+
     mod rights;
 
     mod verbs;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use linkspan_proto::identity::TrustDomain;
+use linkspan_proto::metadata::KeyPattern;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
 use linkspan_proto::resources::HostPort;
 
@@ -121,6 +122,17 @@ pub(crate) struct InstallArgs {
     /// repeat it). The API server then refuses every other address. Without it, all but loopback, link-local and multicast
     #[arg(long, value_name = "CIDR")]
     pub(crate) endpoint_cidr: Vec<IpNet>,
+    /// A label that exports of this cluster do not carry and mirrors in it do not get (several: repeat it): a key, or
+    /// example.com/* for all keys of a domain; beside those of Kubernetes and of tools that act on Services, which never do
+    #[arg(long, value_name = "KEY")]
+    pub(crate) exclude_label: Vec<KeyPattern>,
+    /// The same for an annotation
+    #[arg(long, value_name = "KEY")]
+    pub(crate) exclude_annotation: Vec<KeyPattern>,
+    /// A cluster whose word counts first where clusters disagree about a service (several: repeat it, in their order; this
+    /// cluster may be among them) [default: the one whose export was seen here first]
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) precedence: Vec<ClusterName>,
     /// A network that peers dial from (several: repeat it) [default: all]
     #[arg(long, value_name = "CIDR")]
     pub(crate) peer_cidr: Vec<IpNet>,
@@ -146,11 +158,13 @@ pub(crate) struct InstallArgs {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Prints what `linkspan install` printed, in the order in which it has to go: first the definition of Link, and with it \
-all links, so that the controller withdraws every mirror while it still runs; then the programs; then their rights; last the \
-namespace, with the cluster's root in it.\n\n\
+all links, so that the controller withdraws mirrors while it still runs; then the programs; then their rights; last the \
+namespace, with the cluster's root in it. No object of ours has a finalizer, so none keeps the others waiting.\n\n\
+kubectl deletes them one after the other without waiting, so the controller may end before it has withdrawn every mirror. What \
+is left has its label; delete it by that (the second example, which the end of the output repeats).\n\n\
 Deleting the definitions of the multi-cluster services API deletes every ServiceExport of the cluster, whoever made it: \
 --keep-multi-cluster-crds where another implementation uses them.",
-    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  kubectl delete services,endpointslices --all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct UninstallArgs {
     /// The namespace of gateways and controllers

@@ -24,6 +24,7 @@ mod services;
 mod workloads;
 
 use anyhow::{Context, bail};
+use linkspan_mirror_controller::labels;
 use linkspan_proto::manifest;
 use linkspan_proto::resources::crd;
 use serde_json::{Value, json};
@@ -121,8 +122,19 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Exit> {
         output::print(&coredns::without_lines(file)?)?;
         return Ok(Exit::Done);
     }
-    output::print(&yaml(&departures(args)?)?)?;
+    output::print(&format!("{}{}", yaml(&departures(args)?)?, leftovers(args)))?;
     Ok(Exit::Done)
+}
+
+/// What may be left when all that is printed is gone. `kubectl delete` asks for one end after the other and waits for all of
+/// them together, so the controller may lose its rights and its pod before it has withdrawn every mirror.
+fn leftovers(args: &UninstallArgs) -> String {
+    let imports = if args.keep_multi_cluster_crds { ",serviceimports" } else { "" };
+    let (key, value) = (labels::MANAGED_BY, labels::MANAGED_BY_VALUE);
+    format!(
+        "# Then what the controller had no time to withdraw:\n\
+         #   kubectl delete services,endpointslices{imports} --all-namespaces -l {key}={value}\n"
+    )
 }
 
 /// Prints the resource definitions.
@@ -224,7 +236,7 @@ fn departures(args: &UninstallArgs) -> anyhow::Result<Vec<Item>> {
     let mut items = Vec::new();
     if *stage != Stage::Namespaced {
         let ours = |item: &&Item| is(item, "CustomResourceDefinition") && item.object["spec"]["group"] == "linkspan.io";
-        let note = "First: with the links all mirrors go, while the controller still runs.";
+        let note = "First: with the links the controller withdraws mirrors, as far as it gets while it runs.";
         items.extend(
             granted
                 .iter()

@@ -15,11 +15,14 @@ use crate::process::{Process, eventually, succeed};
 use crate::world::Host;
 
 /// The clusters and the addresses of their nodes.
-const CLUSTERS: [(&str, &str); 3] = [("a", "192.0.2.2"), ("b", "198.51.100.2"), ("c", "203.0.113.2")];
+const CLUSTERS: [(&str, &str); 5] =
+    [("a", "192.0.2.2"), ("b", "198.51.100.2"), ("c", "203.0.113.2"), ("east", "198.18.0.2"), ("west", "198.19.0.2")];
 /// The controllers that a bed needs: those whose objects Linkspan and the tests use.
 const CONTROLLERS: &str = "serviceaccount-token-controller,serviceaccount-controller,\
                            root-ca-certificate-publisher-controller,namespace-controller,garbage-collector-controller,\
                            endpointslice-controller";
+/// The configuration of the cluster's DNS, where its administrator edits it.
+pub const DNS_MAP: &str = "/api/v1/namespaces/kube-system/configmaps/coredns";
 /// The files of the test bed that are not made by a test.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/manifests");
 
@@ -40,10 +43,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the components; returns when DNS answers at its ClusterIP.
-    pub(super) fn start(prefix: &str, bed: &Path, index: usize) -> Self {
+    /// Starts the components; returns when DNS answers at its ClusterIP. Its state is new where `folder` is.
+    pub(super) fn start(prefix: &str, bed: &Path, index: usize, folder: &str) -> Self {
         let (name, address) = CLUSTERS[index];
-        let dir = bed.join(name);
+        let dir = bed.join(folder);
         fs::create_dir_all(&dir).expect("folder of the cluster");
         network::node(prefix, name, address);
         let cluster = Self {
@@ -146,7 +149,8 @@ impl Cluster {
     }
 
     fn start_api_server(&self) {
-        let prefix = format!("--etcd-prefix=/{}", self.name);
+        let folder = self.dir.file_name().unwrap_or_default().display();
+        let prefix = format!("--etcd-prefix=/{folder}");
         let etcd = format!("--etcd-servers=unix://{}", self.dir.with_file_name("etcd.sock").display());
         let address = format!("--advertise-address={}", self.address);
         let services = format!("--service-cluster-ip-range={}", network::SERVICE_CIDR);
@@ -253,7 +257,9 @@ impl Cluster {
 
     fn create_dns(&self) {
         self.kubectl(&["apply", "-f", &format!("{MANIFESTS}/coredns.yaml")]);
-        fs::copy(format!("{MANIFESTS}/Corefile"), self.corefile()).expect("Corefile is copied");
+        let from = format!("--from-file={MANIFESTS}/Corefile");
+        self.kubectl(&["-n", "kube-system", "create", "configmap", "coredns", &from]);
+        self.sync_dns();
         let pod = self.starting_pod("kube-system", "coredns", "k8s-app: kube-dns", "coredns");
         let mounts = vec![self.api_volume(&pod, "coredns")];
         let argv = [self.bin("coredns"), "-conf".into(), self.corefile()].map(|part| part.display().to_string());
@@ -276,6 +282,30 @@ impl Cluster {
     /// The configuration of the cluster's DNS, which it reads again when it changes.
     pub fn corefile(&self) -> PathBuf {
         self.dir.join("Corefile")
+    }
+
+    /// Brings the ConfigMap of the cluster's DNS into its pod, as a kubelet does within a minute.
+    ///
+    /// # Panics
+    /// When the ConfigMap is not there.
+    pub fn sync_dns(&self) {
+        let map = self.get(DNS_MAP).expect("the ConfigMap of CoreDNS");
+        let text = map["data"]["Corefile"].as_str().expect("a Corefile");
+        // Never half of it: CoreDNS may look at any moment.
+        let new = self.dir.join("Corefile.new");
+        fs::write(&new, text).expect("Corefile is written");
+        fs::rename(&new, self.corefile()).expect("Corefile is replaced");
+    }
+
+    /// Ends the cluster: every process in it, and its network.
+    pub(super) fn stop(&self) {
+        network::clear(&self.prefix, self.name);
+        let processes = std::mem::take(&mut *self.processes());
+        if std::thread::panicking() {
+            // Each would print the end of its log; what matters has been printed.
+            processes.into_values().for_each(std::mem::forget);
+        }
+        self.linkspan().clear();
     }
 
     /// Prints the end of what Linkspan's pods logged.

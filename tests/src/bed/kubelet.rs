@@ -30,6 +30,32 @@ pub(super) struct Container {
     pub(super) restricted: bool,
 }
 
+impl Container {
+    /// Puts the program's clock ahead, by a library that is loaded before the C library. Nothing else of the machine's clock
+    /// belongs to a container alone: time namespaces know the monotonic clock only.
+    pub(super) fn put_ahead(&mut self, library: &Path, seconds: u32) {
+        let environment = [format!("LD_PRELOAD={}", library.display()), format!("LINKSPAN_CLOCK_AHEAD={seconds}")];
+        let argv = std::mem::take(&mut self.argv);
+        self.argv = std::iter::once("env".to_owned()).chain(environment).chain(argv).collect();
+    }
+}
+
+/// A wall clock that is ahead by `LINKSPAN_CLOCK_AHEAD` seconds, for programs that ask the C library.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int result = (int)syscall(SYS_clock_gettime, clock, now);
+    const char *ahead = getenv("LINKSPAN_CLOCK_AHEAD");
+    if (result == 0 && ahead && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += atol(ahead);
+    return result;
+}
+"#;
+
 /// Mounts pairs of folders, then becomes the program. `/run` is the pod's own.
 const ENTER: &str = r#"
     mount -t tmpfs tmpfs /run
@@ -57,6 +83,14 @@ impl Cluster {
         let log = self.dir().join(format!("{}.log", pod.name));
         let process = Process::start(&format!("{}/{}", self.name(), pod.name), command, &log);
         self.processes().insert(pod.name.clone(), process);
+    }
+
+    /// The library that puts clocks ahead, built with the C compiler that builds Linkspan too.
+    pub(super) fn clock(&self) -> PathBuf {
+        let (source, library) = (self.dir().join("clock.c"), self.dir().join("clock.so"));
+        fs::write(&source, CLOCK).expect("the library's source is written");
+        succeed(Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source));
+        library
     }
 
     /// A token bound to a pod, for an audience; the API server's own without one.

@@ -5,8 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::PATIENCE;
-use super::api::path;
-use super::cluster::Cluster;
+use super::api::{MERGE, path};
+use super::cluster::{Cluster, DNS_MAP};
 use super::pods::Pod;
 use crate::process::eventually;
 
@@ -14,8 +14,6 @@ use crate::process::eventually;
 pub const NAMESPACE: &str = "linkspan";
 /// Where Linkspan's DNS answers, in every cluster.
 pub const DNS_IP: &str = "10.96.0.53";
-/// How many of each Deployment run.
-pub const REPLICAS: usize = 2;
 
 /// The two Deployments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +33,12 @@ pub struct Replica {
 }
 
 impl Component {
+    const ALL: [Self; 2] = [Self::Controller, Self::Gateway];
+
+    fn deployment(self) -> String {
+        format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/linkspan-{}", self.as_str())
+    }
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -51,15 +55,7 @@ pub(super) fn install(cluster: &Cluster) {
          --dns-cluster-ip {DNS_IP} | kubectl apply -f -",
         port = cluster.link_port()
     ));
-    let components = [Component::Controller, Component::Gateway];
-    for component in components {
-        for _ in 0..component.count() {
-            cluster.add_replica(component);
-        }
-    }
-    for component in components {
-        cluster.wait_replicas(component);
-    }
+    cluster.start_replicas();
     forward_clusterset(cluster);
 }
 
@@ -77,12 +73,18 @@ pub fn documented_dns_lines() -> String {
     lines.join("\n")
 }
 
-fn forward_clusterset(cluster: &Cluster) {
+/// Adds them, as a person would.
+///
+/// # Panics
+/// When the Corefile cannot be read.
+pub fn forward_clusterset(cluster: &Cluster) {
     let address =
         cluster.kubectl(&["-n", NAMESPACE, "get", "service", "linkspan-dns", "-o", "jsonpath={.spec.clusterIP}"]);
     let corefile = fs::read_to_string(cluster.corefile()).expect("Corefile");
     let lines = documented_dns_lines().replace("ADDRESS", address.trim());
-    fs::write(cluster.corefile(), format!("{corefile}\n{lines}\n")).expect("Corefile is written");
+    let map = json!({ "data": { "Corefile": format!("{corefile}\n{lines}\n") } });
+    cluster.patch(MERGE, DNS_MAP, &map.to_string());
+    cluster.sync_dns();
 }
 
 /// The Link by which `from` trusts `to` and dials it.
@@ -113,19 +115,49 @@ pub fn link(a: &Cluster, b: &Cluster) {
     }
 }
 
-impl Component {
-    const fn count(self) -> usize {
-        match self {
-            Self::Gateway => REPLICAS,
-            Self::Controller => CONTROLLERS,
+impl Cluster {
+    /// Starts as many replicas as the Deployments say; returns when they are ready.
+    ///
+    /// # Panics
+    /// When a Deployment is not there, or a replica does not become ready.
+    pub fn start_replicas(&self) {
+        for component in Component::ALL {
+            let target = component.deployment();
+            let deployment = self.get(&target).unwrap_or_else(|| panic!("{} has no {target}", self.name()));
+            for _ in 0..deployment["spec"]["replicas"].as_u64().expect("a number of replicas") {
+                self.add_replica(component);
+            }
+        }
+        Component::ALL.into_iter().for_each(|component| self.wait_replicas(component));
+    }
+
+    /// Gives the Service for the link the address of the node, as a load balancer's controller does.
+    pub fn balance(&self) {
+        let status = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": self.address() }] } } });
+        let service = format!("{}/status", path::service(NAMESPACE, "linkspan-link"));
+        self.patch(MERGE, &service, &status.to_string());
+    }
+
+    /// Waits until both Deployments are gone and ends their replicas, as the garbage collector and a kubelet do.
+    pub fn end_with_deployments(&self) {
+        for component in Component::ALL {
+            self.wait_absent(&component.deployment(), 2 * PATIENCE);
+        }
+        let pods: Vec<Pod> = self.linkspan().drain(..).map(|replica| replica.pod).collect();
+        for pod in &pods {
+            if let Some(process) = self.processes().get(&pod.name) {
+                process.signal("TERM");
+            }
+        }
+        for pod in &pods {
+            let process = self.processes().remove(&pod.name);
+            if let Some(mut process) = process {
+                process.wait(PATIENCE);
+            }
+            self.delete_pod(pod);
         }
     }
-}
 
-/// Controllers that run. More than one needs that they agree who writes.
-const CONTROLLERS: usize = 2;
-
-impl Cluster {
     /// The pods of a component, oldest first.
     pub fn replicas(&self, component: Component) -> Vec<Pod> {
         self.linkspan()
@@ -156,7 +188,7 @@ impl Cluster {
     /// Starts one more replica, as a ReplicaSet would; it is not ready yet.
     pub fn add_replica(&self, component: Component) -> Pod {
         let word = component.as_str();
-        let target = format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/linkspan-{word}");
+        let target = component.deployment();
         let deployment = self.get(&target).unwrap_or_else(|| panic!("{} has no {target}", self.name()));
         let template = &deployment["spec"]["template"];
         let mut object =
@@ -199,17 +231,26 @@ impl Cluster {
         self.wait_ready(pod);
     }
 
+    /// The same on a node whose clock is so many seconds ahead.
+    pub fn restart_replica_ahead(&self, pod: &Pod, seconds: u32) {
+        let mut container = self.container_of(pod);
+        container.put_ahead(&self.clock(), seconds);
+        self.run_container(pod, &container);
+        self.wait_ready(pod);
+    }
+
     /// Starts the program of a killed replica again; it is not ready yet.
     ///
     /// # Panics
     /// When there is no such replica.
     pub fn start_replica(&self, pod: &Pod) {
-        let container = self
-            .linkspan()
-            .iter()
-            .find(|replica| replica.pod.name == pod.name)
-            .map(|replica| replica.container.clone());
-        self.run_container(pod, &container.unwrap_or_else(|| panic!("{} is a replica", pod.name)));
+        self.run_container(pod, &self.container_of(pod));
+    }
+
+    fn container_of(&self, pod: &Pod) -> super::kubelet::Container {
+        let replicas = self.linkspan();
+        let replica = replicas.iter().find(|replica| replica.pod.name == pod.name);
+        replica.map(|replica| replica.container.clone()).unwrap_or_else(|| panic!("{} is a replica", pod.name))
     }
 
     /// Starts replicas again whose programs ended by themselves. Those that a test killed or ended are no more among the
@@ -278,6 +319,13 @@ impl Cluster {
             })
         })
         .collect()
+    }
+
+    /// The Services in all namespaces that Linkspan's controller made.
+    pub fn made_services(&self) -> Vec<String> {
+        let services = self.list("/api/v1/services?labelSelector=mirror.linkspan.io%2Fmanaged-by");
+        let name = |service: &Value| service["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        services.iter().map(name).collect()
     }
 
     /// Names and versions of the objects that the controller made in a namespace: equal before and after when nothing was

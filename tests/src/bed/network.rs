@@ -21,7 +21,9 @@ pub(super) const DNS_IP: &str = "10.96.0.10";
 pub(super) const API_IP: &str = "10.96.0.1";
 /// The UDP NodePorts by which clusters are linked, each of its own: kube-proxy takes a flow to the same number of another
 /// cluster for one of its own, and forgets it when its gateways change.
-pub(super) const LINK_PORTS: std::ops::RangeInclusive<u16> = 30441..=30443;
+pub(super) const LINK_PORTS: std::ops::RangeInclusive<u16> = 30441..=30445;
+/// The port of links behind a load balancer.
+const LINK_PORT: u16 = 4143;
 
 /// A command that will run in a network namespace.
 pub(super) fn exec(netns: &str, program: impl AsRef<OsStr>) -> Command {
@@ -70,7 +72,7 @@ pub(super) fn between(prefix: &str) {
         &net,
         &format!(
             "table inet between {{\n chain forward {{\n  type filter hook forward priority filter; policy drop;\n  \
-             ct state established,related accept\n  udp dport {first}-{last} accept\n }}\n}}\n",
+             ct state established,related accept\n  udp dport {{ {LINK_PORT}, {first}-{last} }} accept\n }}\n}}\n",
             first = LINK_PORTS.start(),
             last = LINK_PORTS.end()
         ),
@@ -133,4 +135,20 @@ pub(super) fn pod(node: &str, pod: &str, address: &str, search: &str) {
 pub(super) fn remove(netns: &str) {
     let _: std::io::Result<_> = Command::new("ip").args(["netns", "delete", netns]).status();
     let _: std::io::Result<()> = fs::remove_dir_all(Path::new("/etc/netns").join(netns));
+}
+
+/// Removes the namespaces of a cluster, its node's and its pods', with all that runs in them.
+pub(super) fn clear(prefix: &str, cluster: &str) {
+    let node = format!("{prefix}-{cluster}");
+    let list = Command::new("ip").args(["netns", "list"]).output().expect("ip runs");
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    let names: Vec<&str> = names.filter(|name| *name == node || name.starts_with(&format!("{node}-"))).collect();
+    for name in &names {
+        let pids = Command::new("ip").args(["netns", "pids", name]).output().expect("ip runs");
+        for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+            let _: std::io::Result<_> = Command::new("kill").args(["-KILL", pid]).stderr(Stdio::null()).status();
+        }
+    }
+    names.into_iter().for_each(remove);
 }

@@ -89,14 +89,3 @@ fn linkspan_link_export_prints_the_link_of_a_cluster() {
         a.try_sh("linkspan gateways --context kubernetes").1.contains('b')
     });
 }
-
-#[test]
-#[ignore = "pending: it takes a whole cluster away, which nobody has to spare yet"]
-fn uninstalling_leaves_nothing() {
-    needs_kubernetes!();
-    let bed = alone();
-    let c = bed.c();
-    c.sh("linkspan uninstall | kubectl delete --ignore-not-found -f -");
-    let (_, left) = c.try_sh("kubectl get namespace linkspan; kubectl get crd -o name | grep linkspan");
-    assert!(left.contains("NotFound") && !left.contains("customresourcedefinition"), "{left}");
-}

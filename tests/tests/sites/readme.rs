@@ -1,42 +1,16 @@
-//! Every command of the README, as written, on two hosts that are called as the README calls them.
+//! Every command of the README that is about sites, as written, on two hosts that are called as the README calls them. Those of
+//! the section about Kubernetes run in `kubernetes::readme`.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use linkspan_tests::process::{Process, eventually, program};
+use linkspan_tests::readme::{CLUSTERS, commands};
 use linkspan_tests::servers;
 use linkspan_tests::site::PATIENCE;
 use linkspan_tests::world::{Host, World};
 
 use super::kit::needs_namespaces;
-
-/// The commands of the README's `sh` blocks: comments cut off, continued lines joined.
-fn commands() -> Vec<String> {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("README.md");
-    let mut commands = Vec::new();
-    let mut inside = false;
-    let mut open = String::new();
-    for line in text.lines() {
-        if line.starts_with("```") {
-            inside = line == "```sh";
-            continue;
-        }
-        if !inside {
-            continue;
-        }
-        let line = line.split(" # ").next().unwrap_or(line).trim();
-        if let Some(first) = line.strip_suffix('\\') {
-            open.push_str(first);
-            continue;
-        }
-        open.push_str(line);
-        let command = std::mem::take(&mut open);
-        if !command.is_empty() {
-            commands.push(command);
-        }
-    }
-    commands
-}
 
 /// Runs commands on the host they belong to and remembers which were run.
 struct Reader {
@@ -79,7 +53,7 @@ fn with_path(line: &str) -> String {
 #[test]
 fn every_command_of_the_readme_works_as_written() {
     needs_namespaces!();
-    let all = commands();
+    let all = commands(|section| section != CLUSTERS);
     assert!(all.iter().any(|c| c == "cargo run --release -p linkspan -- demo"), "the first command: {all:?}");
     assert!(all.iter().any(|c| c == "tests/run"), "the second command: {all:?}");
     let world = World::new(&["east", "west"]);

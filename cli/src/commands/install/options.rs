@@ -192,6 +192,9 @@ fn configured(args: &InstallArgs, name: ClusterName) -> anyhow::Result<Cluster> 
     spec.trust_domain.clone_from(&args.trust_domain);
     spec.namespace.clone_from(&args.namespace);
     spec.gateway.advertise.clone_from(&args.address);
+    spec.mirrors.excluded_labels.clone_from(&args.exclude_label);
+    spec.mirrors.excluded_annotations.clone_from(&args.exclude_annotation);
+    spec.mirrors.precedence.clone_from(&args.precedence);
     let bind = |address: &mut SocketAddr| address.set_ip(args.bind);
     for address in [
         &mut spec.gateway.listen,

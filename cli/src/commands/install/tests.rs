@@ -277,6 +277,16 @@ fn uninstall_names_everything_that_install_made() {
     assert!(deployment < place("ClusterRole", "linkspan-writer"));
     assert!(deployment < place("ValidatingAdmissionPolicy", "linkspan-controller-services"), "bound to the end");
     assert!(place("Secret", "linkspan-ca") < place("Namespace", "linkspan"));
+    let said = |line: &str| {
+        let command = Cli::try_parse_from(format!("linkspan uninstall {line}").split_whitespace()).unwrap().command;
+        let Command::Uninstall(args) = command else { panic!("{command:?}") };
+        leftovers(&args)
+    };
+    let rest = "--all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n";
+    assert!(said("").ends_with(&format!("kubectl delete services,endpointslices {rest}")), "{}", said(""));
+    // Without their definition imports are gone, and kubectl does not know them; with it they are not.
+    let kept = said("--keep-multi-cluster-crds");
+    assert!(kept.ends_with(&format!("kubectl delete services,endpointslices,serviceimports {rest}")), "{kept}");
     let kept = departures("--keep-ca --keep-multi-cluster-crds");
     let stays = ["Namespace", "Secret"];
     assert!(kept.iter().all(|(kind, _, name)| !stays.contains(&kind.as_str()) && !name.contains("multicluster")));
@@ -343,6 +353,8 @@ fn what_cannot_work_is_refused() {
         ("--cluster-name east --controller-replicas 3", "3"),
         ("--cluster-name east --service-annotation a", "KEY=VALUE"),
         ("--cluster-name east --ca-secret a --ca-from b", "--ca-from"),
+        ("--cluster-name east --exclude-label a/b/c", "a/b/c"),
+        ("--cluster-name east --precedence west --precedence west", "spec.mirrors.precedence[1]"),
     ] {
         let error = format!("{:#}", options(line).unwrap_err());
         assert!(error.contains(words), "{line}: {error}");

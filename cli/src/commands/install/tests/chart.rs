@@ -11,7 +11,7 @@ const EXAMPLES: [(&str, Option<&str>, &str); 2] =
     [("default.yaml", None, ""), ("ha.yaml", Some("values-ha.yaml"), "--replicas 3 --external-traffic-policy Local")];
 
 /// Values with the arguments of the same meaning.
-const COMBINATIONS: [(&str, &str); 6] = [
+const COMBINATIONS: [(&str, &str); 7] = [
     ("stage=cluster,namespace.create=true", "--stage cluster"),
     ("stage=namespaced", "--stage namespaced"),
     (
@@ -34,6 +34,12 @@ const COMBINATIONS: [(&str, &str); 6] = [
          image.tag=v2,ca.secretName=root,gateway.service.annotations.a=b",
         "--peer-cidr 192.0.2.0/24 --api-server-cidr 10.0.0.1/32 --image r.example/l --image-tag v2 --ca-secret root \
          --service-annotation a=b",
+    ),
+    (
+        "mirrors.excludedLabels={team,internal.example.com/*},mirrors.excludedAnnotations={internal.example.com/note},\
+         mirrors.precedence={west,east}",
+        "--exclude-label team --exclude-label internal.example.com/* --exclude-annotation internal.example.com/note \
+         --precedence west --precedence east",
     ),
 ];
 
