@@ -47,14 +47,32 @@ pub fn resources(kind: Kind) -> Vec<ApiResource> {
         Kind::ClusterTrafficPolicy => ("linkspan.io", &["v1alpha1"], "clustertrafficpolicies"),
         Kind::ExportPolicy => ("linkspan.io", &["v1alpha1"], "exportpolicies"),
     };
+    in_versions(group, versions, kind.as_str(), plural)
+}
+
+/// The same for ServiceImports, which are written and read but never exported.
+#[must_use]
+pub fn service_imports() -> Vec<ApiResource> {
+    in_versions("multicluster.x-k8s.io", &["v1beta1", "v1alpha1"], "ServiceImport", "serviceimports")
+}
+
+fn in_versions(group: &str, versions: &[&str], kind: &str, plural: &str) -> Vec<ApiResource> {
     let of = |version: &&str| ApiResource {
         group: group.to_owned(),
         version: (*version).to_owned(),
         api_version: if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") },
-        kind: kind.as_str().to_owned(),
+        kind: kind.to_owned(),
         plural: plural.to_owned(),
     };
     versions.iter().map(of).collect()
+}
+
+/// What an API server calls a kind in the version in which its objects came, or in the preferred one where that says nothing.
+#[must_use]
+pub fn resource(kind: Kind, api_version: &str) -> ApiResource {
+    let mut all = resources(kind);
+    let at = all.iter().position(|resource| resource.api_version == api_version).unwrap_or_default();
+    all.swap_remove(at)
 }
 
 /// A watch of one resource, kept up for ever, in whichever of its `versions` is served: each is tried in turn while the API
