@@ -43,10 +43,27 @@ use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, service_imports, vers
 
 /// Whom a gateway's token must be meant for.
 pub const AUDIENCE: &str = "linkspan-controller";
+/// Who asks, in the API server's audit log and its figures.
+const AGENT: &str = concat!("linkspan-mirror-controller/", env!("CARGO_PKG_VERSION"));
 /// Between two tellings of pods: rollouts change many at once.
 const PACE: Duration = Duration::from_millis(200);
 /// The gateways' ServiceAccount, in the controller's own namespace.
 const GATEWAY_ACCOUNT: &str = "linkspan-gateway";
+
+/// A client of the cluster's API server, which tells in its audit log who asks.
+///
+/// # Errors
+/// When nothing says where the API server is, or the TLS library will not have it.
+pub async fn client() -> kube::Result<Client> {
+    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    Client::try_from(naming(config))
+}
+
+/// With the name of this program on every request.
+fn naming(mut config: kube::Config) -> kube::Config {
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(AGENT)));
+    config
+}
 
 /// Watches the EndpointSlices of the gateways' Service: the ready ones take clients. Runs until `gateways` is closed.
 pub async fn gateways(client: Client, namespace: String, service: String, gateways: watch::Sender<Option<Gateways>>) {
@@ -558,6 +575,23 @@ mod tests {
             name("cache-0-x-clusterset", &[(service, "cache"), (labels::SOURCE, "west"), (endpoint, "cache-0")]),
             "cache-0.west.cache.shop.svc.clusterset.local west"
         );
+    }
+
+    #[tokio::test]
+    async fn every_request_says_who_asks() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let client = Client::try_from(naming(kube::Config::new(url))).unwrap();
+        drop(linkspan_runtime::task::spawn("test", async move { seniority(&client).await }));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = String::new();
+        while !head.contains("\r\n\r\n") {
+            let mut buffer = [0; 1024];
+            let length = tokio::io::AsyncReadExt::read(&mut stream, &mut buffer).await.unwrap();
+            head.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+        let agent = format!("user-agent: linkspan-mirror-controller/{}\r\n", linkspan_runtime::build_info::VERSION);
+        assert!(head.to_lowercase().contains(&agent), "{head}");
     }
 
     /// An API server that serves the older version alone knows nothing of the other one.
