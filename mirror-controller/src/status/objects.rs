@@ -132,6 +132,7 @@ impl Ledger {
                 gone.iter().for_each(|key| self.forget(key));
                 self.complete.insert(kind);
             }
+            Seen::Watching => {}
         }
     }
 
