@@ -28,6 +28,7 @@ use super::findings::Inputs;
 use super::objects::{KINDS, Ledger, Subject, Write};
 use super::{PACE, SHARE, Sources};
 use crate::leader::Leading;
+use crate::watch::intake::Seen;
 use crate::watch::kubernetes::{resource, watched};
 
 /// Whose fields these are, in `managedFields`: mirrors have another, so that the two never take fields from each other.
@@ -56,7 +57,9 @@ pub struct Context {
 /// not so.
 pub async fn run(context: Context, own: ClusterName, mut sources: Sources, signal: Signal) {
     let Context { client, mut leading, identity } = context;
-    let mut watches = stream::select_all(KINDS.map(|kind| watched(&client, kind)));
+    // That a watch stands is no reason to look at everything.
+    let mut watches = stream::select_all(KINDS.map(|kind| watched(&client, kind)))
+        .filter(|(_, said)| std::future::ready(!matches!(said, Ok(Seen::Watching))));
     let mut ledger = Ledger::default();
     let mut writer = Writer { client, leading: leading.clone(), identity, book: Book::new(Instant::now()) };
     let mut unmade = Unmade::default();
