@@ -112,19 +112,20 @@ pub(crate) enum ActionFormat {
 /// Start two linked sites on this machine and walk through the story
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Starts two sites, east and west, on this machine, with a small HTTP service in each, links them, and walks \
-through the story with live figures: a mirrored name resolves, a call crosses, the backend sees who called, traffic is \
-shifted by weights, the remote gateway is killed and traffic moves, it returns and traffic comes back.\n\n\
-Needs no root and no fixed port: it picks loopback addresses inside 127.80.0.0/12 and ports that are free. Everything it \
-makes lies in one temporary folder and goes away at the end, or at the next demo's start if this one is killed. It stays up for your own curl and dig until Ctrl-C, or until \
-the program that reads its output ends (linkspan demo | less).",
+    long_about = "Starts two sites, east and west, on this machine, with a small HTTP service in each, links them, and \
+walks through the story with live figures: a mirrored name resolves, a call crosses, the backend sees who called, \
+traffic is shifted by weights, the remote gateway is killed and traffic moves, it returns and traffic comes back.\n\n\
+Needs no root and no fixed port: it picks loopback addresses inside 127.80.0.0/12 and ports that are free. Everything \
+it makes lies in one temporary folder and goes away at the end, or at the next demo's start if this one is killed. It \
+stays up for your own curl and dig until Ctrl-C, or until the program that reads its output ends \
+(linkspan demo | less).",
     after_help = "Examples:\n  linkspan demo                    the story, then stays up\n  linkspan demo --check            the story as a test: PASS or FAIL per step, in under 60 s\n  linkspan demo -o json            no story: prints one JSON object with every address, stays up\n\nExit codes: 0 all steps passed (without --check also: ended by Ctrl-C), 1 a step failed or the check was interrupted, 2 wrong arguments."
 )]
 pub(crate) struct DemoArgs {
     /// Verify every step, print PASS or FAIL for each, end with exit code 0 or 1
     #[arg(long)]
     pub(crate) check: bool,
-    /// text: the story. json: one JSON object with all addresses, pids and commands once ready (with --check: the results)
+    /// text: the story. json: one JSON object with all addresses, pids and commands once ready (--check: the results)
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "text")]
     pub(crate) output: ActionFormat,
     /// Keep the temporary folder with both sites at the end, and say where it is

@@ -181,10 +181,11 @@ impl App {
         self.drain.vital_ended().await
     }
 
-    /// Ends the gateway: in a Kubernetes cluster it serves on until nobody is sent here any more; then peers are told, nothing
-    /// new is accepted, what runs may finish until the configured deadline, the rest is cut. Says whether everything
-    /// finished.
+    /// Ends the gateway: in a Kubernetes cluster it serves on until nobody is sent here any more, and tells its HTTP clients
+    /// to go; then peers are told, nothing new is accepted, what runs may finish until the configured deadline, the rest is
+    /// cut. Says whether everything finished.
     pub async fn drain(self) -> bool {
+        self.drain.leave();
         if !self.linger.is_zero() {
             tracing::info!(
                 seconds = self.linger.as_secs(),

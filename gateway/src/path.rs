@@ -77,7 +77,7 @@ impl Path {
     /// A client's connection whose destination and caller are known: from [`Self::egress`] by address, from `mtls` by
     /// server name and certificate.
     pub async fn carry(&self, mut conn: ClientConnection, routed: Routed) {
-        let _unfinished = self.gateway.drain.guard();
+        let unfinished = self.gateway.drain.guard();
         let declared = Declared::of(routed.route.app_protocol(), routed.route.port());
         let detected = tokio::select! {
             biased;
@@ -88,8 +88,8 @@ impl Path {
         match detected {
             // A client that connects and leaves again asked for nothing: a probe of its own.
             Err(error) => tracing::debug!(client = %conn.client, %error, "nothing was asked"),
-            Ok(Detected::Http1) => http::egress(Arc::clone(&self.gateway), conn, routed, false).await,
-            Ok(Detected::Http2) => http::egress(Arc::clone(&self.gateway), conn, routed, true).await,
+            Ok(Detected::Http1) => http::egress(Arc::clone(&self.gateway), conn, routed, false, unfinished).await,
+            Ok(Detected::Http2) => http::egress(Arc::clone(&self.gateway), conn, routed, true, unfinished).await,
             Ok(Detected::Tls { .. }) => tcp::egress(&self.gateway, conn, routed, Protocol::Tls).await,
             Ok(Detected::Opaque) => tcp::egress(&self.gateway, conn, routed, Protocol::Tcp).await,
         }

@@ -3,7 +3,7 @@
 //! - **In**: a trust domain (create), or certificate signing requests of the own gateway (sign), or the name of a
 //!   workload (issue).
 //! - **Out**: `ca/root.pem` and `ca/root.key`; X.509-SVIDs that live 24 h.
-//! - **Refuses when**: the key can be read by other users, key and certificate do not belong together, the root is of
+//! - **Refuses when**: the key's mode gives more than [`KEY_MODE_MAX`], key and certificate do not belong together, the root is of
 //!   another trust domain or expired, a request is not signed by its own key, or it asks for a name that is not its own.
 //! - **Never does**: copy a name, a usage or a flag from a request into a certificate (S-44). Prints or logs a key.
 //! - **Numbers**: [`ROOT_LIFE`], [`LEAF_LIFE`], [`BACKDATE`].
@@ -41,6 +41,10 @@ const DNS_NAMES_MAX: usize = 200;
 /// A request with a P-384 key and 200 names is well below this.
 const CSR_BYTES_MAX: usize = 64 * 1024;
 
+/// The most that the mode of the key's file may grant. The group may read it: in a pod with `fsGroup` the kubelet mounts a Secret
+/// with 0440 for root and that group, whatever mode was asked for. Others may nothing, and nobody but its owner may write it.
+pub const KEY_MODE_MAX: u32 = 0o640;
+
 const ROOT_CERTIFICATE: &str = "root.pem";
 const ROOT_KEY: &str = "root.key";
 
@@ -59,8 +63,11 @@ pub enum CaError {
     /// A root exists already: it is never overwritten, since peers trust it.
     #[error("{0} exists already; a root is never replaced, because peers trust it")]
     Exists(PathBuf),
-    /// The key can be read by others.
-    #[error("{path} has mode {mode:04o}; only its owner may read it (chmod 600 {path})")]
+    /// The key can be read by others, or written by its group.
+    #[error(
+        "{path} has mode {mode:04o}; its owner may read and write it, its group may read it (as Secrets are mounted in a pod \
+         with fsGroup), others nothing: at most {KEY_MODE_MAX:04o} (chmod 600 {path})"
+    )]
     KeyIsNotPrivate {
         /// The key file.
         path: PathBuf,
@@ -164,7 +171,8 @@ pub fn create(dir: &Path, trust_domain: &TrustDomain) -> Result<Ca, CaError> {
 }
 
 impl Ca {
-    /// Loads the root from `dir` and checks that it can sign for `trust_domain`.
+    /// Loads the root from `dir` and checks that it can sign for `trust_domain`. Of the key's file, owner and group may have the
+    /// rights in [`KEY_MODE_MAX`], others none.
     ///
     /// # Errors
     /// See [`CaError`]; every case stops the start, because a site without a working root cannot link.
@@ -175,7 +183,7 @@ impl Ca {
             |path: &Path| fs::read_to_string(path).map_err(|source| CaError::File { path: path.to_owned(), source });
         let mode =
             fs::metadata(&key_path).map_err(|source| CaError::File { path: key_path.clone(), source })?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        if mode & !KEY_MODE_MAX & 0o077 != 0 {
             return Err(CaError::KeyIsNotPrivate { path: key_path, mode });
         }
         let damaged = |path: &Path, what: &str| CaError::Damaged { path: path.to_owned(), what: what.to_owned() };

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
@@ -38,14 +39,31 @@ use crate::mirror::front::port_key;
 use crate::mirror::kubernetes::import;
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::ports::{PortRange, Ports};
-use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS};
+use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, service_imports, versioned};
 
 /// Whom a gateway's token must be meant for.
 pub const AUDIENCE: &str = "linkspan-controller";
+/// Who asks, in the API server's audit log and its figures.
+const AGENT: &str = concat!("linkspan-mirror-controller/", env!("CARGO_PKG_VERSION"));
 /// Between two tellings of pods: rollouts change many at once.
 const PACE: Duration = Duration::from_millis(200);
 /// The gateways' ServiceAccount, in the controller's own namespace.
 const GATEWAY_ACCOUNT: &str = "linkspan-gateway";
+
+/// A client of the cluster's API server, which tells in its audit log who asks.
+///
+/// # Errors
+/// When nothing says where the API server is, or the TLS library will not have it.
+pub async fn client() -> kube::Result<Client> {
+    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    Client::try_from(naming(config))
+}
+
+/// With the name of this program on every request.
+fn naming(mut config: kube::Config) -> kube::Config {
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(AGENT)));
+    config
+}
 
 /// Watches the EndpointSlices of the gateways' Service: the ready ones take clients. Runs until `gateways` is closed.
 pub async fn gateways(client: Client, namespace: String, service: String, gateways: watch::Sender<Option<Gateways>>) {
@@ -139,13 +157,6 @@ impl Known {
 
 /// Watches the imports that a leader wrote, and the slices of headless ones. Runs until nobody wants them any more.
 pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
-    let resource = ApiResource {
-        group: "multicluster.x-k8s.io".to_owned(),
-        version: "v1beta1".to_owned(),
-        api_version: "multicluster.x-k8s.io/v1beta1".to_owned(),
-        kind: "ServiceImport".to_owned(),
-        plural: "serviceimports".to_owned(),
-    };
     let unwanted = imports.clone();
     let ours = config().labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
     let theirs =
@@ -160,7 +171,8 @@ pub async fn imports(client: Client, imports: watch::Sender<Imports>) {
     let hosts = follow(slices, theirs, PACE, |all: &BTreeMap<_, EndpointSlice>| {
         learn(&|known| known.hosts = Some(hosts(all.values())))
     });
-    let services = follow(Api::all_with(client, &resource), ours, PACE, |all: &BTreeMap<_, DynamicObject>| {
+    let events = versioned(client, ours, service_imports()).map(|(_, event)| event).boxed();
+    let services = keep(events, PACE, |all: &BTreeMap<_, DynamicObject>| {
         learn(&|known| known.services = Some(all.values().filter_map(import).collect()))
     });
     tokio::select! {
@@ -236,17 +248,25 @@ fn changed<T: PartialEq>(sender: &watch::Sender<T>, new: T) -> bool {
     !sender.is_closed()
 }
 
-/// Keeps all objects of a watch, and calls `tell` after each change once a list was complete, until that says false. At
-/// most once in `pace`.
+/// [`keep`] for a kind that every API server serves in the same version.
 async fn follow<K>(
     api: Api<K>,
     config: watcher::Config,
     pace: Duration,
-    mut tell: impl FnMut(&BTreeMap<(Option<String>, String), K>) -> bool,
+    tell: impl FnMut(&BTreeMap<(Option<String>, String), K>) -> bool,
 ) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let mut events = watcher(api, config).backoff(Pause::default()).boxed();
+    keep(watcher(api, config).backoff(Pause::default()).boxed(), pace, tell).await;
+}
+
+/// Keeps all objects of a watch, and calls `tell` after each change once a list was complete, until that says false. At
+/// most once in `pace`.
+async fn keep<K: Resource>(
+    mut events: BoxStream<'static, watcher::Result<watcher::Event<K>>>,
+    pace: Duration,
+    mut tell: impl FnMut(&BTreeMap<(Option<String>, String), K>) -> bool,
+) {
     let mut objects: BTreeMap<(Option<String>, String), K> = BTreeMap::new();
     let mut listing: Option<BTreeMap<(Option<String>, String), K>> = None;
     let mut complete = false;
@@ -390,9 +410,8 @@ fn name_of(service: &Service) -> (String, ClusterName) {
 /// for: then everybody begins anew, this cluster first.
 pub async fn seniority(client: &Client) -> Seniority {
     let mut seniority = Seniority::default();
-    for version in ["v1beta1", "v1alpha1"] {
-        let group = GroupVersionKind::gvk("multicluster.x-k8s.io", version, "ServiceImport");
-        let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&group));
+    for resource in service_imports() {
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
         match pages(&api, &ours()).await {
             Ok(imports) => {
                 for import in imports {
@@ -405,7 +424,7 @@ pub async fn seniority(client: &Client) -> Seniority {
                 break;
             }
             Err(error) => {
-                tracing::debug!(version, error = %Clean(&error.to_string()), "ServiceImports cannot be listed")
+                tracing::debug!(version = %resource.version, error = %Clean(&error.to_string()), "ServiceImports cannot be listed")
             }
         }
     }
@@ -453,6 +472,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::testkit::api_server;
 
     #[test]
     fn a_pod_has_its_addresses_unless_they_are_its_hosts() {
@@ -555,6 +575,47 @@ mod tests {
             name("cache-0-x-clusterset", &[(service, "cache"), (labels::SOURCE, "west"), (endpoint, "cache-0")]),
             "cache-0.west.cache.shop.svc.clusterset.local west"
         );
+    }
+
+    #[tokio::test]
+    async fn every_request_says_who_asks() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let client = Client::try_from(naming(kube::Config::new(url))).unwrap();
+        drop(linkspan_runtime::task::spawn("test", async move { seniority(&client).await }));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = String::new();
+        while !head.contains("\r\n\r\n") {
+            let mut buffer = [0; 1024];
+            let length = tokio::io::AsyncReadExt::read(&mut stream, &mut buffer).await.unwrap();
+            head.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+        let agent = format!("user-agent: linkspan-mirror-controller/{}\r\n", linkspan_runtime::build_info::VERSION);
+        assert!(head.to_lowercase().contains(&agent), "{head}");
+    }
+
+    /// An API server that serves the older version alone knows nothing of the other one.
+    #[tokio::test(start_paused = true)]
+    async fn imports_are_read_in_the_version_that_is_served() {
+        for served in ["v1alpha1", "v1beta1"] {
+            let client = api_server(move |path, _| {
+                let items = match path {
+                    "/apis/discovery.k8s.io/v1/endpointslices" => json!([]),
+                    _ if path == format!("/apis/multicluster.x-k8s.io/{served}/serviceimports") => json!([{
+                        "apiVersion": format!("multicluster.x-k8s.io/{served}"), "kind": "ServiceImport",
+                        "metadata": {"namespace": "shop", "name": "web"},
+                        "spec": {"type": "ClusterSetIP", "ips": ["10.96.0.7"], "ports": [{"port": 80}]},
+                    }]),
+                    _ => return (404, json!({"message": "the server could not find the requested resource"})),
+                };
+                (200, json!({"metadata": {"resourceVersion": "1"}, "items": items}))
+            });
+            let (sender, mut known) = watch::channel(Imports::default());
+            drop(linkspan_runtime::task::spawn("test", imports(client, sender)));
+            let known = tokio::time::timeout(Duration::from_secs(5), known.wait_for(Option::is_some)).await;
+            let known = known.expect("an answer").unwrap().clone().unwrap();
+            assert_eq!(known.iter().map(|service| service.name.as_str()).collect::<Vec<_>>(), ["web"], "{served}");
+        }
     }
 
     #[test]

@@ -233,14 +233,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_and_version_say_what_an_operator_needs() {
-        let mut command = <Args as clap::CommandFactory>::command();
-        let help = command.render_help().to_string();
-        assert!(help.contains("-d, --dir") && help.contains("Examples:") && help.contains("Exit codes:"), "{help}");
-        assert!(command.render_version().contains("commit"), "{}", command.render_version());
-    }
-
-    #[test]
     fn a_site_means_paths_and_addresses() {
         let dir = tempfile::tempdir().unwrap();
         let missing = Config::load(dir.path()).unwrap_err().to_string();

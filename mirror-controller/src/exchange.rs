@@ -1,18 +1,22 @@
 //! Stage 3: our catalogue to every peer, and every peer's catalogue to us.
 //!
 //! The gateway carries the bytes: for each link and direction it connects to `exchange.sock`, says who is at the other
-//! end, and pipes. Each pipe is one HTTP/2 connection with one gRPC call on it.
+//! end, and pipes. Each pipe is one HTTP/2 connection with at most one gRPC call on it.
 //!
 //! ```text
-//! exchange.sock -> pipe -- role publisher --> server --- one session::Publisher for each pipe
+//! exchange.sock -> pipe -- role publisher --> server --- one session::Publisher for each pipe that is used
 //!                     \--- role subscriber -> client --- one session::Subscriber for each peer, whatever pipes come and go
 //! ```
+//!
+//! Every gateway of ours keeps a pipe to each peer. The subscriber uses one of them; the others wait, open and without a call,
+//! and the newest takes over when that one ends. A new pipe never ends another: with two gateways they would end each other for
+//! ever. One that is dead without a word is found out by silence or by an unanswered ping.
 //!
 //! - **In**: snapshots of the catalog; pipes.
 //! - **Out**: [`Peers`]: the newest effective catalogue of each linked peer, and how current it is.
 //! - **Refuses when**: a pipe is for a cluster that is not linked; whatever [`session::Violation`] lists.
 //! - **Never does**: take the absence of a peer for the absence of its services.
-//! - **Numbers**: [`pipe::PREAMBLE`], [`pipe::WAITING_MAX`], [`store::SAVE_INTERVAL`], and those of [`session`].
+//! - **Numbers**: [`pipe::PREAMBLE`], [`pipe::WAITING_MAX`], [`pipe::PIPES_MAX`], [`store::SAVE_INTERVAL`], and those of [`session`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,8 +47,13 @@ mod metrics;
 pub use metrics::Metrics;
 pub use session::{Catalogue, Entries, Feed, Freshness, View};
 
-/// Pipes that may wait for a peer's task. The newest counts; more than a few means that a gateway is in trouble.
+/// Pipes on their way to a peer's task, which takes them at once; a gateway whose pipe finds no place opens another.
 const PIPES: usize = 4;
+
+/// Now, through tokio, so that tests can pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// A peer's catalogue and how it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,13 +176,13 @@ impl Followers {
 
     fn start(&mut self, cluster: ClusterName) {
         let (known, withheld) = self.context.store.load(&cluster);
-        let subscriber = session::Subscriber::new(self.context.own.clone(), known, withheld, Instant::now());
+        let subscriber = session::Subscriber::new(self.context.own.clone(), known, withheld, now());
         let subscriber = if self.context.sole { subscriber } else { subscriber.outdated() };
         let (pipes, receiver) = mpsc::channel(PIPES);
         let (stop, stopped) = watch::channel(false);
         let output = client::Output::new(cluster.clone(), Arc::clone(&self.context), self.peers.clone());
         // Known at once, before the first pipe: a restart must not look like an empty peer.
-        output.publish(&subscriber.view(Instant::now()), false, None);
+        output.publish(&subscriber.view(now()), false, None);
         self.table.insert(cluster.clone(), pipes);
         let task = task::spawn("exchange_follow", client::follow(subscriber, receiver, output, stopped));
         self.running.insert(cluster, Follower { stop, task });
@@ -197,3 +206,6 @@ fn epoch() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

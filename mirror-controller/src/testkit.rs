@@ -1,12 +1,20 @@
 //! What several tests build: names, catalogue entries, peers.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
 
 use linkspan_proto::configuration::{DefaultPolicy, Peer};
 use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, Protocol};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
+
+use serde_json::Value;
 
 use crate::exchange::{Entries, Freshness, PeerState, View};
 
@@ -81,4 +89,38 @@ pub(crate) fn peer(name: &str) -> Arc<Peer> {
         addresses: Vec::new(),
         default_policy: DefaultPolicy::Allow,
     })
+}
+
+/// The body of an answer: a text, or a watch on which nothing happens.
+struct Answer(Option<Bytes>, bool);
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.take() {
+            Some(text) => Poll::Ready(Some(Ok(Frame::data(text)))),
+            None if self.1 => Poll::Pending,
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+/// A client of an API server that answers by `answer` (of the path, and whether it is a watch) with a status and a body. A
+/// watch that is granted stays open, and nothing happens on it.
+pub(crate) fn api_server(answer: impl Fn(&str, bool) -> (u16, Value) + Send + Sync + 'static) -> kube::Client {
+    let answer = Arc::new(answer);
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let (status, mut body) = answer(request.uri().path(), watches);
+        if status >= 300 {
+            body["kind"] = "Status".into();
+            body["code"] = status.into();
+        }
+        let is_open = watches && status < 300;
+        let body = Answer((!is_open).then(|| Bytes::from(body.to_string())), is_open);
+        std::future::ready(http::Response::builder().status(status).body(body))
+    });
+    kube::Client::new(service, "default")
 }

@@ -38,8 +38,9 @@ const ORDER: [&str; 20] = [
 ];
 
 /// Files and folders that decide and never talk.
-const PURE: [&str; 24] = [
+const PURE: [&str; 25] = [
     "watch/folder.rs",
+    "watch/folder/",
     "catalog.rs",
     "catalog/",
     "leader/candidate.rs",

@@ -1,12 +1,14 @@
-//! The end of a process or of a component: stop accepting, wait for what runs, force the rest.
+//! The end of a process or of a component: send clients elsewhere, stop accepting, wait for what runs, force the rest.
 //!
 //! ```text
-//! Running --drain()--> Draining --all guards gone, or deadline--> Closed
-//!    \------------------- the last Drain dropped ------------------^
+//! Running --leave()--> Leaving --drain()--> Draining --all guards gone, or deadline--> Closed
+//!    |---------------drain()----------------^                                            ^
+//!    \---------------------------- the last Drain dropped --------------------------------/
 //! ```
 //!
-//! - In: one call of [`Drain::drain`], or the [`Drain`] dropped.
-//! - Out: [`Signal::draining`] wakes those that accept, [`Signal::closed`] those that still work at the deadline.
+//! - In: one call of [`Drain::drain`], perhaps one of [`Drain::leave`] before; or the [`Drain`] dropped.
+//! - Out: [`Signal::leaving`] wakes those that can tell clients to go, [`Signal::draining`] those that accept,
+//!   [`Signal::closed`] those that still work at the deadline.
 //! - Never does: end anything by itself. Whoever holds a [`Guard`] is waited for; whoever ignores `closed` outlives it.
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Debug)]
 struct Shared {
+    leaving: CancellationToken,
     draining: CancellationToken,
     closed: CancellationToken,
     guards: AtomicUsize,
@@ -51,9 +54,15 @@ impl Drain {
         (Self { shared: Arc::clone(&shared) }, Signal { shared })
     }
 
+    /// Everything goes on, and clients are told to go elsewhere: whoever sends them here learns late that this ends.
+    pub fn leave(&self) {
+        self.shared.leaving.cancel();
+    }
+
     /// Stops accepting, waits until every guard is gone or `deadline` has passed, then closes. Says whether all
     /// finished in time.
     pub async fn drain(&self, deadline: Duration) -> bool {
+        self.shared.leaving.cancel();
         self.shared.draining.cancel();
         let finished = tokio::time::timeout(deadline, self.shared.idle()).await.is_ok();
         self.shared.closed.cancel();
@@ -89,6 +98,7 @@ impl Drain {
 
 impl Drop for Drain {
     fn drop(&mut self) {
+        self.shared.leaving.cancel();
         self.shared.draining.cancel();
         self.shared.closed.cancel();
     }
@@ -99,6 +109,17 @@ impl Signal {
     #[must_use]
     pub fn never() -> Self {
         Self { shared: Arc::new(Shared::new()) }
+    }
+
+    /// Resolves when clients shall go elsewhere, while those that come are still served.
+    pub async fn leaving(&self) {
+        self.shared.leaving.cancelled().await;
+    }
+
+    /// Whether clients shall go elsewhere; so too when nothing new is accepted any more.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.shared.leaving.is_cancelled()
     }
 
     /// Resolves when nothing new shall be accepted.
@@ -166,6 +187,7 @@ impl Drop for Guard {
 impl Shared {
     fn new() -> Self {
         Self {
+            leaving: CancellationToken::new(),
             draining: CancellationToken::new(),
             closed: CancellationToken::new(),
             guards: AtomicUsize::new(0),
@@ -234,10 +256,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn leaving_comes_before_draining_and_with_it() {
+        let (drain, signal) = Drain::new();
+        assert!(!signal.is_leaving());
+        drain.leave();
+        signal.leaving().await;
+        assert!(signal.is_leaving() && !signal.is_draining());
+        let (drain, signal) = Drain::new();
+        assert!(drain.drain(LONG).await);
+        assert!(signal.is_leaving());
+    }
+
+    #[tokio::test]
     async fn dropping_the_drain_closes() {
         let (drain, signal) = Drain::new();
         assert!(!signal.is_draining());
         drop(drain);
+        signal.leaving().await;
         signal.draining().await;
         signal.closed().await;
     }

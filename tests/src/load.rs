@@ -13,6 +13,9 @@ use crate::world::Host;
 pub struct Report {
     /// Requests sent.
     pub requests: usize,
+    /// HTTP/2 requests that were sent again elsewhere, because GOAWAY said that they were never processed.
+    #[serde(default)]
+    pub resent: usize,
     /// Requests that got an answer below 500.
     pub good: usize,
     /// How many answers came from whom, by the header `x-cluster`.

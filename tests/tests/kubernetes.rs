@@ -24,6 +24,8 @@ mod kubernetes {
 
     mod rolling;
 
+    mod quiet;
+
     mod commands;
 
     mod readme;

@@ -30,6 +30,17 @@ fn every_verb_has_help_with_exit_codes() {
     walk(&Cli::command(), "");
 }
 
+/// The programs that a site's halves and a cluster's pods run as; here, because both are known here.
+#[test]
+fn help_and_version_of_the_other_programs_say_what_an_operator_needs() {
+    for mut command in [linkspan_gateway::config::Args::command(), linkspan_mirror_controller::config::Args::command()]
+    {
+        let help = command.render_help().to_string();
+        assert!(help.contains("-d, --dir") && help.contains("Examples:") && help.contains("Exit codes:"), "{help}");
+        assert!(command.render_version().contains("commit"), "{}", command.render_version());
+    }
+}
+
 #[test]
 fn defaults() {
     let Ok(Command::Demo(demo)) = parse("linkspan demo") else { panic!("demo") };

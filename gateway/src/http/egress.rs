@@ -10,7 +10,7 @@
 //! - Refuses when: see [`request`](super::request) for malformed requests; no target; what the target says.
 //! - Never does: try a second target unless the first has said that it never processed the request and every byte of the
 //!   body that was read is still at hand.
-//! - Numbers: [`KEEP_ALIVE`], [`MAX_STREAMS`], [`ATTEMPTS`] and the windows below.
+//! - Numbers: [`KEEP_ALIVE`], [`MAX_STREAMS`], [`ATTEMPTS`], [`TOLD_AFTER`] and the windows below.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -29,6 +29,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioTimer;
 use linkspan_proto::frames::RequestHead;
 use linkspan_proto::names::ClusterName;
+use linkspan_runtime::drain::Guard;
 use tokio::time::Instant;
 
 use super::body::{ClientBody, Cut, ResponseBody, Source};
@@ -61,14 +62,24 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A client that comes although this gateway leaves was sent by somebody who has not heard of it yet (kube-proxy changes its
+/// rules at most once a second). An HTTP/2 connection that is told to go at once would come straight back.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+
 /// Targets tried for one request. Clusters are few; more than this many refusals in a row are an outage, and each costs
 /// the client a round trip.
 const ATTEMPTS: usize = 4;
 
-/// Serves a client's connection to its end.
-pub async fn serve(gateway: Arc<Gateway>, conn: ClientConnection, routed: Routed, http2: bool) {
+/// Serves a client's connection to its end. `unfinished` holds the gateway's drain up; an HTTP/1 connection lets go of it while
+/// it is idle.
+///
+/// How a gateway leaves its clients, in the time in which it still takes new ones and after it:
+/// - HTTP/1.1: each answer says `Connection: close`. An idle connection stays, since a request may be on its way to it, until
+///   it is used once more or everything else has ended.
+/// - HTTP/2: GOAWAY with the highest stream id, then, a round trip later, with the last that is served (RFC 9113 section 6.8).
+pub async fn serve(gateway: Arc<Gateway>, conn: ClientConnection, routed: Routed, http2: bool, unfinished: Guard) {
     let ClientConnection { io, client, worker, probe, permit, .. } = conn;
-    let control = Arc::new(io::Control::default());
+    let control = Arc::new(io::Control::new(gateway.drain.clone(), unfinished));
     let socket = io::Socket::new(io, Arc::clone(&control), http2);
     let connection = Arc::new(Connection {
         gateway,
@@ -89,6 +100,7 @@ pub async fn serve(gateway: Arc<Gateway>, conn: ClientConnection, routed: Routed
         tunnel.await;
     }
     // The connection counts until its tunnel has ended, too.
+    connection.socket.over();
     drop(permit);
 }
 
@@ -108,8 +120,18 @@ async fn serve_http1(connection: &Arc<Connection>, socket: io::Socket) -> hyper:
         served = serving.as_mut() => return served,
         () = connection.gateway.drain.draining() => {}
     }
-    serving.as_mut().graceful_shutdown();
-    finish(connection, serving).await
+    connection.socket.draining();
+    tokio::select! {
+        biased;
+        served = serving.as_mut() => return served,
+        () = connection.gateway.drain.closed() => {}
+    }
+    if connection.socket.is_idle() {
+        serving.as_mut().graceful_shutdown();
+        return serving.await;
+    }
+    connection.socket.drained();
+    Ok(())
 }
 
 async fn serve_http2(connection: &Arc<Connection>, socket: io::Socket) -> hyper::Result<()> {
@@ -128,14 +150,10 @@ async fn serve_http2(connection: &Arc<Connection>, socket: io::Socket) -> hyper:
     tokio::select! {
         biased;
         served = serving.as_mut() => return served,
-        () = connection.gateway.drain.draining() => {}
+        () = connection.time_to_go() => {}
     }
+    connection.socket.parting();
     serving.as_mut().graceful_shutdown();
-    finish(connection, serving).await
-}
-
-/// Lets the requests under way end, up to the drain's deadline.
-async fn finish(connection: &Connection, serving: impl Future<Output = hyper::Result<()>>) -> hyper::Result<()> {
     tokio::select! {
         biased;
         served = serving => served,
@@ -201,8 +219,34 @@ impl Miss {
 impl Connection {
     async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
         self.socket.request_begun();
-        let response = self.handle(request).await;
+        let mut response = self.handle(request).await;
+        // What the connection turned into has no next request.
+        let is_last =
+            !self.http2 && self.gateway.drain.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        if is_last {
+            // RFC 9112 section 9.6: the connection is closed behind this answer, and the client sends nothing more on it.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            self.socket.parting();
+        }
         Ok(response)
+    }
+
+    /// When to tell an HTTP/2 client to go: when the gateway leaves, but not before it has sent a request, or it would have come
+    /// for nothing.
+    async fn time_to_go(&self) {
+        let drain = &self.gateway.drain;
+        let came_late = drain.is_leaving();
+        drain.leaving().await;
+        let served = async {
+            if came_late {
+                tokio::time::sleep(TOLD_AFTER).await;
+            }
+            self.socket.first_request().await;
+        };
+        tokio::select! {
+            () = served => {}
+            () = drain.draining() => {}
+        }
     }
 
     async fn handle(self: &Arc<Self>, mut request: Request<Incoming>) -> Response<ResponseBody> {
@@ -291,6 +335,7 @@ impl Connection {
     }
 
     fn set_tunnel(&self, tunnel: BoxFuture<'static, ()>) {
+        self.socket.upgraded();
         *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
     }
 }

@@ -12,14 +12,16 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use hyper::rt;
+use linkspan_runtime::drain::{Guard, Signal};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::listener::ClientIo;
@@ -42,7 +44,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const MAX_INTERIM: usize = 16 * 1024;
 
 /// What requests say to the socket that they came over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Control {
     interim: Mutex<BytesMut>,
     has_interim: AtomicBool,
@@ -54,16 +56,96 @@ pub(crate) struct Control {
     busy: AtomicBool,
     /// Heads read so far.
     heads: AtomicUsize,
+    /// Woken by the first of them.
+    first: Notify,
+    /// The client was told that this connection ends.
+    parting: AtomicBool,
+    /// The connection is one of HTTP no more.
+    upgraded: AtomicBool,
+    drain: Signal,
+    /// What holds the gateway's drain up for this connection.
+    unfinished: Mutex<Option<Guard>>,
+    /// The gateway drains, and waits for no idle connection.
+    draining: AtomicBool,
     /// The gateway's drain has come to its deadline.
     drained: AtomicBool,
 }
 
 impl Control {
+    /// Of a connection whose end the drain waits for.
+    pub(crate) fn new(drain: Signal, unfinished: Guard) -> Self {
+        Self {
+            interim: Mutex::default(),
+            has_interim: AtomicBool::default(),
+            between: AtomicBool::default(),
+            reset: AtomicBool::default(),
+            linger: AtomicBool::default(),
+            busy: AtomicBool::default(),
+            heads: AtomicUsize::default(),
+            first: Notify::new(),
+            parting: AtomicBool::default(),
+            upgraded: AtomicBool::default(),
+            drain,
+            unfinished: Mutex::new(Some(unfinished)),
+            draining: AtomicBool::default(),
+            drained: AtomicBool::default(),
+        }
+    }
+
     /// A request's head has been read.
     pub(crate) fn request_begun(&self) {
         self.busy.store(true, Ordering::Release);
-        self.heads.fetch_add(1, Ordering::Release);
+        if self.heads.fetch_add(1, Ordering::Release) == 0 {
+            self.first.notify_one();
+        }
         self.linger.store(false, Ordering::Release);
+        if self.draining.load(Ordering::Acquire) {
+            self.unfinished().get_or_insert_with(|| self.drain.guard());
+        }
+    }
+
+    /// Resolves when there was a request.
+    pub(crate) async fn first_request(&self) {
+        self.first.notified().await;
+    }
+
+    /// The client was told that this connection ends: what it still sends must not reset what is on its way to it.
+    pub(crate) fn parting(&self) {
+        self.parting.store(true, Ordering::Release);
+    }
+
+    /// The connection turns into something else.
+    pub(crate) fn upgraded(&self) {
+        self.upgraded.store(true, Ordering::Release);
+    }
+
+    /// The gateway drains: from now on this connection holds it up only while a request is under way.
+    pub(crate) fn draining(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.rest();
+    }
+
+    /// Whether no request is under way, and every byte of the last answer is the kernel's.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.busy.load(Ordering::Acquire)
+            && self.between.load(Ordering::Acquire)
+            && !self.upgraded.load(Ordering::Acquire)
+    }
+
+    /// The connection has ended, with whatever it turned into.
+    pub(crate) fn over(&self) {
+        *self.unfinished() = None;
+    }
+
+    /// Lets the drain go on, if nothing is under way.
+    fn rest(&self) {
+        if self.draining.load(Ordering::Acquire) && self.is_idle() {
+            *self.unfinished() = None;
+        }
+    }
+
+    fn unfinished(&self) -> MutexGuard<'_, Option<Guard>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its response has been handed over.
@@ -297,7 +379,9 @@ impl rt::Write for Socket {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.control.between.store(true, Ordering::Release);
         ready!(self.poll_interim(cx))?;
-        self.io()?.poll_flush(cx)
+        ready!(self.io()?.poll_flush(cx))?;
+        self.control.rest();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -306,7 +390,8 @@ impl rt::Write for Socket {
                 Closing::Open if self.control.reset.load(Ordering::Acquire) => self.closing = Closing::Closed,
                 Closing::Open => {
                     ready!(self.io()?.poll_shutdown(cx))?;
-                    self.closing = if self.control.linger.load(Ordering::Acquire) {
+                    let (linger, parting) = (&self.control.linger, &self.control.parting);
+                    self.closing = if linger.load(Ordering::Acquire) || parting.load(Ordering::Acquire) {
                         Closing::Lingering(Box::pin(tokio::time::sleep_until(Instant::now() + LINGER)))
                     } else {
                         Closing::Closed

@@ -6,6 +6,7 @@ mod bodies;
 mod http1;
 mod http2;
 mod kit;
+mod leaving;
 mod local;
 mod peers;
 mod refusals;

@@ -22,8 +22,9 @@ use super::pool::Links;
 use super::{RecvHalf, SendHalf, StreamError};
 use crate::discovery::{Controller, Io};
 
-/// Pipes that one peer may have open towards our controller: one in use, one that is being replaced, and room.
-pub(super) const PIPES_PER_PEER: usize = 4;
+/// Pipes that one peer may have open towards our controller: one for each of its gateways, which may all be linked to this one,
+/// and room for a rolling update of them. Its controller uses one; the others wait to take over, and cost a stream each.
+pub(super) const PIPES_PER_PEER: usize = 32;
 
 /// Pauses between pipes.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));

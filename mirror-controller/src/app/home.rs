@@ -82,7 +82,7 @@ pub(super) struct Standby {
 impl Standby {
     /// Nothing is opened yet: gateways take whoever has the port open for the leader.
     pub(super) async fn open(config: &Config, settings: &Kubernetes, ca: &Arc<Ca>) -> Result<Self, StartError> {
-        let client = Client::try_default().await.map_err(StartError::ApiServer)?;
+        let client = cluster::client().await.map_err(StartError::ApiServer)?;
         let authority = Arc::new(Authority::new(Arc::clone(ca), settings.names.clone())?);
         state_dir::forget_earlier(config)?;
         Ok(Self { client, settings: settings.clone(), authority })

@@ -48,6 +48,17 @@ fn a_root_is_made_once_and_loaded_again() {
     assert_eq!(years, 10);
 }
 
+/// In a pod with `fsGroup`, Secrets are mounted 0440 for root and that group.
+#[test]
+fn a_key_that_its_group_may_read_is_taken() {
+    let (dir, _) = east();
+    let path = dir.path().join("ca");
+    for mode in [0o400, 0o440, 0o600, 0o640] {
+        fs::set_permissions(path.join("root.key"), fs::Permissions::from_mode(mode)).unwrap();
+        assert!(Ca::load(&path, &domain("east.linkspan.internal")).is_ok(), "{mode:o}");
+    }
+}
+
 #[test]
 fn a_root_that_cannot_be_trusted_stops_the_start() {
     let load = |dir: &Path| Ca::load(dir, &domain("east.linkspan.internal")).err().unwrap();
@@ -55,9 +66,12 @@ fn a_root_that_cannot_be_trusted_stops_the_start() {
     let path = dir.path().join("ca");
     let other = Ca::load(&path, &domain("west.linkspan.internal")).err().unwrap();
     assert!(matches!(other, CaError::OtherTrustDomain { .. }), "{other}");
-    fs::set_permissions(path.join("root.key"), fs::Permissions::from_mode(0o640)).unwrap();
-    let open = load(&path);
-    assert!(matches!(open, CaError::KeyIsNotPrivate { mode: 0o640, .. }), "{open}");
+    for too_open in [0o604, 0o444, 0o644, 0o660, 0o650, 0o602] {
+        fs::set_permissions(path.join("root.key"), fs::Permissions::from_mode(too_open)).unwrap();
+        let open = load(&path);
+        assert!(matches!(open, CaError::KeyIsNotPrivate { mode, .. } if mode == too_open), "{open}");
+        assert!(open.to_string().contains("at most 0640"), "{open}");
+    }
     let foreign = KeyPair::generate().unwrap();
     files::write_atomically(&path.join("root.key"), foreign.serialize_pem().as_bytes(), 0o600).unwrap();
     assert!(load(&path).to_string().contains("belongs to another certificate"));

@@ -1,35 +1,48 @@
-//! One linked peer, to which we listen: pipes come and go, the peer's catalogue stays.
+//! One linked peer, to which we listen: pipes come and go, the peer's catalogue stays. One pipe is used, the others wait.
 //!
 //! - **In**: pipes; the peer's messages.
 //! - **Out**: the peer's [`PeerState`], and its catalogue on disk.
 //! - **Refuses when**: a message is over the cap (before it is read), malformed, or violates the session: the pipe ends, the
 //!   last good catalogue stays.
-//! - **Never does**: remove anything because a pipe ended.
-//! - **Numbers**: [`OUTGOING`], [`INCOMING`], and [`linkspan_proto::exchange::MAX_MESSAGE_LEN`].
+//! - **Never does**: remove anything because a pipe ended; end a pipe because another came.
+//! - **Numbers**: [`OUTGOING`], [`INCOMING`], [`TAKE_OVER`], and [`linkspan_proto::exchange::MAX_MESSAGE_LEN`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hyper_util::rt::TokioIo;
+use futures::future::{Either, select};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use linkspan_proto::exchange::{MAX_MESSAGE_LEN, Message, SubscriberMessage};
 use linkspan_proto::generated::exchange as wire;
 use linkspan_proto::generated::exchange::exchange_client::ExchangeClient;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::task;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 
 use super::metrics::Direction;
-use super::pipe::Pipe;
+use super::pipe::{PIPES_MAX, Pipe};
+use super::server::KEEP_ALIVE;
 use super::session::{Freshness, Subscriber, View};
-use super::{Context, PeerState, Peers};
+use super::{Context, PeerState, Peers, now};
 
 /// Answers on their way to the peer: one for each message of it, and there is one at a time.
 pub const OUTGOING: usize = 16;
 /// Messages of the peer that wait to be handled; at a megabyte each this is what a peer can make us hold.
 pub const INCOMING: usize = 2;
+/// A pipe that takes over has this long to bring both sides to agree before anybody is told that they did not. An answer takes
+/// one round trip; after this a person may know.
+pub const TAKE_OVER: Duration = Duration::from_secs(2);
+
+/// The reason of a pipe that closed. Its gateway went, or the link, or the peer's controller.
+const CLOSED: &str = "Closed";
+/// The reason of a pipe on which nothing moves any more.
+const UNRESPONSIVE: &str = "Unresponsive";
 
 /// Why a pipe ended, for the peer's status.
 type Trouble = (&'static str, String);
@@ -75,55 +88,64 @@ impl Output {
 /// Follows one peer until `stopped`.
 pub(super) async fn follow(
     mut subscriber: Subscriber,
-    mut pipes: mpsc::Receiver<Pipe>,
+    mut arriving: mpsc::Receiver<Pipe>,
     output: Output,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let mut session: Option<Session> = None;
+    let mut pipes = Pipes::default();
     let mut trouble: Option<Trouble> = None;
+    // Until when a pipe that takes over may keep quiet.
+    let mut quiet_until: Option<Instant> = None;
     let mut saver = output.context.store.saver(&output.peer, &subscriber);
     loop {
-        let now = Instant::now();
-        if let Some(open) = &session
-            && !open.send_all(&mut subscriber, &output)
-        {
-            trouble = Some(("Unresponsive", "the peer takes no answers".to_owned()));
-            session = None;
-            subscriber.disconnected();
+        if pipes.take_over() {
+            subscriber.connected(now());
         }
+        if !pipes.send_all(&mut subscriber, &output) {
+            trouble = Some((UNRESPONSIVE, "the peer takes no answers".to_owned()));
+            pipes.end();
+            subscriber.disconnected();
+            continue;
+        }
+        let now = now();
         let view = subscriber.view(now);
         if view.synchronised && view.freshness == Freshness::Fresh {
-            trouble = None;
+            (trouble, quiet_until) = (None, None);
         }
-        output.publish(&view, session.is_some(), trouble.as_ref());
+        if quiet_until.is_none_or(|until| now >= until) || !pipes.in_use() {
+            output.publish(&view, pipes.in_use(), trouble.as_ref());
+        }
         saver.offer(&subscriber, now);
-        let deadline = subscriber.deadline(now).into_iter().chain(saver.deadline()).min();
+        let quiet = quiet_until.filter(|until| *until > now);
+        let deadline = subscriber.deadline(now).into_iter().chain(saver.deadline()).chain(quiet).min();
         let result = tokio::select! {
-            pipe = pipes.recv() => {
+            pipe = arriving.recv() => {
                 let Some(pipe) = pipe else { break };
-                // The newest pipe wins: the old one may be dead without knowing.
-                session = Some(Session::open(output.peer.clone(), pipe));
-                subscriber.connected(Instant::now());
+                pipes.add(&output.peer, pipe);
                 Ok(())
             }
-            received = receive(&mut session) => match received {
+            received = pipes.receive() => match received {
                 Ok(message) => {
                     output.context.metrics.message(&output.peer, Direction::Received);
                     subscriber
-                        .message(message, Instant::now())
+                        .message(message, self::now())
                         .map_err(|violation| (violation.reason(), violation.to_string()))
                 }
                 Err(trouble) => Err(trouble),
             },
             () = sleep_until(deadline) => {
-                subscriber.timeout(Instant::now()).map_err(|violation| (violation.reason(), violation.to_string()))
+                subscriber.timeout(self::now()).map_err(|violation| (violation.reason(), violation.to_string()))
             }
             _ = stopped.wait_for(|stopped| *stopped) => break,
         };
         if let Err((reason, why)) = result {
             report_end(&output, reason, &why);
+            // That a gateway went is no news while another one is there. What the peer did wrong is.
+            if matches!(reason, CLOSED | UNRESPONSIVE) && view.synchronised {
+                quiet_until = Some(self::now() + TAKE_OVER);
+            }
             trouble = Some((reason, why));
-            session = None;
+            pipes.end();
             subscriber.disconnected();
         }
     }
@@ -132,19 +154,10 @@ pub(super) async fn follow(
 
 fn report_end(output: &Output, reason: &'static str, why: &str) {
     output.context.metrics.ended(&output.peer, reason);
-    if reason == "Closed" {
+    if reason == CLOSED {
         tracing::debug!(peer = %output.peer, why, "subscribing pipe ended");
     } else {
         tracing::warn!(peer = %output.peer, reason, why, "the peer's catalogue session is ended; the last good one stays");
-    }
-}
-
-async fn receive(session: &mut Option<Session>) -> Result<Message, Trouble> {
-    match session {
-        Some(session) => {
-            session.incoming.recv().await.unwrap_or_else(|| Err(("Closed", "the pipe to the peer closed".to_owned())))
-        }
-        None => std::future::pending().await,
     }
 }
 
@@ -155,8 +168,68 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// One pipe and the call on it. Dropping it closes both.
+/// The pipes to one peer.
+#[derive(Default)]
+struct Pipes {
+    used: Option<Session>,
+    /// In the order in which they came.
+    waiting: Vec<Session>,
+}
+
+impl Pipes {
+    /// Another gateway of ours, or the same one again, has reached the peer.
+    fn add(&mut self, peer: &ClusterName, pipe: Pipe) {
+        if self.waiting.len() < PIPES_MAX {
+            self.waiting.push(Session::open(peer.clone(), pipe));
+        } else {
+            tracing::debug!(%peer, "a pipe more than are kept waiting is closed");
+        }
+    }
+
+    /// Puts a pipe to use if none is. The newest: the gateway of an older one may be on its way out. Says whether one was.
+    fn take_over(&mut self) -> bool {
+        while self.used.is_none()
+            && let Some(mut session) = self.waiting.pop()
+        {
+            if session.begin() {
+                self.used = Some(session);
+                return true;
+            }
+        }
+        false
+    }
+
+    const fn in_use(&self) -> bool {
+        self.used.is_some()
+    }
+
+    /// Closes the one in use.
+    fn end(&mut self) {
+        self.used = None;
+    }
+
+    /// Sends what the session has to say. False: the peer does not take it.
+    fn send_all(&self, subscriber: &mut Subscriber, output: &Output) -> bool {
+        self.used.as_ref().is_none_or(|used| used.send_all(subscriber, output))
+    }
+
+    /// The next message, or why the pipe in use has ended. Those that wait and have ended are forgotten meanwhile.
+    async fn receive(&mut self) -> Result<Message, Trouble> {
+        poll_fn(|context| {
+            self.waiting.retain_mut(|session| session.incoming.poll_recv(context).is_pending());
+            let Some(used) = &mut self.used else { return Poll::Pending };
+            used.incoming
+                .poll_recv(context)
+                .map(|received| received.unwrap_or_else(|| Err((CLOSED, "the pipe to the peer closed".to_owned()))))
+        })
+        .await
+    }
+}
+
+/// One pipe, and the call on it once it is used. Dropping it closes both.
 struct Session {
+    /// Taken when it is used.
+    begin: Option<oneshot::Sender<()>>,
     outgoing: mpsc::Sender<wire::SubscriberMessage>,
     incoming: mpsc::Receiver<Result<Message, Trouble>>,
     call: JoinHandle<()>,
@@ -164,16 +237,22 @@ struct Session {
 
 impl Session {
     fn open(peer: ClusterName, pipe: Pipe) -> Self {
+        let (begin, begun) = oneshot::channel();
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         let (answers, incoming) = mpsc::channel(INCOMING);
         let call = task::spawn("exchange_subscribe", async move {
-            if let Err(trouble) = call(pipe, requests, &answers).await {
+            if let Err(trouble) = call(pipe, begun, requests, &answers).await {
                 tracing::trace!(%peer, reason = trouble.0, "subscription ended");
                 // The follower may be gone already, and then nobody wants to know.
                 answers.send(Err(trouble)).await.ok();
             }
         });
-        Self { outgoing, incoming, call }
+        Self { begin: Some(begin), outgoing, incoming, call }
+    }
+
+    /// Makes the call. False: the pipe has ended.
+    fn begin(&mut self) -> bool {
+        self.begin.take().is_some_and(|begin| begin.send(()).is_ok())
     }
 
     /// Sends what the session has to say. False: the peer does not take it.
@@ -197,27 +276,54 @@ impl Drop for Session {
     }
 }
 
-/// The gRPC call over one pipe, until it ends.
+fn closed(error: &dyn std::fmt::Display) -> Trouble {
+    (CLOSED, format!("the pipe to the peer closed: {error}"))
+}
+
+/// One pipe to its end: the connection at once, the call on it when it has `begun`.
 async fn call(
     pipe: Pipe,
+    begun: oneshot::Receiver<()>,
     requests: mpsc::Receiver<wire::SubscriberMessage>,
     answers: &mpsc::Sender<Result<Message, Trouble>>,
 ) -> Result<(), Trouble> {
-    let closed = |error: &dyn std::fmt::Display| ("Closed", format!("the pipe to the peer closed: {error}"));
-    let pipe = Arc::new(Mutex::new(Some(pipe)));
-    // There is one connection and no way to dial another: a second request for one fails, and with it the call.
-    let connector = tower::service_fn(move |_: http::Uri| {
-        let pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
-        std::future::ready(pipe.map(TokioIo::new).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)))
-    });
-    let channel = Endpoint::from_static("http://exchange.linkspan")
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
+    let handshake = http2::Builder::new(task::Executor("exchange_http"))
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        // One that waits must be known to be alive: it is needed when another one is not.
         .keep_alive_while_idle(true)
-        .connect_with_connector(connector)
-        .await
-        .map_err(|error| closed(&error))?;
-    let mut client = ExchangeClient::new(channel).max_decoding_message_size(MAX_MESSAGE_LEN);
+        .handshake(TokioIo::new(pipe));
+    let (sender, connection) = handshake.await.map_err(|error| closed(&error))?;
+    let mut connection = pin!(connection);
+    tokio::select! {
+        begun = begun => {
+            if begun.is_err() {
+                return Ok(());
+            }
+        }
+        ended = connection.as_mut() => {
+            return Err(ended.map_or_else(|error| closed(&error), |()| closed(&"the other end closed it")));
+        }
+    }
+    let subscribed = pin!(subscribe(sender, requests, answers));
+    match select(subscribed, connection).await {
+        Either::Left((result, _)) => result,
+        // What came before the end counts.
+        Either::Right((_, subscribed)) => subscribed.await,
+    }
+}
+
+/// The gRPC call, until it ends.
+async fn subscribe(
+    mut sender: http2::SendRequest<tonic::body::Body>,
+    requests: mpsc::Receiver<wire::SubscriberMessage>,
+    answers: &mpsc::Sender<Result<Message, Trouble>>,
+) -> Result<(), Trouble> {
+    let connection = tower::service_fn(move |request| sender.send_request(request));
+    // The name says nothing: there is one connection, and it is there already.
+    let origin = http::Uri::from_static("http://exchange.linkspan");
+    let mut client = ExchangeClient::with_origin(connection, origin).max_decoding_message_size(MAX_MESSAGE_LEN);
     let mut stream =
         client.subscribe(ReceiverStream::new(requests)).await.map_err(|status| closed(&status.message()))?.into_inner();
     loop {

@@ -2,9 +2,10 @@
 //!
 //! - **In**: connections of our own gateways; the socket's mode keeps everybody else out.
 //! - **Out**: a [`Pipe`] for the peer's follower (role subscriber), or a served connection (role publisher).
-//! - **Refuses when**: the preamble does not come within [`PREAMBLE`], is malformed, or names a cluster without a Link.
-//! - **Never does**: keep two pipes of one peer and role: the newest wins, since an old one may be dead without knowing.
-//! - **Numbers**: [`PREAMBLE`], [`WAITING_MAX`].
+//! - **Refuses when**: the preamble does not come within [`PREAMBLE`], is malformed, or names a cluster without a Link; a peer
+//!   has [`PIPES_MAX`] of a role.
+//! - **Never does**: end a pipe for the sake of another: each gateway of either side has one, and one that was ended comes back.
+//! - **Numbers**: [`PREAMBLE`], [`WAITING_MAX`], [`PIPES_MAX`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,7 +20,7 @@ use linkspan_proto::names::ClusterName;
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::task;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Feed, server};
@@ -29,6 +30,10 @@ use crate::door::{Door, Stream};
 pub const PREAMBLE: Duration = Duration::from_secs(5);
 /// Connections whose preamble has not come yet. A gateway opens two for each link.
 pub const WAITING_MAX: usize = 256;
+/// Pipes of one peer and role: one for each gateway that keeps one, and room for a rolling update of them. One of them is used; the
+/// others cost some kilobytes each, and a peer that uses all of them to listen holds up a message of 256 KiB on each, 8 MiB.
+/// The same as gateways grant a peer.
+pub const PIPES_MAX: usize = 32;
 
 /// One end of a connection whose first bytes were read already.
 #[derive(Debug)]
@@ -73,20 +78,35 @@ pub struct Table(Arc<Mutex<BTreeMap<ClusterName, Slot>>>);
 #[derive(Debug)]
 struct Slot {
     follower: mpsc::Sender<Pipe>,
-    /// Ends the connection that serves this peer now.
-    publishing: CancellationToken,
+    /// Ends the connections that serve this peer.
+    unlinked: CancellationToken,
+    /// Places for them.
+    publishing: Arc<Semaphore>,
+}
+
+/// What becomes of a publishing pipe.
+enum Admission {
+    /// It is served until the token is cancelled, and counts until the permit is dropped.
+    Served(CancellationToken, OwnedSemaphorePermit),
+    /// The peer has too many.
+    Full,
+    /// There is no such Link.
+    Unlinked,
 }
 
 impl Table {
     /// A peer is linked; its subscribing pipes go to `follower`.
     pub(super) fn insert(&self, peer: ClusterName, follower: mpsc::Sender<Pipe>) {
-        self.slots().insert(peer, Slot { follower, publishing: CancellationToken::new() });
+        let (unlinked, publishing) = (CancellationToken::new(), Arc::new(Semaphore::new(PIPES_MAX)));
+        if let Some(slot) = self.slots().insert(peer, Slot { follower, unlinked, publishing }) {
+            slot.unlinked.cancel();
+        }
     }
 
     /// A peer is no longer linked.
     pub(super) fn remove(&self, peer: &ClusterName) {
         if let Some(slot) = self.slots().remove(peer) {
-            slot.publishing.cancel();
+            slot.unlinked.cancel();
         }
     }
 
@@ -94,12 +114,14 @@ impl Table {
         self.slots().get(peer).map(|slot| slot.follower.clone())
     }
 
-    /// A new publishing pipe: ends the one before. The token ends the new one.
-    fn publish(&self, peer: &ClusterName) -> Option<CancellationToken> {
-        let mut slots = self.slots();
-        let slot = slots.get_mut(peer)?;
-        std::mem::take(&mut slot.publishing).cancel();
-        Some(slot.publishing.clone())
+    /// A new publishing pipe, beside those that there are.
+    fn publish(&self, peer: &ClusterName) -> Admission {
+        let slots = self.slots();
+        let Some(slot) = slots.get(peer) else { return Admission::Unlinked };
+        match Arc::clone(&slot.publishing).try_acquire_owned() {
+            Ok(place) => Admission::Served(slot.unlinked.clone(), place),
+            Err(_) => Admission::Full,
+        }
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<ClusterName, Slot>> {
@@ -142,6 +164,9 @@ pub(super) async fn accept(context: Arc<Context>, mut door: Door, table: Table, 
     }
 }
 
+/// Why a pipe is closed.
+const UNLINKED: &str = "the cluster is not linked here";
+
 async fn route(
     context: &Arc<Context>,
     table: &Table,
@@ -150,22 +175,24 @@ async fn route(
     pipe: Pipe,
 ) {
     let peer = preamble.peer;
-    let known = match preamble.role {
+    let refused = match preamble.role {
         Role::Subscriber => match table.follower(&peer) {
-            // A full queue: the follower is behind, and the gateway will open another pipe.
-            Some(follower) => follower.try_send(pipe).is_ok(),
-            None => false,
+            // The gateway will open another pipe.
+            Some(follower) => follower.try_send(pipe).is_err().then_some("its follower is behind"),
+            None => Some(UNLINKED),
         },
         Role::Publisher => match table.publish(&peer) {
-            Some(stop) => {
-                server::serve(context, peer.clone(), feed, pipe, stop).await;
-                true
+            Admission::Served(unlinked, place) => {
+                server::serve(context, peer.clone(), feed, pipe, unlinked).await;
+                drop(place);
+                None
             }
-            None => false,
+            Admission::Full => Some("the peer has too many already"),
+            Admission::Unlinked => Some(UNLINKED),
         },
     };
-    if !known {
-        tracing::debug!(%peer, "exchange.sock: a pipe for a cluster that is not linked here is closed");
+    if let Some(why) = refused {
+        tracing::debug!(%peer, why, "exchange.sock: a pipe is closed");
     }
 }
 

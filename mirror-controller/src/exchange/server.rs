@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::metrics::Direction;
 use super::session::{Publisher, Violation};
-use super::{Context, Feed, pipe::Pipe};
+use super::{Context, Feed, now, pipe::Pipe};
 
 /// A subscriber's messages are names, numbers and one hash.
 pub const REQUEST_MAX: usize = 16 * 1024;
@@ -60,7 +60,7 @@ pub(super) async fn serve(
                 tracing::debug!(%peer, %error, "publishing pipe ended");
             }
         }
-        () = stop.cancelled() => tracing::debug!(%peer, "publishing pipe replaced"),
+        () = stop.cancelled() => tracing::debug!(%peer, "publishing pipe ended: the link is removed"),
         () = context.signal.draining() => {}
     }
 }
@@ -108,9 +108,9 @@ async fn publish(
     mut requests: Streaming<wire::SubscriberMessage>,
     answers: Answers,
 ) {
-    let mut publisher = Publisher::new(peer.clone(), Arc::clone(&feed.borrow_and_update()), Instant::now());
+    let mut publisher = Publisher::new(peer.clone(), Arc::clone(&feed.borrow_and_update()), now());
     loop {
-        while let Some(message) = publisher.poll(Instant::now()) {
+        while let Some(message) = publisher.poll(now()) {
             context.metrics.message(&peer, Direction::Sent);
             match tokio::time::timeout(STUCK, answers.send(Ok(message.into()))).await {
                 Ok(Ok(())) => {}
@@ -123,7 +123,7 @@ async fn publish(
                 Ok(Some(message)) => {
                     context.metrics.message(&peer, Direction::Received);
                     match SubscriberMessage::try_from(message) {
-                        Ok(message) => publisher.message(message, Instant::now()).map_err(|violation| violation.to_string()),
+                        Ok(message) => publisher.message(message, now()).map_err(|violation| violation.to_string()),
                         Err(error) => Err(error.to_string()),
                     }
                 }
@@ -137,7 +137,7 @@ async fn publish(
                 Ok(())
             }
             () = tokio::time::sleep_until(publisher.deadline().into()) => {
-                publisher.timeout(Instant::now()).map_err(|violation| violation.to_string())
+                publisher.timeout(now()).map_err(|violation| violation.to_string())
             }
             () = answers.closed() => return context.metrics.ended(&peer, "Closed"),
         };

@@ -25,11 +25,11 @@ use tokio::sync::watch;
 
 use super::events::{self, Book, Entry, Told, Unmade};
 use super::findings::Inputs;
-use super::objects::{KINDS, Ledger, Write};
+use super::objects::{KINDS, Ledger, Subject, Write};
 use super::{PACE, SHARE, Sources};
 use crate::leader::Leading;
-use crate::watch::ObjectKey;
-use crate::watch::kubernetes::{resources, watched};
+use crate::watch::intake::Seen;
+use crate::watch::kubernetes::{resource, watched};
 
 /// Whose fields these are, in `managedFields`: mirrors have another, so that the two never take fields from each other.
 const MANAGER: &str = "linkspan-status";
@@ -57,7 +57,9 @@ pub struct Context {
 /// not so.
 pub async fn run(context: Context, own: ClusterName, mut sources: Sources, signal: Signal) {
     let Context { client, mut leading, identity } = context;
-    let mut watches = stream::select_all(KINDS.map(|kind| watched(&client, kind)));
+    // That a watch stands is no reason to look at everything.
+    let mut watches = stream::select_all(KINDS.map(|kind| watched(&client, kind)))
+        .filter(|(_, said)| std::future::ready(!matches!(said, Ok(Seen::Watching))));
     let mut ledger = Ledger::default();
     let mut writer = Writer { client, leading: leading.clone(), identity, book: Book::new(Instant::now()) };
     let mut unmade = Unmade::default();
@@ -94,8 +96,8 @@ pub async fn run(context: Context, own: ClusterName, mut sources: Sources, signa
             let (writes, later) = ledger.due(&wanted, Instant::now(), Timestamp::now());
             next = later;
             for (link, told) in unmade.update(&inputs) {
-                if let Some(uid) = ledger.uid(&link).map(str::to_owned) {
-                    writer.tell(&link, &uid, &told).await;
+                if let Some(link) = ledger.subject(&link) {
+                    writer.tell(&link, &told).await;
                 }
             }
             writer.write(&mut ledger, writes).await;
@@ -132,12 +134,12 @@ impl Writer {
             let Some(result) = result else { continue };
             let is_written = result.is_ok();
             if let Err(error) = &result {
-                tracing::warn!(object = %Clean(&write.key.to_string()), %error, "a status cannot be written; trying again");
+                tracing::warn!(object = %Clean(&write.object.key.to_string()), %error, "a status cannot be written; trying again");
             }
             ledger.done(&write, result.ok(), Instant::now());
             if is_written {
-                for told in events::of(write.key.kind, &write.before, &write.verdicts) {
-                    self.tell(&write.key, &write.uid, &told).await;
+                for told in events::of(write.object.key.kind, &write.before, &write.verdicts) {
+                    self.tell(&write.object, &told).await;
                 }
             }
         }
@@ -145,23 +147,24 @@ impl Writer {
 
     /// `None` when this controller does not lead (any more).
     async fn apply(&self, write: &Write) -> Option<Result<Value, String>> {
-        let resource = resources(write.key.kind).swap_remove(0);
+        let Subject { key, uid, api_version } = &write.object;
+        let resource = resource(key.kind, api_version);
         let mut body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
             // The uid: for the object that was seen, and for no other of its name.
-            "metadata": { "name": write.key.name, "uid": write.uid },
+            "metadata": { "name": key.name, "uid": uid },
             "status": write.status,
         });
-        let api: Api<DynamicObject> = if write.key.namespace.is_empty() {
+        let api: Api<DynamicObject> = if key.namespace.is_empty() {
             Api::all_with(self.client.clone(), &resource)
         } else {
-            body["metadata"]["namespace"] = json!(write.key.namespace);
-            Api::namespaced_with(self.client.clone(), &write.key.namespace, &resource)
+            body["metadata"]["namespace"] = json!(key.namespace);
+            Api::namespaced_with(self.client.clone(), &key.namespace, &resource)
         };
         let _writing = self.leading.write()?;
         let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(&body));
-        let call = api.patch_status(&write.key.name, &params, &patch);
+        let call = api.patch_status(&key.name, &params, &patch);
         Some(match tokio::time::timeout(CALL, call).await {
             Ok(Ok(object)) => serde_json::to_value(object).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(Clean(&error.to_string()).to_string()),
@@ -170,7 +173,8 @@ impl Writer {
     }
 
     /// One event, if it is worth one. An event that cannot be written is not written: the conditions stand.
-    async fn tell(&mut self, key: &ObjectKey, uid: &str, told: &Told) {
+    async fn tell(&mut self, object: &Subject, told: &Told) {
+        let key = &object.key;
         let Some(entry) = self.book.enter(key, told, Instant::now()) else { return };
         let Some(_writing) = self.leading.write() else { return };
         let namespace = if key.namespace.is_empty() { DEFAULT_NAMESPACE } else { &key.namespace };
@@ -178,7 +182,7 @@ impl Writer {
         let now = MicroTime(Timestamp::now());
         let (name, is_new, result) = match entry {
             Entry::New => {
-                let event = event(key, uid, told, &self.identity, now);
+                let event = event(object, told, &self.identity, now);
                 let name = event.metadata.name.clone().unwrap_or_default();
                 (name, true, tokio::time::timeout(CALL, api.create(&PostParams::default(), &event)).await)
             }
@@ -203,8 +207,9 @@ impl Writer {
     }
 }
 
-fn event(key: &ObjectKey, uid: &str, told: &Told, identity: &str, now: MicroTime) -> Event {
-    let resource = resources(key.kind).swap_remove(0);
+fn event(object: &Subject, told: &Told, identity: &str, now: MicroTime) -> Event {
+    let Subject { key, uid, api_version } = object;
+    let resource = resource(key.kind, api_version);
     let namespace = Some(key.namespace.clone()).filter(|namespace| !namespace.is_empty());
     Event {
         metadata: ObjectMeta {
@@ -223,7 +228,7 @@ fn event(key: &ObjectKey, uid: &str, told: &Told, identity: &str, now: MicroTime
             kind: Some(resource.kind),
             name: Some(key.name.clone()),
             namespace,
-            uid: Some(uid.to_owned()),
+            uid: Some(uid.clone()),
             ..ObjectReference::default()
         }),
         reporting_controller: Some(REPORTER.to_owned()),
@@ -260,7 +265,7 @@ impl Sources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::Kind;
+    use crate::watch::{Kind, ObjectKey};
 
     #[test]
     fn an_event_names_its_object_and_lies_where_that_is() {
@@ -271,13 +276,21 @@ mod tests {
             note: "Unreachable: no answer".to_owned(),
         };
         let now = MicroTime(Timestamp::from_second(1).unwrap());
-        let key = |kind, namespace: &str| ObjectKey { kind, namespace: namespace.to_owned(), name: "west".to_owned() };
-        let of_link = event(&key(Kind::Link, ""), "u1", &told, "pod-0", now.clone());
+        let subject = |kind, namespace: &str, uid: &str, api_version: &str| Subject {
+            key: ObjectKey { kind, namespace: namespace.to_owned(), name: "west".to_owned() },
+            uid: uid.to_owned(),
+            api_version: api_version.to_owned(),
+        };
+        let link = subject(Kind::Link, "", "u1", "linkspan.io/v1alpha1");
+        let of_link = event(&link, &told, "pod-0", now.clone());
         assert_eq!(of_link.metadata.namespace.as_deref(), Some("default"));
         let regarding = of_link.regarding.unwrap();
         assert_eq!((regarding.namespace, regarding.uid.as_deref()), (None, Some("u1")));
         assert_eq!(regarding.api_version.as_deref(), Some("linkspan.io/v1alpha1"));
-        let of_export = event(&key(Kind::ServiceExport, "shop"), "u2", &told, "pod-0", now);
+        let export = subject(Kind::ServiceExport, "shop", "u2", "multicluster.x-k8s.io/v1alpha1");
+        let of_export = event(&export, &told, "pod-0", now);
+        let regarding = of_export.regarding.as_ref().unwrap();
+        assert_eq!(regarding.api_version.as_deref(), Some("multicluster.x-k8s.io/v1alpha1"), "the one that is served");
         assert_eq!(of_export.metadata.namespace.as_deref(), Some("shop"));
         assert_eq!(of_export.metadata.name.as_deref(), Some("west.3b9aca00"));
         assert_eq!(of_export.type_.as_deref(), Some("Warning"));

@@ -37,10 +37,19 @@ pub(super) const BATCH: usize = 32;
 /// A message is a sentence; what a peer or a certificate says in it may be long.
 const MESSAGE_MAX: usize = 1024;
 
+/// Which object: of its kind and name, the one with this uid, in the version that the API server serves of it.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    pub(super) key: ObjectKey,
+    pub(super) uid: String,
+    pub(super) api_version: String,
+}
+
 /// An object as it is.
 #[derive(Clone, Debug)]
 struct Observed {
     uid: String,
+    api_version: String,
     generation: Option<i64>,
     /// Of the object, for the order of what two sources say of it.
     version: Option<u64>,
@@ -69,8 +78,7 @@ enum Difference {
 /// One write.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
-    pub(super) key: ObjectKey,
-    pub(super) uid: String,
+    pub(super) object: Subject,
     /// The `status`.
     pub(super) status: Value,
     /// The conditions before it.
@@ -124,6 +132,7 @@ impl Ledger {
                 gone.iter().for_each(|key| self.forget(key));
                 self.complete.insert(kind);
             }
+            Seen::Watching => {}
         }
     }
 
@@ -137,9 +146,9 @@ impl Ledger {
         self.complete.len() == KINDS.len()
     }
 
-    /// The uid of an object that is there.
-    pub(super) fn uid(&self, key: &ObjectKey) -> Option<&str> {
-        self.observed.get(key).map(|observed| observed.uid.as_str())
+    /// An object that is there.
+    pub(super) fn subject(&self, key: &ObjectKey) -> Option<Subject> {
+        self.observed.get(key).map(|observed| observed.subject(key))
     }
 
     /// What every object's status should say, as far as there is something to say.
@@ -205,8 +214,7 @@ impl Ledger {
                 key.kind != Kind::Link,
                 difference,
                 Write {
-                    key: key.clone(),
-                    uid: observed.uid.clone(),
+                    object: observed.subject(key),
                     status: Value::Object(status),
                     before: observed.conditions.clone(),
                     verdicts: wanted.verdicts.clone(),
@@ -225,10 +233,10 @@ impl Ledger {
     /// What came of a write: the object as it is now, or nothing.
     pub(super) fn done(&mut self, write: &Write, object: Option<Value>, now: Instant) {
         // Gone meanwhile.
-        if !self.observed.contains_key(&write.key) {
+        if !self.observed.contains_key(&write.object.key) {
             return;
         }
-        let before = self.history.get(&write.key);
+        let before = self.history.get(&write.object.key);
         let vain = before.map_or(0, |history| history.vain);
         let again = before.is_some_and(|history| history.written == Some(write.fingerprint));
         let history = match object {
@@ -236,7 +244,7 @@ impl Ledger {
                 History { at: now, written: before.and_then(|history| history.written), vain: vain.saturating_add(1) }
             }
             Some(object) => {
-                self.take(write.key.kind, Seen::Object(object));
+                self.take(write.object.key.kind, Seen::Object(object));
                 History {
                     at: now,
                     written: Some(write.fingerprint),
@@ -244,7 +252,7 @@ impl Ledger {
                 }
             }
         };
-        self.history.insert(write.key.clone(), history);
+        self.history.insert(write.object.key.clone(), history);
     }
 }
 
@@ -273,6 +281,8 @@ impl Observed {
         more.retain(|field, _| fields(kind).contains(&field.as_str()));
         Self {
             uid: text("/metadata/uid").unwrap_or_default(),
+            // Not the version that is preferred: an API server may serve an older one alone.
+            api_version: text("/apiVersion").unwrap_or_default(),
             generation: value.pointer("/metadata/generation").and_then(Value::as_i64),
             version: text("/metadata/resourceVersion").and_then(|version| version.parse().ok()),
             conditions: conditions.unwrap_or_default(),
@@ -287,6 +297,10 @@ impl Observed {
                 Err(error) => Err(format!("{}: {}", error.field, error.message)),
             },
         }
+    }
+
+    fn subject(&self, key: &ObjectKey) -> Subject {
+        Subject { key: key.clone(), uid: self.uid.clone(), api_version: self.api_version.clone() }
     }
 }
 

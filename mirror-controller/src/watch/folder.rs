@@ -20,6 +20,10 @@ use std::time::{Duration, Instant};
 use linkspan_proto::manifest::Subject;
 
 use super::{Doubt, Event, Kind, Object, ObjectKey, Problem};
+use held::Held;
+
+// Which file holds each object.
+mod held;
 
 /// How long an object must be missing before it is deleted. Longer than an editor needs between two of its steps, and
 /// together with the delay of [`super::directory`] well below the second in which a change must be in force.
@@ -82,7 +86,7 @@ pub struct Folder {
     /// As told.
     doubt: Doubt,
     /// The file that holds each object.
-    holders: Holders,
+    holders: Held,
     /// Problems that come of several files, or of one file and what was before.
     joint: Vec<Problem>,
 }
@@ -91,7 +95,7 @@ impl Folder {
     /// A folder in which these files held the objects before a restart.
     #[must_use]
     pub fn new(holders: Holders) -> Self {
-        Self { holders, ..Self::default() }
+        Self { holders: Held::new(holders), ..Self::default() }
     }
 
     /// A file was read: its documents, what of it did not parse, and what that seems to be about.
@@ -148,7 +152,9 @@ impl Folder {
             let is_shown = self.files.get(name).is_some_and(|file| file.objects.contains_key(&key));
             if key.kind == Kind::ExportPolicy && !is_shown && !self.present.contains_key(&key) {
                 self.present.insert(key.clone(), object.clone());
-                self.holders.entry(key).or_insert_with(|| name.to_owned());
+                if self.holders.get(&key).is_none() {
+                    self.holders.insert(key, name.to_owned());
+                }
                 self.remembered.push(object);
             }
         }
@@ -164,12 +170,14 @@ impl Folder {
 
     /// The file changed: whoever changes it may not be done, so its policies are missing since now.
     fn wait_again(&mut self, name: &str) {
-        let (holders, files) = (&self.holders, &self.files);
-        self.missing.retain(|key, _| {
-            let elsewhere = || files.iter().any(|(file, held)| file != name && held.objects.contains_key(key));
+        for key in
+            self.holders.policies(name).filter(|key| self.missing.contains_key(*key)).cloned().collect::<Vec<_>>()
+        {
             // A version in another file waits for this one no longer than once.
-            key.kind != Kind::ExportPolicy || holders.get(key).is_none_or(|holder| holder != name) || elsewhere()
-        });
+            if !self.files.iter().any(|(file, held)| file != name && held.objects.contains_key(&key)) {
+                self.missing.remove(&key);
+            }
+        }
     }
 
     /// What is known of a file, also when it was gone for a moment.
@@ -204,13 +212,9 @@ impl Folder {
     /// The policies of a file that it does not show and that stay for a while.
     pub fn awaited(&self, name: &str) -> impl Iterator<Item = &Object> {
         let file = self.files.get(name);
-        let first = ObjectKey { kind: Kind::ExportPolicy, namespace: String::new(), name: String::new() };
-        let policies = self.present.range(first..).take_while(|(key, _)| key.kind == Kind::ExportPolicy);
-        policies.filter_map(move |(key, object)| {
-            let is_awaited = self.holders.get(key).is_some_and(|holder| holder == name)
-                && !file.is_some_and(|file| file.objects.contains_key(key));
-            is_awaited.then_some(object)
-        })
+        let policies = self.holders.policies(name);
+        let awaited = policies.filter(move |key| !file.is_some_and(|file| file.objects.contains_key(*key)));
+        awaited.filter_map(|key| self.present.get(key))
     }
 
     /// The files that hold less since this was asked last, because nobody waits any more.
@@ -221,7 +225,7 @@ impl Folder {
     /// The file that holds each object.
     #[must_use]
     pub const fn holders(&self) -> &Holders {
-        &self.holders
+        self.holders.all()
     }
 
     /// Everything that is wrong now, in the order of files and lines.
@@ -351,7 +355,7 @@ impl Folder {
         }
         let present = &self.present;
         self.missing.retain(|key, _| present.contains_key(key));
-        self.holders.retain(|key, _| present.contains_key(key));
+        self.holders.retain(|key| present.contains_key(key));
         events
     }
 

@@ -23,6 +23,8 @@ pub enum Seen {
     Gone(ObjectKey),
     /// The list is complete.
     Complete,
+    /// The watch stands (again): nothing changed, and what changes is told.
+    Watching,
 }
 
 /// All kinds.
@@ -70,6 +72,7 @@ impl Intake {
                 missing.iter().for_each(|key| self.gone(key, &mut events));
                 self.awaited.remove(&kind);
             }
+            Seen::Watching => {}
         }
         self.settle_doubt(&mut events);
         self.tell(events)

@@ -14,12 +14,14 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::api::{Api, ApiResource, DynamicObject};
+use kube::client::Body;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use linkspan_runtime::text::Clean;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::intake::{Intake, Seen};
 use super::{Event, Kind, ObjectKey, Problem};
@@ -47,14 +49,32 @@ pub fn resources(kind: Kind) -> Vec<ApiResource> {
         Kind::ClusterTrafficPolicy => ("linkspan.io", &["v1alpha1"], "clustertrafficpolicies"),
         Kind::ExportPolicy => ("linkspan.io", &["v1alpha1"], "exportpolicies"),
     };
+    in_versions(group, versions, kind.as_str(), plural)
+}
+
+/// The same for ServiceImports, which are written and read but never exported.
+#[must_use]
+pub fn service_imports() -> Vec<ApiResource> {
+    in_versions("multicluster.x-k8s.io", &["v1beta1", "v1alpha1"], "ServiceImport", "serviceimports")
+}
+
+fn in_versions(group: &str, versions: &[&str], kind: &str, plural: &str) -> Vec<ApiResource> {
     let of = |version: &&str| ApiResource {
         group: group.to_owned(),
         version: (*version).to_owned(),
         api_version: if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") },
-        kind: kind.as_str().to_owned(),
+        kind: kind.to_owned(),
         plural: plural.to_owned(),
     };
     versions.iter().map(of).collect()
+}
+
+/// What an API server calls a kind in the version in which its objects came, or in the preferred one where that says nothing.
+#[must_use]
+pub fn resource(kind: Kind, api_version: &str) -> ApiResource {
+    let mut all = resources(kind);
+    let at = all.iter().position(|resource| resource.api_version == api_version).unwrap_or_default();
+    all.swap_remove(at)
 }
 
 /// A watch of one resource, kept up for ever, in whichever of its `versions` is served: each is tried in turn while the API
@@ -140,7 +160,8 @@ pub async fn run(client: Client, events: mpsc::Sender<Event>, problems: watch::S
     while let Some((kind, said)) = seen.next().await {
         let said = match said {
             Ok(seen) => {
-                // A list begins before it is known whether it can be read.
+                // A list begins before it is known whether it can be read. A watch that works again says so, or what failed for
+                // a moment would stand until an object changes.
                 if seen != Seen::Start {
                     failing.remove(&kind);
                 }
@@ -168,9 +189,30 @@ pub fn watched(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Result<
     if matches!(kind, Kind::Service | Kind::EndpointSlice) {
         config = config.labels(&format!("{}!={}", labels::MANAGED_BY, labels::MANAGED_BY_VALUE));
     }
-    versioned(client.clone(), config, resources(kind))
-        .map(move |(_, event)| (kind, event.map(|event| seen(kind, event))))
-        .boxed()
+    // One that waits to be told is as good as many.
+    let (opened, watching) = mpsc::channel(1);
+    let events = versioned(telling(client.clone(), opened), config, resources(kind))
+        .map(move |(_, event)| (kind, event.map(|event| seen(kind, event))));
+    let watching = ReceiverStream::new(watching).map(move |()| (kind, Ok(Seen::Watching)));
+    stream::select(events, watching).boxed()
+}
+
+/// A client that says when the API server has granted a watch: the library tells only what a watch brings, and that it failed.
+fn telling(client: Client, opened: mpsc::Sender<()>) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let (client, opened) = (client.clone(), opened.clone());
+        async move {
+            let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+            let response = client.send(request).await?;
+            if is_watch && response.status().is_success() {
+                // Full: it is said already. Closed: nobody listens any more.
+                opened.try_send(()).ok();
+            }
+            Ok::<_, kube::Error>(response)
+        }
+    });
+    Client::new(service, namespace)
 }
 
 fn seen(kind: Kind, event: watcher::Event<DynamicObject>) -> Seen {
@@ -259,7 +301,12 @@ impl Backoff for Pause {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use serde_json::json;
+
     use super::*;
+    use crate::testkit::api_server;
 
     #[test]
     fn the_version_that_is_served_is_found_and_kept() {
@@ -282,5 +329,29 @@ mod tests {
         assert_eq!(turns.at, 0);
         assert_eq!(resources(Kind::ServiceExport)[0].api_version, "multicluster.x-k8s.io/v1beta1");
         assert_eq!(resources(Kind::Service)[0].api_version, "v1");
+    }
+
+    /// What failed for a moment is no problem once it works again, whether or not any object changes then.
+    #[tokio::test(start_paused = true)]
+    async fn a_problem_of_a_watch_goes_when_the_watch_stands_again() {
+        let failing = Arc::new(AtomicBool::new(false));
+        let fails = Arc::clone(&failing);
+        let client = api_server(move |path, watches| match (watches, path.ends_with("/links")) {
+            (true, true) if fails.load(Ordering::Relaxed) => (500, json!({"message": "in trouble"})),
+            _ => (200, json!({"metadata": {"resourceVersion": "1"}, "items": []})),
+        });
+        let (events, mut told) = mpsc::channel(16);
+        let (sender, mut problems) = watch::channel(Arc::default());
+        drop(linkspan_runtime::task::spawn("test", run(client, events, sender)));
+        while told.recv().await != Some(Event::InitDone) {}
+        assert!(problems.borrow().is_empty());
+        failing.store(true, Ordering::Relaxed);
+        let said = problems.wait_for(|all| !all.is_empty()).await.unwrap().clone();
+        assert!(said[0].message.contains("links cannot be watched"), "{said:?}");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(problems.borrow().len(), 1, "it stands as long as it fails: {:?}", problems.borrow());
+        failing.store(false, Ordering::Relaxed);
+        let gone = tokio::time::timeout(PAUSE.1 * 2, problems.wait_for(|all| all.is_empty())).await.is_ok();
+        assert!(gone, "{:?}", problems.borrow());
     }
 }

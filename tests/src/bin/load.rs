@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -20,6 +22,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// The longest that one request may take; a longer one counts as failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Requests that were sent again.
+static RESENT: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Parser)]
 struct Args {
@@ -127,7 +132,7 @@ async fn lane_of_requests(url: Uri, http2: bool, start: Instant, due: Vec<Durati
 }
 
 /// Sends one request. A connection that was closed between two requests is replaced, as by any client: the request was
-/// not sent on it.
+/// not sent on it. So is an HTTP/2 connection whose GOAWAY does not count the request.
 async fn request(url: &Uri, http2: bool, sender: &mut Option<Sender>) -> Result<String> {
     let target = if http2 { url.to_string() } else { url.path_and_query().map_or("/", |p| p.as_str()).to_owned() };
     let mut request = Request::get(target);
@@ -143,6 +148,7 @@ async fn request(url: &Uri, http2: bool, sender: &mut Option<Sender>) -> Result<
         if open.ready().await.is_err() {
             open = Sender::connect(url, http2).await?;
         }
+        let again = request.clone();
         match open.send(request).await {
             Ok(response) => {
                 *sender = Some(open);
@@ -150,7 +156,14 @@ async fn request(url: &Uri, http2: bool, sender: &mut Option<Sender>) -> Result<
             }
             Err(mut failed) => match failed.take_message() {
                 Some(unsent) => request = unsent,
-                None => return Err(failed.into_error()).context("no response"),
+                None => {
+                    let error = failed.into_error();
+                    if !is_unprocessed(&error) {
+                        return Err(error).context("no response");
+                    }
+                    RESENT.fetch_add(1, Ordering::Relaxed);
+                    request = again;
+                }
             },
         }
     };
@@ -165,6 +178,13 @@ async fn request(url: &Uri, http2: bool, sender: &mut Option<Sender>) -> Result<
         .map_or_else(|| "?".to_owned(), |v| String::from_utf8_lossy(v.as_bytes()).into_owned()))
 }
 
+/// Whether the other end said in order that it will not process the request, which may be sent again then: its stream's number
+/// is above the last in a GOAWAY (RFC 9113 section 6.8).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+}
+
 fn report(mut answers: Vec<Answer>) -> Report {
     answers.sort_by_key(|a| a.at);
     let mut latencies: Vec<f64> = answers.iter().map(|a| a.latency.as_secs_f64() * 1e3).collect();
@@ -173,6 +193,7 @@ fn report(mut answers: Vec<Answer>) -> Report {
         |p: usize| latencies.get((latencies.len() * p / 100).min(latencies.len().saturating_sub(1))).copied();
     let mut report = Report {
         requests: answers.len(),
+        resent: RESENT.load(Ordering::Relaxed),
         percentiles: [50, 95, 99].map(|p| percentile(p).unwrap_or_default()),
         by_cluster: BTreeMap::new(),
         ..Report::default()

@@ -17,7 +17,10 @@ fn rate() -> u32 {
 }
 
 fn assert_clean(report: &Report, kind: &str) {
-    eprintln!("{kind}: {} requests, p50/p95/p99 {:?} ms", report.requests, report.percentiles);
+    eprintln!(
+        "{kind}: {} requests ({} sent again after GOAWAY), p50/p95/p99 {:?} ms",
+        report.requests, report.resent, report.percentiles
+    );
     let failures: Vec<_> = report.failures.iter().take(5).collect();
     assert!(failures.is_empty(), "{kind}: {} of {} failed: {failures:?}", report.failures.len(), report.requests);
 }

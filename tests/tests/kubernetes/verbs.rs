@@ -80,6 +80,9 @@ fn the_controllers_asked_for_nothing_in_all_tests_that_their_roles_do_not_declar
         let declared = declared(cluster);
         let asked = asked(cluster);
         assert!(asked.iter().any(|request| request.verb == "watch"), "the audit log tells of the controllers");
+        let agents: BTreeSet<_> = asked.iter().map(|request| request.agent.as_str()).collect();
+        let ours = agents.iter().all(|agent| agent.starts_with("linkspan-mirror-controller/"));
+        assert!(ours, "{}: they say who they are: {agents:?}", cluster.name());
         // What is denied counts too, with one exception that needs none: an API server that has just started denies for a moment
         // what it allows, because its own rules are not read yet.
         let more: Vec<_> = used(asked, &declared).difference(&declared).cloned().collect();

@@ -16,12 +16,18 @@ use super::*;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(100);
 
+fn control() -> Control {
+    let signal = Signal::never();
+    let unfinished = signal.guard();
+    Control::new(signal, unfinished)
+}
+
 /// A client's socket and hyper behind the other end, as the egress side serves it.
 async fn served(answer: impl Fn(Request<Incoming>) -> Bytes + Clone + Send + 'static) -> (TcpStream, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
     let (stream, _) = listener.accept().await.expect("a connection");
-    let control = Arc::new(Control::default());
+    let control = Arc::new(control());
     let socket = Socket::new(ClientIo::tcp(stream), Arc::clone(&control), false);
     let service = service_fn(move |request| {
         control.request_begun();
@@ -89,7 +95,7 @@ async fn a_client_that_takes_nothing_is_cut_off() {
 
 #[test]
 fn interim_bytes_that_cannot_go_in_front_are_dropped() {
-    let control = Control::default();
+    let control = control();
     let headers = HeaderMap::from_iter([("link".parse().expect("a name"), "</a>".parse().expect("a value"))]);
     // hyper has bytes under way.
     control.interim(StatusCode::EARLY_HINTS, &headers);
@@ -110,8 +116,35 @@ fn interim_bytes_that_cannot_go_in_front_are_dropped() {
 
 #[test]
 fn a_drop_counts_by_its_cause() {
-    let control = Control::default();
+    let control = control();
     assert_eq!(control.dropped(), Outcome::ClientGone);
     control.drained();
     assert_eq!(control.dropped(), Outcome::Drained);
+}
+
+#[test]
+fn the_drain_waits_for_a_request_and_for_no_idle_connection() {
+    let (drain, signal) = linkspan_runtime::drain::Drain::new();
+    let unfinished = signal.guard();
+    let control = Control::new(signal, unfinished);
+    control.between.store(true, Ordering::Release);
+    control.request_begun();
+    control.request_over();
+    assert_eq!(drain.unfinished(), 1, "nothing drains yet");
+    control.draining();
+    assert_eq!(drain.unfinished(), 0, "idle");
+    control.request_begun();
+    control.between.store(false, Ordering::Release);
+    assert_eq!(drain.unfinished(), 1);
+    control.request_over();
+    control.rest();
+    assert_eq!(drain.unfinished(), 1, "the answer is on its way to the kernel");
+    control.between.store(true, Ordering::Release);
+    control.rest();
+    assert_eq!(drain.unfinished(), 0);
+    control.request_begun();
+    control.upgraded();
+    control.request_over();
+    control.rest();
+    assert_eq!(drain.unfinished(), 1, "what the connection turned into is waited for");
 }

@@ -20,7 +20,7 @@ use super::objects::{self, Gateways, Given, Reference, Rendered, Resource};
 use super::{WRITE, import, place};
 use crate::labels;
 use crate::leader::Leading;
-use crate::watch::kubernetes::{PAGE, WATCH_SECONDS, versioned};
+use crate::watch::kubernetes::{PAGE, WATCH_SECONDS, service_imports, versioned};
 
 /// Endpoints of one headless mirror that are written at the same time: it is one of several mirrors.
 const CARRIERS_AT_ONCE: usize = 4;
@@ -79,7 +79,8 @@ impl Api {
         let older = Arc::clone(&self.older_imports);
         versioned(self.client.clone(), config, versions(resource))
             .filter_map(move |(version, event)| {
-                if resource == Resource::ServiceImport && event.is_ok() {
+                // A list begins before it is known whether the version is served.
+                if resource == Resource::ServiceImport && !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
                     older.store(version.version != "v1beta1", Ordering::Relaxed);
                 }
                 let said = match event {
@@ -256,16 +257,17 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Fa
 /// What the API server calls a resource: the version that is preferred, and what may be served instead. Never empty.
 fn versions(resource: Resource) -> Vec<ApiResource> {
     let (api_version, kind) = resource.type_meta();
+    if resource == Resource::ServiceImport {
+        return service_imports();
+    }
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let of = |version: &str| ApiResource {
+    vec![ApiResource {
         group: group.to_owned(),
         version: version.to_owned(),
-        api_version: if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
+        api_version: api_version.to_owned(),
         kind: kind.to_owned(),
         plural: format!("{}s", kind.to_lowercase()),
-    };
-    let older = (resource == Resource::ServiceImport).then(|| of("v1alpha1"));
-    std::iter::once(of(version)).chain(older).collect()
+    }]
 }
 
 /// An object as it came, without the bookkeeping that nobody here reads.

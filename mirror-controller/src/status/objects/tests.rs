@@ -96,18 +96,18 @@ impl World {
         let wanted = self.ledger.wanted(inputs);
         let (writes, _) = self.ledger.due(&wanted, self.now, Timestamp::UNIX_EPOCH);
         writes.iter().for_each(|write| self.succeed(write));
-        writes.iter().map(|write| write.key.to_string()).collect()
+        writes.iter().map(|write| write.object.key.to_string()).collect()
     }
 
     fn succeed(&mut self, write: &Write) {
         self.version += 1;
-        let object = self.objects.get_mut(&write.key).unwrap();
+        let object = self.objects.get_mut(&write.object.key).unwrap();
         object["status"] = write.status.clone();
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        let is_link = write.key.kind == Kind::Link;
+        let is_link = write.object.key.kind == Kind::Link;
         self.ledger.done(write, Some(object.clone()), self.now);
         if is_link {
-            self.ledger.observed.get_mut(&write.key).unwrap().read = Ok(None);
+            self.ledger.observed.get_mut(&write.object.key).unwrap().read = Ok(None);
         }
     }
 
@@ -142,6 +142,22 @@ fn only_differences_are_written_and_links_come_first() {
     // The next leader finds everything as it should be.
     let mut next = World::new(world.objects.values().cloned());
     assert!(next.pass(&inputs("1 of 1")).is_empty());
+}
+
+/// An API server that serves the older version alone knows nothing of the preferred one.
+#[test]
+fn a_status_is_written_in_the_version_that_is_served() {
+    for served in ["multicluster.x-k8s.io/v1alpha1", "multicluster.x-k8s.io/v1beta1"] {
+        let mut export = object(Kind::ServiceExport, "shop", "web", "u2", 2);
+        export["apiVersion"] = json!(served);
+        let world = World::new([export]);
+        let wanted = world.ledger.wanted(&inputs("1 of 1"));
+        let (writes, _) = world.ledger.due(&wanted, world.now, Timestamp::UNIX_EPOCH);
+        let versions: Vec<_> = writes.iter().map(|write| write.object.api_version.as_str()).collect();
+        assert_eq!(versions, [served]);
+        let resource = crate::watch::kubernetes::resource(Kind::ServiceExport, served);
+        assert_eq!((resource.api_version.as_str(), resource.plural.as_str()), (served, "serviceexports"));
+    }
 }
 
 #[test]
@@ -182,7 +198,7 @@ fn what_fails_is_tried_ever_more_rarely_and_holds_up_nobody() {
     while world.now < world.start + Duration::from_secs(120) {
         let (writes, _) = world.ledger.due(&wanted, world.now, Timestamp::UNIX_EPOCH);
         for write in writes {
-            if write.key.kind == Kind::Link {
+            if write.object.key.kind == Kind::Link {
                 tries += 1;
                 world.ledger.done(&write, None, world.now);
             } else {
@@ -208,7 +224,7 @@ fn an_object_that_was_made_anew_gets_its_status_and_one_that_is_gone_gets_none()
     world.wait(CHANGE);
     let wanted = world.ledger.wanted(&inputs("1 of 1"));
     let (writes, _) = world.ledger.due(&wanted, world.now, Timestamp::UNIX_EPOCH);
-    assert_eq!(writes.iter().map(|write| write.uid.as_str()).collect::<Vec<_>>(), ["u9"]);
+    assert_eq!(writes.iter().map(|write| write.object.uid.as_str()).collect::<Vec<_>>(), ["u9"]);
 
     world.ledger.take(Kind::ServiceExport, Seen::Gone(export.clone()));
     assert!(world.pass(&inputs("1 of 1")).is_empty());

@@ -56,6 +56,26 @@ impl Site {
     fn remove(&self, name: &str) {
         fs::remove_file(self.dir.path().join("manifests").join(name)).unwrap();
     }
+
+    /// The file system of the copies is away until [`Away::back`]: nothing can be written or removed there.
+    fn without_copies(&self) -> Away {
+        let (at, kept) = (self.dir.path().join("good"), self.dir.path().join("away"));
+        fs::rename(&at, &kept).unwrap();
+        fs::write(&at, "").unwrap();
+        Away { at, kept }
+    }
+}
+
+struct Away {
+    at: PathBuf,
+    kept: PathBuf,
+}
+
+impl Away {
+    fn back(self) {
+        fs::remove_file(&self.at).unwrap();
+        fs::rename(&self.kept, &self.at).unwrap();
+    }
 }
 
 /// Looks until nothing is unsettled, in a time of its own; returns what was told.
@@ -263,9 +283,7 @@ fn an_old_copy_that_could_not_be_removed_does_not_count() {
         site.write("a.yaml", &open);
         let mut directory = site.directory();
         settle(&mut directory, &mut now);
-        let (good, away) = (site.dir.path().join("good"), site.dir.path().join("away"));
-        fs::rename(&good, &away).unwrap();
-        fs::write(&good, "").unwrap();
+        let disk = site.without_copies();
         site.write("a.yaml", POLICY);
         assert_eq!(rules(&settle(&mut directory, &mut now)), Some(0));
         site.write("a.yaml", "kind: [");
@@ -273,8 +291,7 @@ fn an_old_copy_that_could_not_be_removed_does_not_count() {
         if orderly {
             directory.close();
         }
-        fs::remove_file(&good).unwrap();
-        fs::rename(&away, &good).unwrap();
+        disk.back();
         for _ in 0..2 {
             let mut restarted = site.directory();
             let look = settle(&mut restarted, &mut now);
@@ -342,13 +359,10 @@ fn a_copy_that_could_not_be_written_is_tried_again() {
     let mut now = Instant::now();
     let mut directory = site.directory();
     settle(&mut directory, &mut now);
-    let (good, away) = (site.dir.path().join("good"), site.dir.path().join("away"));
-    fs::rename(&good, &away).unwrap();
-    fs::write(&good, "").unwrap();
+    let disk = site.without_copies();
     site.write("a.yaml", POLICY);
     assert!(settle(&mut directory, &mut now).unsaved.is_some());
-    fs::remove_file(&good).unwrap();
-    fs::rename(&away, &good).unwrap();
+    disk.back();
     now += SAVE_AGAIN;
     directory.look(now);
     assert_eq!(directory.look(now).unsaved, None);

@@ -419,3 +419,30 @@ fn replay(told: &mut BTreeMap<ObjectKey, Object>, events: Vec<Event>) {
         }
     }
 }
+
+/// Each file is asked for what it holds: with all policies looked through for each, this many take minutes.
+#[test]
+fn thousands_of_policies_in_files_of_their_own_are_no_trouble() {
+    const FILES: usize = 20_000;
+    let start = Instant::now();
+    let mut folder = Folder::default();
+    let template = policy("policy");
+    for number in 0..FILES {
+        let mut document = template.clone();
+        if let Object::ExportPolicy(policy) = &mut document.object {
+            policy.metadata.name = Some(format!("policy-{number}"));
+        }
+        folder.read(&format!("{number}.yaml"), vec![document], Vec::new(), Vec::new());
+    }
+    folder.settle(start);
+    for number in 0..FILES {
+        let name = format!("{number}.yaml");
+        assert_eq!(folder.objects(&name).count(), 1);
+        folder.gone(&name, start);
+    }
+    folder.settle(start);
+    for number in 0..FILES {
+        assert_eq!(folder.awaited(&format!("{number}.yaml")).count(), 1, "it stays for a while");
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
