@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use linkspan_tests::bed::api::path;
 use linkspan_tests::bed::linkspan::documented_dns_lines;
@@ -153,21 +152,18 @@ fn the_commands_of_the_readme_link_two_clusters_and_leave_nothing_when_they_unin
     assert!(readme.left.is_empty(), "commands that no test runs: {:?}", readme.left);
 }
 
-/// The lines for CoreDNS, by the command that opens an editor.
+/// The lines for CoreDNS.
 fn dns_of_the_clusterset(readme: &mut Readme<'_>) {
     let address = readme.run("kubectl --context east -n linkspan get service linkspan-dns");
     assert!(address.parse::<std::net::IpAddr>().is_ok(), "{address}");
     assert_eq!(dns_lines(), documented_dns_lines(), "README and deploy/kubernetes.md say the same");
-    // The editor of somebody who types them at the end of the Corefile.
-    let lines: String = dns_lines().lines().map(|line| format!("    {line}\n")).collect();
-    let (text, editor) = (readme.fresh.file("lines"), readme.fresh.file("editor"));
-    fs::write(&text, lines.replace("ADDRESS", &address)).expect("lines are written");
-    fs::write(&editor, format!("#!/bin/sh\nexec sed -i '/^kind: ConfigMap/e cat {}' \"$1\"\n", text.display()))
-        .expect("the editor is written");
-    fs::set_permissions(&editor, fs::Permissions::from_mode(0o755)).expect("rights of the editor");
-    let edit = readme.take("kubectl --context east -n kube-system edit configmap coredns");
-    let said = readme.fresh.sh(&format!("export KUBE_EDITOR={}; {edit}", editor.display()));
-    assert!(said.contains("edited"), "{said}");
+    readme.run("kubectl --context east -n kube-system get configmap coredns -o yaml");
+    let line = readme.take("linkspan install --coredns coredns.yaml");
+    let said = readme.fresh.sh(&line.replace("ADDRESS", &address));
+    assert!(said.contains("replaced"), "{said}");
+    let map = readme.fresh.east.get("/api/v1/namespaces/kube-system/configmaps/coredns").expect("the configuration");
+    let corefile = map["data"]["Corefile"].as_str().expect("a Corefile");
+    assert!(corefile.ends_with(&format!("{}\n", dns_lines().replace("ADDRESS", &address))), "{corefile}");
     readme.fresh.east.sync_dns();
 }
 
