@@ -22,7 +22,11 @@ mod kubernetes {
 
     mod faults;
 
+    mod kills;
+
     mod rolling;
+
+    mod scale;
 
     mod commands;
 
