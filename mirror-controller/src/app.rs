@@ -38,6 +38,7 @@ use crate::watch::{Event, Problem};
 use crate::{cluster, dns, files, status};
 
 mod accepted;
+mod client;
 mod home;
 mod routes;
 mod state_dir;

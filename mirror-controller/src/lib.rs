@@ -65,6 +65,9 @@ pub mod reserved;
 // What cannot be saved.
 pub mod saving;
 
+// When the API server wants to be left alone.
+pub mod pressure;
+
 mod diff;
 mod files;
 

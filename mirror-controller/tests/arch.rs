@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All modules, each after everything that it may use.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     // Words and tools that every stage may use.
     "diff",
     "files",
     "labels",
+    "pressure",
     "reserved",
     "saving",
     "verdict",

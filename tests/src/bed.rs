@@ -31,6 +31,8 @@ pub mod audit;
 
 mod fresh;
 
+pub mod gate;
+
 mod kubelet;
 
 mod network;
@@ -60,6 +62,7 @@ pub struct Bed {
     prefix: String,
     etcd: Mutex<Process>,
     clusters: [OnceLock<Cluster>; 3],
+    bare: OnceLock<Cluster>,
 }
 
 /// The bed beside other tests.
@@ -150,7 +153,7 @@ fn restart_ended() {
     loop {
         std::thread::sleep(Duration::from_secs(1));
         let Some(Ok(bed)) = BED.get() else { return };
-        bed.clusters.iter().filter_map(OnceLock::get).for_each(Cluster::restart_ended);
+        bed.started().for_each(Cluster::restart_ended);
     }
 }
 
@@ -203,9 +206,7 @@ fn tell_if_failed() {
     let Some(Ok(bed)) = BED.get() else { return };
     let _: std::io::Result<()> = fs::write(bed.dir.join("failed"), "");
     eprintln!("logs of the clusters: {}", bed.dir.display());
-    for cluster in bed.clusters.iter().filter_map(OnceLock::get) {
-        cluster.print_logs();
-    }
+    bed.started().for_each(Cluster::print_logs);
 }
 
 impl Bed {
@@ -225,7 +226,11 @@ impl Bed {
         }
         network::between(&prefix);
         let etcd = etcd(&prefix, &dir);
-        Self { dir, prefix, etcd: Mutex::new(etcd), clusters: [OnceLock::new(), OnceLock::new(), OnceLock::new()] }
+        Self { dir, prefix, etcd: Mutex::new(etcd), clusters: [const { OnceLock::new() }; 3], bare: OnceLock::new() }
+    }
+
+    fn started(&self) -> impl Iterator<Item = &Cluster> {
+        self.clusters.iter().chain([&self.bare]).filter_map(OnceLock::get)
     }
 
     /// The first cluster, linked with the second.
@@ -252,6 +257,26 @@ impl Bed {
     /// A third cluster with Linkspan installed and no Link. Whoever links it takes the Links away again.
     pub fn c(&self) -> &Cluster {
         self.cluster(2)
+    }
+
+    /// An API server with one controller and one gateway of Linkspan and nothing else, for thousands of objects. Links go
+    /// out from it only.
+    pub fn bare(&self) -> &Cluster {
+        self.bare.get_or_init(|| {
+            let cluster = Cluster::start_bare(&self.prefix, &self.dir);
+            linkspan::install_bare(&cluster);
+            cluster
+        })
+    }
+
+    /// A host on the network between, for a standalone site that clusters dial at port 4143.
+    pub fn site_host(&self, name: &str, address: &str) -> crate::world::Host {
+        network::node(&self.prefix, name, address);
+        self.between().sh("nft add rule inet between forward udp dport 4143 accept");
+        // Paths of sockets are short.
+        let dir = self.dir.join(name);
+        fs::create_dir_all(&dir).expect("folder of the site");
+        network::host(&self.prefix, name, address, &dir)
     }
 
     fn cluster(&self, index: usize) -> &Cluster {

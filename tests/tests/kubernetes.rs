@@ -22,9 +22,13 @@ mod kubernetes {
 
     mod faults;
 
+    mod kills;
+
     mod rolling;
 
     mod quiet;
+
+    mod scale;
 
     mod commands;
 

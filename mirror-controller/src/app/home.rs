@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::state_dir::{self, StateDirError};
-use super::{Channels, StartError};
+use super::{Channels, StartError, client};
 use crate::ca::Ca;
 use crate::cluster::{self, TokenAttestor};
 use crate::config::{Config, Kubernetes};
@@ -27,6 +27,7 @@ use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::kubernetes::{self, ClusterIps};
 use crate::mirror::ports::Ports;
 use crate::mirror::{self, Fronts, Seniority};
+use crate::pressure::Pressure;
 use crate::watch::directory::{self, Directory};
 use crate::watch::{self as source, Event};
 
@@ -68,6 +69,7 @@ pub(super) enum Ground {
 pub(super) struct InCluster {
     pub(super) client: Client,
     pub(super) settings: Kubernetes,
+    pressure: Pressure,
     port: Port,
     authority: Arc<Authority>,
 }
@@ -76,21 +78,23 @@ pub(super) struct InCluster {
 pub(super) struct Standby {
     pub(super) client: Client,
     pub(super) settings: Kubernetes,
+    pressure: Pressure,
     authority: Arc<Authority>,
 }
 
 impl Standby {
     /// Nothing is opened yet: gateways take whoever has the port open for the leader.
     pub(super) async fn open(config: &Config, settings: &Kubernetes, ca: &Arc<Ca>) -> Result<Self, StartError> {
-        let client = cluster::client().await.map_err(StartError::ApiServer)?;
+        let pressure = Pressure::default();
+        let client = client::new(&pressure).await.map_err(StartError::ApiServer)?;
         let authority = Arc::new(Authority::new(Arc::clone(ca), settings.names.clone())?);
         state_dir::forget_earlier(config)?;
-        Ok(Self { client, settings: settings.clone(), authority })
+        Ok(Self { client, settings: settings.clone(), pressure, authority })
     }
 
     /// The lease is won: reads what was given out before, and opens the port for gateways.
     pub(super) async fn lead(self, leading: Leading) -> Result<Home, StartError> {
-        let Self { client, settings, authority } = self;
+        let Self { client, settings, pressure, authority } = self;
         // Only now: what an earlier leader gave out until its end counts.
         let given = given_out(&client, &settings).await;
         let listener = TcpListener::bind(settings.listen)
@@ -107,7 +111,7 @@ impl Standby {
             attestor: Some(Arc::new(attestor)),
             hold: HOLD,
             leading,
-            ground: Ground::Cluster(Box::new(InCluster { client, settings, port, authority })),
+            ground: Ground::Cluster(Box::new(InCluster { client, settings, pressure, port, authority })),
         })
     }
 }
@@ -163,7 +167,7 @@ impl Ground {
         applied: mirror::Applied,
         signal: &Signal,
     ) {
-        let InCluster { client, settings, port, authority } = match self {
+        let InCluster { client, settings, pressure, port, authority } = match self {
             Self::Cluster(in_cluster) => *in_cluster,
             Self::Folder(source) => return in_folder(*source, config, channels, events, applied, signal),
         };
@@ -182,6 +186,7 @@ impl Ground {
         drop(task::spawn("workloads", tell_workloads(channels.store.clone(), pods)));
         let keeping = kubernetes::Context {
             client,
+            pressure,
             sets: channels.mirrors.subscribe(),
             gateways: ready,
             namespaces: present,

@@ -13,7 +13,7 @@
 //!   is there).
 //! - **Never does**: write without being the leader; delete without our label or on an incomplete view; hold up one mirror for
 //!   another: each place has a pause of its own.
-//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`].
+//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`]; see [`crate::pressure`] for an API server that has too much to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,14 +26,16 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::desired::{MirrorId, Shape, Wanted};
+use super::desired::{MirrorId, Wanted};
 use super::metrics::Applied;
-use super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
+use super::plan::{Item, Place, Present};
 use super::state::MirrorSet;
 use crate::labels;
 use crate::leader::Leading;
+use crate::pressure::Pressure;
 use crate::verdict::Verdict;
 use api::{Api, Said};
+use found::Found;
 use objects::{Gateways, Given, Reference, Rendered, Resource};
 
 // What the multi-cluster services API wants to see.
@@ -42,10 +44,14 @@ pub mod import;
 pub mod objects;
 
 mod api;
+// Objects of an earlier run.
+mod found;
 mod place;
+// What is to be written, and writing it.
+mod work;
 
 /// Mirrors that are written at the same time. An API server answers a write in some milliseconds; more at once would only
-/// queue there, and beside the writes of everybody else.
+/// queue there, and beside the writes of everybody else. Fewer for a while after it had too much to do.
 pub const AT_ONCE: usize = 8;
 /// Mirrors that are written between two looks at whether something newer is wanted.
 pub const BATCH: usize = 64;
@@ -64,6 +70,8 @@ pub type Held = Arc<BTreeMap<MirrorId, Verdict>>;
 pub struct Context {
     /// The API server.
     pub client: Client,
+    /// When it wants to be left alone.
+    pub pressure: Pressure,
     /// What should be there.
     pub sets: watch::Receiver<MirrorSet>,
     /// The ready gateway pods; `None` until they are known.
@@ -97,12 +105,18 @@ struct Keeper {
     /// Everything of ours that is there.
     objects: BTreeMap<Place, BTreeSet<Reference>>,
     /// Objects that were there before this run, until they were compared once.
-    found: BTreeMap<Place, BTreeMap<Reference, Value>>,
+    found: BTreeMap<Place, BTreeMap<Reference, Found>>,
+    /// What was wanted when `due` was made.
+    planned: MirrorSet,
+    /// Something else changed since that `due` depends on.
+    unplanned: bool,
+    /// What differs from what is wanted, and is not written yet.
+    due: BTreeMap<Place, Item>,
     stale: BTreeMap<Place, Stale>,
     /// Objects of mirrors that are written which these do not have (any more), such as the slice of a family that no gateway has.
     orphans: BTreeSet<(Place, Reference)>,
-    /// More is due than one batch.
-    behind: bool,
+    /// Mirrors that are written at the same time now.
+    at_once: usize,
     /// Places whose last write failed: when to try again, and how often it failed.
     pauses: BTreeMap<Place, (Instant, u32)>,
     gateways: Gateways,
@@ -118,9 +132,9 @@ struct Keeper {
 
 /// Keeps the objects until the drain.
 pub async fn run(context: Context) {
-    let Context { client, mut sets, mut gateways, mut namespaces, mut leading, cluster_ips, held, metrics, signal } =
-        context;
-    let api = Api::new(client, leading.clone());
+    let Context { client, pressure, sets, gateways, namespaces, leading, cluster_ips, held, metrics, signal } = context;
+    let (mut sets, mut gateways, mut namespaces, mut leading) = (sets, gateways, namespaces, leading);
+    let api = Api::new(client, leading.clone(), pressure);
     let mut watches: stream::SelectAll<BoxStream<'static, (Resource, Said)>> =
         stream::select_all(Resource::ALL.map(|resource| api.watch(resource)));
     let mut keeper = Keeper::new(api, metrics);
@@ -148,11 +162,14 @@ pub async fn run(context: Context) {
         keeper.landscape(gateways.borrow_and_update().as_ref(), namespaces.borrow_and_update().clone());
         if keeper.is_ready() {
             keeper.adopt(&set);
+            let news = keeper.is_unplanned(&set);
             if leading.holds() {
                 // One batch at a time, so that whatever changes meanwhile counts for the next.
                 keeper.work(&set).await;
             }
-            tell(&held, keeper.held(&set));
+            if news || keeper.is_unplanned(&set) {
+                tell(&held, keeper.held(&set));
+            }
         }
         keeper.tell(&cluster_ips);
     }
@@ -165,9 +182,12 @@ impl Keeper {
             present: BTreeMap::new(),
             objects: BTreeMap::new(),
             found: BTreeMap::new(),
+            planned: MirrorSet::default(),
+            unplanned: true,
+            due: BTreeMap::new(),
             stale: BTreeMap::new(),
             orphans: BTreeSet::new(),
-            behind: false,
+            at_once: AT_ONCE,
             pauses: BTreeMap::new(),
             gateways: Gateways::default(),
             namespaces: Arc::default(),
@@ -180,14 +200,6 @@ impl Keeper {
 
     fn is_ready(&self) -> bool {
         self.listed.len() == Resource::ALL.len() && !self.namespaces.is_empty()
-    }
-
-    /// When to work again without any news: at once while there is more to do, later for what failed.
-    fn next_try(&self) -> Option<Instant> {
-        if self.behind || !self.stale.keys().all(|place| self.pauses.contains_key(place)) {
-            return Some(Instant::now());
-        }
-        self.pauses.values().map(|(at, _)| *at).min()
     }
 
     fn landscape(&mut self, gateways: Option<&Gateways>, namespaces: Option<Arc<BTreeSet<String>>>) {
@@ -206,6 +218,7 @@ impl Keeper {
             self.stale.retain(|place, _| now(place));
             self.present.retain(|place, present| now(place) || !matches!(present, Present::Written(_)));
             self.namespaces = namespaces;
+            self.unplanned = true;
         }
     }
 
@@ -234,9 +247,10 @@ impl Keeper {
                     _ => {
                         // Kept for a comparison only where there may be something to compare it with.
                         if set.wanted.is_empty() || set.wanted.contains_key(&id) {
-                            self.found.entry(place.clone()).or_default().insert(reference, value);
+                            self.found.entry(place.clone()).or_default().insert(reference, Found::new(&value));
                         }
                         self.present.insert(place, Present::Found { id, text: String::new() });
+                        self.unplanned = true;
                     }
                 }
             }
@@ -259,6 +273,7 @@ impl Keeper {
                     Some(Present::Written(_)) => self.spoil(place, Stale::All),
                     Some(Present::Found { .. }) if !self.objects.contains_key(&place) => {
                         self.present.remove(&place);
+                        self.unplanned = true;
                     }
                     _ => {}
                 }
@@ -293,65 +308,6 @@ impl Keeper {
         Some(is_as(wanted, &rendered, observed))
     }
 
-    /// Does up to one batch of what is to be done.
-    async fn work(&mut self, set: &MirrorSet) {
-        let now = Instant::now();
-        self.behind = false;
-        // Somebody else's object may be gone, and one that is in nobody's way is none of our business.
-        let waits = |place: &Place, id: &MirrorId| {
-            set.wanted.contains_key(id) && self.pauses.get(place).is_some_and(|(at, _)| *at > now)
-        };
-        let wanted: BTreeMap<Place, &MirrorId> = set.wanted.values().map(|it| (Place::of(it), &it.id)).collect();
-        self.present.retain(|place, present| {
-            *present != Present::Foreign || wanted.get(place).is_some_and(|id| waits(place, id))
-        });
-        let Plan { items, .. } = plan(set, &self.present, |_| "never equal".to_owned());
-        let mut due: BTreeMap<Place, (Item, Option<Stale>)> =
-            items.into_iter().map(|item| (item.place.clone(), (item, None))).collect();
-        for (place, stale) in std::mem::take(&mut self.stale) {
-            let Some(Present::Written(wanted)) = self.present.get(&place) else { continue };
-            let item =
-                || Item { place: place.clone(), action: Action::Patch(Arc::clone(wanted)), reason: Reason::Drifted };
-            due.entry(place.clone()).or_insert_with(|| (item(), None)).1 = Some(stale);
-        }
-        due.retain(|place, (item, _)| {
-            item.action == Action::Delete || self.namespaces.contains(place.object.namespace.as_str())
-        });
-        let foreign = |place: &Place| self.present.get(place) == Some(&Present::Foreign);
-        self.pauses.retain(|place, _| due.contains_key(place) || foreign(place));
-        let (mut batch, mut more) = (Vec::new(), Vec::new());
-        for (place, (item, stale)) in due {
-            let paused = self.pauses.get(&place).is_some_and(|(at, _)| *at > now);
-            if paused || batch.len() >= BATCH {
-                more.push((item, stale));
-            } else {
-                batch.push((item, stale));
-            }
-        }
-        for (place, reference) in std::mem::take(&mut self.orphans) {
-            if let Err(error) = self.api.remove(&place, &reference).await {
-                // Not pressing: the next list shows it again.
-                tracing::debug!(object = reference.name, %error, "an orphan cannot be deleted");
-            }
-        }
-        let this = &*self;
-        let writes = batch.into_iter().map(|(item, stale)| async move {
-            let result = this.write(&item, stale).await;
-            (item, stale, result)
-        });
-        let results: Vec<_> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
-        for (item, stale, result) in results {
-            self.written(item, stale, result);
-        }
-        for (item, stale) in more {
-            // Still to be done: what drifted must not be forgotten, and the rest is planned again at once.
-            match stale {
-                Some(stale) => self.spoil(item.place, stale),
-                None => self.behind |= !self.pauses.contains_key(&item.place),
-            }
-        }
-    }
-
     /// Objects of an earlier run, or of an earlier leader, that are as wanted count as written.
     fn adopt(&mut self, set: &MirrorSet) {
         if set.wanted.is_empty() {
@@ -364,93 +320,13 @@ impl Keeper {
             let rendered = self.rendered(wanted);
             let all = rendered
                 .iter()
-                .all(|rendered| found.get(&rendered.reference).is_some_and(|value| is_as(wanted, rendered, value)));
+                .all(|rendered| found.get(&rendered.reference).is_some_and(|it| is_as(wanted, rendered, &it.value())));
             if all {
                 let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
                 let orphans = found.keys().filter(|reference| !theirs.contains(reference));
                 self.orphans.extend(orphans.map(|reference| (place.clone(), reference.clone())));
                 self.present.insert(place, Present::Written(Arc::clone(wanted)));
-            }
-        }
-    }
-
-    /// Writes what differs from what was written before; returns what the API server gave.
-    async fn write(&self, item: &Item, stale: Option<Stale>) -> Result<Given, api::WriteError> {
-        let none = BTreeSet::new();
-        let ours = self.objects.get(&item.place).unwrap_or(&none);
-        let (Action::Create(wanted) | Action::Patch(wanted)) = &item.action else {
-            return self.api.delete(&item.place, ours).await.map(|()| Given::new());
-        };
-        let old = match self.present.get(&item.place) {
-            Some(Present::Written(old)) => Some(old),
-            _ => None,
-        };
-        let before: BTreeMap<Reference, Value> = old
-            .into_iter()
-            .flat_map(|old| self.rendered(old))
-            .map(|rendered| (rendered.reference, rendered.value))
-            .collect();
-        let same_clusters = old.is_some_and(|old| old.clusters == wanted.clusters);
-        let skip = |rendered: &Rendered| {
-            let touched = match stale {
-                None => false,
-                Some(Stale::Slices) => rendered.reference.resource == Resource::EndpointSlice,
-                Some(Stale::All) => true,
-            };
-            // The clusters behind an import stand in its status, which is no part of what is compared.
-            let others = rendered.reference.resource == Resource::ServiceImport && !same_clusters;
-            !touched && !others && before.get(&rendered.reference) == Some(&rendered.value)
-        };
-        let given = self.api.apply(wanted, &self.gateways, &self.given, ours, skip).await?;
-        let kept: BTreeSet<Reference> =
-            objects::objects(wanted, &self.gateways, &given).into_iter().map(|rendered| rendered.reference).collect();
-        for reference in ours.difference(&kept) {
-            self.api.remove(&item.place, reference).await?;
-        }
-        Ok(given)
-    }
-
-    fn written(&mut self, item: Item, stale: Option<Stale>, result: Result<Given, api::WriteError>) {
-        let place = item.place;
-        match result {
-            Ok(given) => {
-                self.pauses.remove(&place);
-                self.metrics.applied(&item.action);
-                tracing::debug!(object = %place.object, reason = ?item.reason, "mirrored object written");
-                match item.action {
-                    Action::Create(wanted) | Action::Patch(wanted) => {
-                        let lasting = matches!(wanted.id, MirrorId::Clusterset { .. })
-                            || matches!(wanted.shape, Shape::Headless { .. });
-                        for (service, ips) in given.into_iter().filter(|_| lasting) {
-                            let same = self.given.get(&service) == Some(&ips);
-                            self.given_changed |= !same;
-                            self.given.insert(service, ips);
-                        }
-                        self.present.insert(place, Present::Written(wanted));
-                    }
-                    Action::Delete => drop(self.present.remove(&place)),
-                }
-            }
-            Err(api::WriteError::Foreign) => {
-                tracing::warn!(object = %place.object, "an object of this name is there and is not ours; it is left alone");
-                // It is looked for again after the longest pause: nobody watches what is not ours.
-                self.pauses.insert(place.clone(), (Instant::now() + RETRY.1, 0));
-                self.present.insert(place, Present::Foreign);
-            }
-            Err(api::WriteError::NotLeading) => {
-                if let Some(stale) = stale {
-                    self.spoil(place, stale);
-                }
-            }
-            Err(error) => {
-                self.metrics.failed();
-                let failures = self.pauses.get(&place).map_or(0, |(_, failures)| *failures);
-                let pause = (RETRY.0 * 2_u32.saturating_pow(failures.min(16))).min(RETRY.1);
-                tracing::warn!(object = %place.object, %error, "a mirrored object cannot be written; trying again");
-                self.pauses.insert(place.clone(), (Instant::now() + pause, failures.saturating_add(1)));
-                if let Some(stale) = stale {
-                    self.spoil(place, stale);
-                }
+                self.unplanned = true;
             }
         }
     }

@@ -12,21 +12,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_proto::manifest::{self, Subject};
 use linkspan_runtime::text::Clean;
-use notify::{RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::folder::{Document, Folder, GRACE};
 use super::{Event, Problem};
 use crate::saving::Saving;
+use announce::announce;
 use copies::{Copies, Held};
 use listing::{Found, Stamp, list, read_file};
 
+// When to look at the folder.
+mod announce;
 // What files held when they were last read, over a restart.
 mod copies;
 // What is in a folder, and how it is read.
@@ -419,22 +421,6 @@ pub async fn run(
     }
     // A panic here is a copy that does not count.
     drop(tokio::task::spawn_blocking(move || directory.close()).await);
-}
-
-/// Asks the system to announce changes. `None`: it cannot, and looking often must do.
-fn announce(path: &Path, announced: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let handler = move |_: notify::Result<notify::Event>| announced.notify_one();
-    let watcher = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        watcher.watch(path, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    match watcher {
-        Ok(watcher) => Some(watcher),
-        Err(error) => {
-            tracing::warn!(%error, "the system announces no changes of the manifests; looking every 200 ms instead");
-            None
-        }
-    }
 }
 
 /// Publishes the problems if they differ, and logs each new one once.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde_json::Value;
 
 use super::cluster::Cluster;
@@ -45,6 +46,19 @@ impl Cluster {
 
     /// The requests of `user` for resources, in order, since `mark` or since the cluster's start.
     pub fn audit(&self, user: &str, mark: Option<Mark>) -> Vec<Request> {
+        self.events(user, mark).iter().map(request).collect()
+    }
+
+    /// The same with the time of each answer, in microseconds since 1970.
+    pub fn timed_audit(&self, user: &str, mark: Option<Mark>) -> Vec<(i64, Request)> {
+        let time = |event: &Value| {
+            let time: MicroTime = serde_json::from_value(event["stageTimestamp"].clone()).expect("a time");
+            time.0.as_microsecond()
+        };
+        self.events(user, mark).iter().map(|event| (time(event), request(event))).collect()
+    }
+
+    fn events(&self, user: &str, mark: Option<Mark>) -> Vec<Value> {
         use std::io::Seek as _;
         let mut log = self.audit_log();
         log.seek(std::io::SeekFrom::Start(mark.map_or(0, |mark| mark.0))).expect("a file can be read from anywhere");
@@ -56,7 +70,6 @@ impl Cluster {
             .filter(|line| line.contains(&marker))
             .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
             .filter(|event| event["user"]["username"] == user && event["objectRef"].is_object())
-            .map(|event| request(&event))
             .collect()
     }
 

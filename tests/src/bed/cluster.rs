@@ -23,6 +23,9 @@ const CONTROLLERS: &str = "serviceaccount-token-controller,serviceaccount-contro
                            endpointslice-controller";
 /// The configuration of the cluster's DNS, where its administrator edits it.
 pub const DNS_MAP: &str = "/api/v1/namespaces/kube-system/configmaps/coredns";
+/// A cluster without anything beside its API server, for thousands of objects: kube-proxy, DNS and the cluster's controllers
+/// would follow each of them on the same two cores. Its addresses are of the range for measurements (RFC 2544).
+const BARE: (&str, &str, u16) = ("s", "198.18.0.2", 30446);
 /// The files of the test bed that are not made by a test.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes/manifests");
 
@@ -35,6 +38,8 @@ pub struct Cluster {
     node: Host,
     address: &'static str,
     link_port: u16,
+    /// Nothing but an API server.
+    is_bare: bool,
     next_pod: AtomicU32,
     next_replica: AtomicU32,
     processes: Mutex<BTreeMap<String, Process>>,
@@ -46,7 +51,35 @@ impl Cluster {
     /// Starts the components; returns when DNS answers at its ClusterIP. Its state is new where `folder` is.
     pub(super) fn start(prefix: &str, bed: &Path, index: usize, folder: &str) -> Self {
         let (name, address) = CLUSTERS[index];
-        let dir = bed.join(folder);
+        let link_port = network::LINK_PORTS.clone().nth(index).expect("a port for each cluster");
+        let cluster = Self::with_api_server(prefix, &bed.join(folder), (name, address, link_port), false);
+        cluster.start_controllers();
+        cluster.start_proxy();
+        cluster.create_dns();
+        cluster
+    }
+
+    /// Starts an API server alone. Pods reach it at its ClusterIP; nothing else of a cluster is played: EndpointSlices of
+    /// Services are written by whoever needs them.
+    pub(super) fn start_bare(prefix: &str, bed: &Path) -> Self {
+        let cluster = Self::with_api_server(prefix, &bed.join(BARE.0), BARE, true);
+        cluster.node.sh(&format!(
+            "nft 'table ip api {{ chain pods {{ type nat hook prerouting priority dstnat; ip daddr {} tcp dport 443 dnat to \
+             {}:6443; }}; }}'",
+            network::API_IP,
+            cluster.address
+        ));
+        cluster
+    }
+
+    /// In a folder of its own.
+    fn with_api_server(
+        prefix: &str,
+        dir: &Path,
+        (name, address, link_port): (&'static str, &'static str, u16),
+        is_bare: bool,
+    ) -> Self {
+        let dir = dir.to_owned();
         fs::create_dir_all(&dir).expect("folder of the cluster");
         network::node(prefix, name, address);
         let cluster = Self {
@@ -56,7 +89,8 @@ impl Cluster {
             node: Host::in_namespace(name, &format!("{prefix}-{name}"), address, &dir),
             dir,
             address,
-            link_port: network::LINK_PORTS.clone().nth(index).expect("a port for each cluster"),
+            link_port,
+            is_bare,
             next_pod: AtomicU32::new(10),
             next_replica: AtomicU32::new(0),
             processes: Mutex::default(),
@@ -78,9 +112,6 @@ impl Cluster {
              address: {address}}}, {{type: Hostname, address: node}}]\n  conditions: [{{type: Ready, status: \"True\", \
              reason: KubeletReady}}]\n"
         ));
-        cluster.start_controllers();
-        cluster.start_proxy();
-        cluster.create_dns();
         cluster
     }
 
@@ -116,6 +147,11 @@ impl Cluster {
 
     pub(super) fn bin(&self, name: &str) -> PathBuf {
         self.bin.join(name)
+    }
+
+    /// Whether it is an API server alone.
+    pub(super) const fn is_bare(&self) -> bool {
+        self.is_bare
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -154,34 +190,44 @@ impl Cluster {
         let etcd = format!("--etcd-servers=unix://{}", self.dir.with_file_name("etcd.sock").display());
         let address = format!("--advertise-address={}", self.address);
         let services = format!("--service-cluster-ip-range={}", network::SERVICE_CIDR);
-        let policy = format!("--audit-policy-file={MANIFESTS}/audit.yaml");
+        // Bodies of tens of thousands of objects would cost more than the objects.
+        let policy = if self.is_bare { "audit-brief.yaml" } else { "audit.yaml" };
+        let policy = format!("--audit-policy-file={MANIFESTS}/{policy}");
+        // Since 1.33 the API server counts all addresses in use at each one that it gives: the hundredth part of a second for
+        // each of ten thousand Services, whoever makes them. Of the clusters with few Services this is measured, too.
+        let allocator = ["--emulated-version=1.33", "--feature-gates=MultiCIDRServiceAllocator=false"];
+        let allocator = if self.is_bare { allocator.as_slice() } else { &[] };
         self.component(
             "kube-apiserver",
             &[
-                &etcd,
-                &prefix,
-                &address,
-                &services,
-                &policy,
-                "--bind-address=0.0.0.0",
-                "--secure-port=6443",
-                "--tls-cert-file=apiserver.crt",
-                "--tls-private-key-file=apiserver.key",
-                "--cert-dir=.",
-                "--client-ca-file=ca.crt",
-                "--authorization-mode=Node,RBAC",
-                "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-                "--service-account-key-file=sa.pub",
-                "--service-account-signing-key-file=sa.key",
-                "--requestheader-client-ca-file=front-proxy-ca.crt",
-                "--requestheader-allowed-names=front-proxy-client",
-                "--requestheader-username-headers=X-Remote-User",
-                "--requestheader-group-headers=X-Remote-Group",
-                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-                "--proxy-client-cert-file=front-proxy-client.crt",
-                "--proxy-client-key-file=front-proxy-client.key",
-                "--audit-log-path=audit.log",
-            ],
+                allocator,
+                &[
+                    &etcd,
+                    &prefix,
+                    &address,
+                    &services,
+                    &policy,
+                    "--bind-address=0.0.0.0",
+                    "--secure-port=6443",
+                    "--tls-cert-file=apiserver.crt",
+                    "--tls-private-key-file=apiserver.key",
+                    "--cert-dir=.",
+                    "--client-ca-file=ca.crt",
+                    "--authorization-mode=Node,RBAC",
+                    "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+                    "--service-account-key-file=sa.pub",
+                    "--service-account-signing-key-file=sa.key",
+                    "--requestheader-client-ca-file=front-proxy-ca.crt",
+                    "--requestheader-allowed-names=front-proxy-client",
+                    "--requestheader-username-headers=X-Remote-User",
+                    "--requestheader-group-headers=X-Remote-Group",
+                    "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+                    "--proxy-client-cert-file=front-proxy-client.crt",
+                    "--proxy-client-key-file=front-proxy-client.key",
+                    "--audit-log-path=audit.log",
+                ],
+            ]
+            .concat(),
         );
     }
 
@@ -321,10 +367,29 @@ impl Cluster {
 
     /// Memory that a component holds, MiB.
     pub fn resident(&self, process: &str) -> Option<u64> {
+        self.status(process, "VmRSS:").map(|kib| kib / 1024)
+    }
+
+    /// The most that a component ever held, MiB.
+    pub fn peak(&self, process: &str) -> Option<u64> {
+        self.status(process, "VmHWM:").map(|kib| kib / 1024)
+    }
+
+    fn status(&self, process: &str, field: &str) -> Option<u64> {
         let id = self.processes().get(process)?.id();
         let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Time that a component has spent on processors.
+    pub fn processor_time(&self, process: &str) -> Option<Duration> {
+        let id = self.processes().get(process)?.id();
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        // After the name in brackets: the 12th and 13th field, in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks: u64 = fields.get(11..13)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+        Some(Duration::from_millis(10 * ticks))
     }
 }
 

@@ -59,6 +59,29 @@ pub(super) fn install(cluster: &Cluster) {
     forward_clusterset(cluster);
 }
 
+/// The same with one replica of each, in a cluster of an API server alone: what its controllers and DNS would say of them is
+/// said here.
+pub(super) fn install_bare(cluster: &Cluster) {
+    let link = cluster.link_address();
+    cluster.sh(&format!(
+        "linkspan install --cluster-name {} --service-type NodePort --node-port {} --address {link} --dns-cluster-ip {DNS_IP} | \
+         kubectl apply -f -",
+        cluster.name(),
+        cluster.link_port()
+    ));
+    cluster.add_replica(Component::Controller);
+    let gateway = cluster.add_replica(Component::Gateway);
+    for component in [Component::Controller, Component::Gateway] {
+        cluster.wait_replicas(component);
+    }
+    cluster.apply(&format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: linkspan-gateway-1, namespace: {NAMESPACE}, \
+         labels: {{kubernetes.io/service-name: linkspan-gateway}}}}\naddressType: IPv4\nendpoints: [{{addresses: [{}], \
+         conditions: {{ready: true}}}}]\nports: []\n",
+        gateway.host.address()
+    ));
+}
+
 /// The lines that the installation page tells an administrator to add to CoreDNS's configuration.
 pub fn documented_dns_lines() -> String {
     let page =
@@ -181,6 +204,18 @@ impl Cluster {
         ok.then(|| serde_json::from_str(&text).ok()).flatten()
     }
 
+    /// The sum of a replica's counters called `name` whose labels contain `label`; 0 while there are none.
+    ///
+    /// # Panics
+    /// When the replica does not answer.
+    pub fn counted(&self, pod: &Pod, name: &str, label: &str) -> u64 {
+        let page = self.node().sh(&format!("curl -fsS --max-time 5 http://{}:4191/metrics", pod.host.address()));
+        let lines = page.lines().filter(|line| line.split('{').next().is_some_and(|start| start.ends_with(name)));
+        let values =
+            lines.filter(|line| line.contains(label)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.map(|value| value as u64).sum()
+    }
+
     fn probe(&self, pod: &Pod) -> bool {
         self.node().try_sh(&format!("curl -fsS --max-time 1 http://{}:4191/ready", pod.host.address())).0
     }
@@ -197,6 +232,12 @@ impl Cluster {
         object["metadata"]["namespace"] = json!(NAMESPACE);
         object["spec"]["nodeName"] = json!("node");
         let pod = self.create_pod(&object);
+        if self.is_bare()
+            && let Some(controller) = self.replicas(Component::Controller).first()
+        {
+            let name = format!("linkspan-controller.{NAMESPACE}.svc");
+            super::network::name_address(&pod.netns, &name, controller.host.address());
+        }
         let container = self.container(&pod, &template["spec"]);
         self.run_container(&pod, &container);
         self.linkspan().push(Replica { pod: pod.clone(), component, container });
@@ -223,6 +264,15 @@ impl Cluster {
         let mut process = self.processes().remove(&pod.name).unwrap_or_else(|| panic!("{} runs", pod.name));
         process.kill();
         self.set_ready(pod, false);
+    }
+
+    /// Kills a replica's program at once; its pod stays as it is, as before anybody has looked.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn crash_replica(&self, pod: &Pod) {
+        let mut process = self.processes().remove(&pod.name).unwrap_or_else(|| panic!("{} runs", pod.name));
+        process.kill();
     }
 
     /// Starts the program of a killed replica again in its pod, as a kubelet does, and waits until it is ready.

@@ -131,6 +131,12 @@ pub(super) fn pod(node: &str, pod: &str, address: &str, search: &str) {
     fs::write(etc.join("resolv.conf"), resolver).expect("resolv.conf of the pod");
 }
 
+/// Lets programs that are started in a pod from now on know an address by a name without DNS.
+pub(super) fn name_address(pod: &str, name: &str, address: &str) {
+    let file = Path::new("/etc/netns").join(pod).join("hosts");
+    fs::write(file, format!("127.0.0.1 localhost\n{address} {name}\n")).expect("hosts file of the pod");
+}
+
 /// Removes a pod's namespace.
 pub(super) fn remove(netns: &str) {
     let _: std::io::Result<_> = Command::new("ip").args(["netns", "delete", netns]).status();

@@ -13,6 +13,7 @@ use kube::runtime::watcher;
 use kube::{Api as KubeApi, Client};
 use linkspan_runtime::text::Clean;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::super::desired::Wanted;
 use super::super::plan::Place;
@@ -20,10 +21,14 @@ use super::objects::{self, Gateways, Given, Reference, Rendered, Resource};
 use super::{WRITE, import, place};
 use crate::labels;
 use crate::leader::Leading;
+use crate::pressure::Pressure;
 use crate::watch::kubernetes::{PAGE, WATCH_SECONDS, service_imports, versioned};
 
 /// Endpoints of one headless mirror that are written at the same time: it is one of several mirrors.
 const CARRIERS_AT_ONCE: usize = 4;
+
+/// What an API server says when it has too much to do.
+const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Whose fields these are, in `managedFields`.
 const MANAGER: &str = "linkspan-mirror-controller";
@@ -47,6 +52,9 @@ pub(super) enum WriteError {
     /// This controller is not the one that writes (any more).
     #[error("this controller does not lead")]
     NotLeading,
+    /// The API server wants to be left alone for a while.
+    #[error("the API server has too much to do")]
+    Busy,
     /// The API server did not answer in time.
     #[error("no answer within {} s", WRITE.as_secs())]
     Slow,
@@ -60,13 +68,19 @@ pub(super) enum WriteError {
 pub(super) struct Api {
     client: Client,
     leading: Leading,
+    pressure: Pressure,
     /// Only the older version of ServiceImport is served.
     older_imports: Arc<AtomicBool>,
 }
 
 impl Api {
-    pub(super) fn new(client: Client, leading: Leading) -> Self {
-        Self { client, leading, older_imports: Arc::default() }
+    pub(super) fn new(client: Client, leading: Leading, pressure: Pressure) -> Self {
+        Self { client, leading, pressure, older_imports: Arc::default() }
+    }
+
+    /// Until when the API server wants to be left alone, if it does.
+    pub(super) fn busy_until(&self) -> Option<Instant> {
+        self.pressure.until()
     }
 
     /// Everything with our label, kept up for ever.
@@ -140,6 +154,10 @@ impl Api {
         Ok(ips)
     }
 
+    fn may_ask(&self) -> Result<(), WriteError> {
+        self.busy_until().map_or(Ok(()), |_| Err(WriteError::Busy))
+    }
+
     async fn write(&self, rendered: &Rendered, ours: &BTreeSet<Reference>) -> Result<Value, WriteError> {
         let reference = &rendered.reference;
         if reference.resource != Resource::EndpointSlice
@@ -181,11 +199,13 @@ impl Api {
     }
 
     async fn get(&self, reference: &Reference) -> Result<Option<Value>, WriteError> {
+        self.may_ask()?;
         let found = in_time(self.of(reference).get_opt(&reference.name)).await?;
         Ok(found.map(value))
     }
 
     async fn patch(&self, rendered: &Rendered, subresource: Option<&str>) -> Result<Value, WriteError> {
+        self.may_ask()?;
         let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
         let api = self.of(&rendered.reference);
         let mut object = rendered.value.clone();
@@ -239,6 +259,7 @@ impl From<Failure> for WriteError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Slow => Self::Slow,
+            Failure::Api(status) if status.code == TOO_MANY_REQUESTS => Self::Busy,
             Failure::Api(status) => Self::Refused(Clean(&status.message).to_string()),
             Failure::Other(error) => Self::Refused(error),
         }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Polled, Poll};
 
 use kube::client::Body;
@@ -19,7 +20,7 @@ use crate::testkit::{cluster, entries, entry, headless, peer, peer_state};
 
 /// Objects by path, and what was asked of the server since last looked.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<(BTreeMap<String, Value>, Vec<String>)>>);
+struct Server(Arc<Mutex<(BTreeMap<String, Value>, Vec<String>)>>, Arc<AtomicBool>);
 
 impl Service<http::Request<Body>> for Server {
     type Response = http::Response<Body>;
@@ -32,6 +33,13 @@ impl Service<http::Request<Body>> for Server {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (head, body) = request.into_parts();
+        if self.1.load(Ordering::Relaxed) {
+            self.0.lock().unwrap().1.push("429".to_owned());
+            let answer = http::Response::builder().status(429).header("retry-after", "2");
+            return ready(Ok(answer
+                .body(Body::from(b"Too many requests, please try again later.\n".to_vec()))
+                .unwrap()));
+        }
         let path = head.uri.path().to_owned();
         let body = futures::FutureExt::now_or_never(body.collect_bytes()).expect("all of it is here").unwrap();
         let mut state = self.0.lock().unwrap();
@@ -81,7 +89,9 @@ impl World {
         let server = Server::default();
         let registry = linkspan_runtime::metrics::Registry::default();
         let metrics = crate::mirror::Metrics::register(&registry).applied;
-        let mut keeper = Keeper::new(Api::new(Client::new(server.clone(), "default"), Leading::always()), metrics);
+        let pressure = Pressure::default();
+        let client = Client::new(tower::Layer::layer(&pressure, server.clone()), "default");
+        let mut keeper = Keeper::new(Api::new(client, Leading::always(), pressure), metrics);
         let state = State::new(cluster("east"), Ports::new(PortRange { first: 10_000, last: 10_099 }));
         for resource in Resource::ALL {
             keeper.observe(&MirrorSet::default(), resource, Said::Listed);
@@ -258,4 +268,24 @@ async fn what_a_run_before_wrote_is_adopted_without_a_write() {
         calls.iter().all(|call| call.contains("ipv4")) && calls.contains(&"PATCH web-west-linkspan-ipv4".to_owned()),
         "{calls:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_has_too_much_to_do_is_asked_when_it_says_and_by_fewer() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports((0..20).map(|number| entry(&format!("shop/web-{number}"), &["80"], 1)));
+    world.server.1.store(true, Ordering::Relaxed);
+    assert_eq!(world.settle().await, vec!["429"; AT_ONCE], "those that were under way, and no more");
+    assert_eq!(world.keeper.at_once, AT_ONCE / 2);
+    tokio::time::advance(Duration::from_millis(1_900)).await;
+    assert_eq!(world.settle().await, [""; 0], "not before its time");
+    assert_eq!(world.keeper.next_try().map(|at| at - Instant::now()), Some(Duration::from_millis(100)));
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert_eq!(world.settle().await, vec!["429"; AT_ONCE / 2]);
+    world.server.1.store(false, Ordering::Relaxed);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let calls = world.settle().await;
+    assert_eq!(calls.iter().filter(|call| call.ends_with("-west") && call.starts_with("PATCH web-")).count(), 20);
+    assert_eq!(world.settle().await, [""; 0], "nothing was forgotten, and nothing is written twice");
 }
