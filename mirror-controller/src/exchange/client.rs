@@ -35,8 +35,8 @@ use super::{Context, PeerState, Peers, now};
 pub const OUTGOING: usize = 16;
 /// Messages of the peer that wait to be handled; at a megabyte each this is what a peer can make us hold.
 pub const INCOMING: usize = 2;
-/// A pipe that takes over has this long to bring both sides to agree before anybody is told that they did not. An answer takes
-/// one round trip; after this a person may know.
+/// After the loss of a pipe another one has this long to bring both sides to agree before anybody is told that they do not. One
+/// that waits takes a round trip; a gateway whose link moved to another gateway of the peer opens one within half a second.
 pub const TAKE_OVER: Duration = Duration::from_secs(2);
 
 /// The reason of a pipe that closed. Its gateway went, or the link, or the peer's controller.
@@ -94,7 +94,7 @@ pub(super) async fn follow(
 ) {
     let mut pipes = Pipes::default();
     let mut trouble: Option<Trouble> = None;
-    // Until when a pipe that takes over may keep quiet.
+    // Until when the loss of a pipe is not told.
     let mut quiet_until: Option<Instant> = None;
     let mut saver = output.context.store.saver(&output.peer, &subscriber);
     loop {
@@ -112,7 +112,7 @@ pub(super) async fn follow(
         if view.synchronised && view.freshness == Freshness::Fresh {
             (trouble, quiet_until) = (None, None);
         }
-        if quiet_until.is_none_or(|until| now >= until) || !pipes.in_use() {
+        if quiet_until.is_none_or(|until| now >= until) {
             output.publish(&view, pipes.in_use(), trouble.as_ref());
         }
         saver.offer(&subscriber, now);
@@ -140,10 +140,13 @@ pub(super) async fn follow(
         };
         if let Err((reason, why)) = result {
             report_end(&output, reason, &why);
-            // That a gateway went is no news while another one is there. What the peer did wrong is.
-            if matches!(reason, CLOSED | UNRESPONSIVE) && view.synchronised {
-                quiet_until = Some(self::now() + TAKE_OVER);
-            }
+            // That a gateway went is no news if another one, or the next connection of the same, comes at once. What the peer
+            // did wrong is.
+            quiet_until = match reason {
+                CLOSED | UNRESPONSIVE if view.synchronised => Some(self::now() + TAKE_OVER),
+                CLOSED | UNRESPONSIVE => quiet_until,
+                _ => None,
+            };
             trouble = Some((reason, why));
             pipes.end();
             subscriber.disconnected();

@@ -143,6 +143,21 @@ async fn a_pipe_that_waits_takes_over_and_nobody_notices() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gateway_whose_link_moves_is_no_news() {
+    let (mut east, west) = (Side::start("east", "west"), Side::start("west", "east"));
+    let gateway = Gateway::start(&east, &west);
+    east.until("both to agree", "west", agrees).await;
+    drop(gateway);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let gateway = Gateway::start(&east, &west);
+    assert!(!east.hears_in(Duration::from_secs(30)).await);
+    drop(gateway);
+    let lost = tokio::time::Instant::now();
+    east.until("the loss to show", "west", |state| !state.connected).await;
+    assert!(lost.elapsed() >= client::TAKE_OVER && lost.elapsed() < client::TAKE_OVER * 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gateway_that_is_gone_without_a_word_is_replaced_before_the_catalogue_is_stale() {
     let (mut east, west) = (Side::start("east", "west"), Side::start("west", "east"));
     let first = Gateway::start(&east, &west);
