@@ -1,7 +1,6 @@
 //! `linkspan check` names the cause: each test makes one fault, sees it named with its remedy, and mends it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use linkspan_tests::bed::api::{JSON_PATCH, MERGE, path};
 use linkspan_tests::bed::cluster::DNS_MAP;
@@ -47,10 +46,8 @@ fn named(cluster: &Cluster, check: &str, cause: &str, remedy: &str) -> String {
 
 /// Waits until everything is well again.
 fn mended(cluster: &Cluster) {
-    let start = Instant::now();
     let (ok, said) = cluster.try_sh("linkspan check --context kubernetes --wait 60");
     assert!(ok, "{said}");
-    eprintln!("mended in {:?}", start.elapsed());
 }
 
 #[test]
