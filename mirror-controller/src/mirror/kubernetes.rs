@@ -162,10 +162,10 @@ pub async fn run(context: Context) {
         keeper.landscape(gateways.borrow_and_update().as_ref(), namespaces.borrow_and_update().clone());
         if keeper.is_ready() {
             keeper.adopt(&set);
-            let news = keeper.is_unplanned(&set);
+            let mut news = keeper.is_unplanned(&set);
             if leading.holds() {
                 // One batch at a time, so that whatever changes meanwhile counts for the next.
-                keeper.work(&set).await;
+                news |= keeper.work(&set).await;
             }
             if news || keeper.is_unplanned(&set) {
                 tell(&held, keeper.held(&set));

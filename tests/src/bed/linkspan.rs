@@ -210,7 +210,8 @@ impl Cluster {
     /// When the replica does not answer.
     pub fn counted(&self, pod: &Pod, name: &str, label: &str) -> u64 {
         let page = self.node().sh(&format!("curl -fsS --max-time 5 http://{}:4191/metrics", pod.host.address()));
-        let lines = page.lines().filter(|line| line.split('{').next().is_some_and(|start| start.ends_with(name)));
+        let lines =
+            page.lines().filter(|line| line.split(['{', ' ']).next().is_some_and(|start| start.ends_with(name)));
         let values =
             lines.filter(|line| line.contains(label)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         values.map(|value| value as u64).sum()

@@ -5,15 +5,21 @@ use std::time::{Duration, Instant};
 use linkspan_tests::bed::linkspan::Component;
 use linkspan_tests::bed::{PATIENCE, alone};
 use linkspan_tests::load::{Load, Report};
-use linkspan_tests::process::eventually;
-use linkspan_tests::servers::Nginx;
+use linkspan_tests::process::{Process, eventually};
+use linkspan_tests::servers::{self, Nginx};
+use serde_json::{Value, json};
 
 use super::kit::{Shop, long, needs_kubernetes, service_export, tcp};
 
-/// Requests a second of each kind. The acceptance figure, 500 in all, is for the long form: the machine that runs the daily
-/// one has two cores for two clusters.
-fn rate() -> u32 {
-    if long() { 250 } else { 60 }
+/// Requests a second of HTTP/1.1, of HTTP/2 and of gRPC. The acceptance figure, 500 in all, is for the long form: the machine
+/// that runs the daily one has two cores for two clusters.
+fn rates() -> [u32; 3] {
+    if long() { [200, 200, 100] } else { [60, 60, 20] }
+}
+
+/// Connections that last.
+fn talkers() -> usize {
+    if long() { 20 } else { 4 }
 }
 
 fn assert_clean(report: &Report, kind: &str) {
@@ -25,18 +31,46 @@ fn assert_clean(report: &Report, kind: &str) {
     assert!(failures.is_empty(), "{kind}: {} of {} failed: {failures:?}", report.failures.len(), report.requests);
 }
 
-/// `web` in b by nginx: port 80 is HTTP/1.1, port 81 HTTP/2 with prior knowledge.
-fn nginx(shop: &Shop<'_>) -> Nginx {
+/// `web` in b: nginx on port 80 as HTTP/1.1 and on port 81 as HTTP/2 with prior knowledge, gRPC on port 82, an echo on 9000.
+fn web(shop: &Shop<'_>) -> (Nginx, [Process; 2]) {
     let namespace = &shop.namespace;
     shop.b.apply(&format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}}}\nspec: {{selector: {{app: web}}, ports: \
          [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}, {{name: h2, port: 81, targetPort: 8081, appProtocol: \
-         kubernetes.io/h2c}}]}}\n"
+         kubernetes.io/h2c}}, {{name: grpc, port: 82, targetPort: 8082, appProtocol: grpc}}, {{name: echo, port: 9000}}]}}\n"
     ));
     let pod = shop.b.pod(namespace, "web-0", "app: web", "default");
     let nginx = Nginx::start(&pod.host, 8080);
+    let others = [("grpc_server.py", 8082), ("where_server.py", 9000)];
+    let others = others.map(|(program, port)| servers::python(&pod.host, program, port));
     shop.b.apply(&service_export(namespace, "web", ""));
-    nginx
+    (nginx, others)
+}
+
+/// Programs that hold a connection to the echo: each says something every 200 ms until it is told that it is over, and prints how
+/// many went and came.
+fn talk(shop: &Shop<'_>, host: &str) -> Vec<Process> {
+    eventually("the echo answers", PATIENCE, || tcp(&shop.client, host, 9000).contains("ping"));
+    let talk = "import socket, sys, time\ns = socket.create_connection((sys.argv[1], 9000), timeout=10)\nf = s.makefile('rwb')\n\
+                f.readline()\nn = 0\ntry:\n    while True:\n        f.write(b'%d\\n' % n); f.flush()\n        line = f.readline()\n        \
+                if line != b'%d\\n' % n: break\n        n += 1\n        time.sleep(0.2)\n    print(n, 'ended')\n\
+                except ConnectionError: print(n, 'reset')\nexcept TimeoutError: print(n, 'silent')\n";
+    let script = shop.client.host.dir().join("talk.py");
+    std::fs::write(&script, talk).expect("script is written");
+    let script = script.display().to_string();
+    let start = |number| shop.client.host.start(&format!("talk-{number}"), "python3", &["-u", &script, host]);
+    (0..talkers()).map(start).collect()
+}
+
+/// Every one of them was told, and worked until then.
+fn assert_told(talkers: &mut [Process]) {
+    for talker in talkers {
+        talker.wait(PATIENCE);
+        let said = talker.output();
+        assert!(said.contains("ended") || said.contains("reset"), "told that it is over: {said}");
+        let turns: u32 = said.split(' ').next().and_then(|turns| turns.parse().ok()).unwrap_or_default();
+        assert!(turns >= 5, "it worked until then: {said}");
+    }
 }
 
 #[test]
@@ -44,7 +78,7 @@ fn both_sides_gateways_are_replaced_under_load_without_a_failed_request() {
     needs_kubernetes!();
     let bed = alone();
     let shop = Shop::new(&bed, "rolling");
-    let _nginx = nginx(&shop);
+    let _web = web(&shop);
     let host = shop.mirror_name("web");
     for port in [80, 81] {
         let more = if port == 81 { "--http2-prior-knowledge " } else { "" };
@@ -52,9 +86,14 @@ fn both_sides_gateways_are_replaced_under_load_without_a_failed_request() {
     }
     // Four pods are replaced; each takes a second to start and five in which it serves on although it was told to stop.
     let seconds = 60_u32;
+    let mut talkers = talk(&shop, &host);
     let start = Instant::now();
-    let first = Load::start(&shop.client.host, &format!("http://{host}/"), rate(), seconds);
-    let second = Load::start_http2(&shop.client.host, &format!("http://{host}:81/"), rate(), seconds);
+    let [http1, http2, grpc] = rates();
+    let first = Load::start(&shop.client.host, &format!("http://{host}/"), http1, seconds);
+    let second = Load::start_http2(&shop.client.host, &format!("http://{host}:81/"), http2, seconds);
+    let (address, rate, time) = (format!("{host}:82"), grpc.to_string(), seconds.to_string());
+    let script = servers::script_path("grpc_load_client.py");
+    let mut third = shop.client.host.start("grpc", servers::interpreter(), &[&script, &address, &rate, &time]);
     shop.a.roll(Component::Gateway);
     shop.b.roll(Component::Gateway);
     let rolled = start.elapsed();
@@ -62,6 +101,12 @@ fn both_sides_gateways_are_replaced_under_load_without_a_failed_request() {
     let (first, second) = (first.finish(), second.finish());
     assert_clean(&first, "HTTP/1.1");
     assert_clean(&second, "HTTP/2");
+    third.wait(PATIENCE);
+    let said = third.output();
+    let calls: Value = said.lines().last().and_then(|line| serde_json::from_str(line).ok()).expect(&said);
+    eprintln!("gRPC: {} calls", calls["calls"]);
+    assert_eq!((&calls["calls"], &calls["failures"]), (&json!(grpc * seconds), &json!([])));
+    assert_told(&mut talkers);
     assert_eq!(first.by_cluster.get("b"), Some(&first.requests));
 }
 
@@ -70,11 +115,11 @@ fn both_sides_controllers_are_replaced_under_load_without_a_failed_request() {
     needs_kubernetes!();
     let bed = alone();
     let shop = Shop::new(&bed, "relead");
-    let _nginx = nginx(&shop);
+    let _web = web(&shop);
     let host = shop.mirror_name("web");
     eventually("the mirror answers", PATIENCE, || shop.curl(&format!("http://{host}/")).1 == "b\n");
     let versions = shop.a.versions("relead");
-    let load = Load::start(&shop.client.host, &format!("http://{host}/"), rate(), 30);
+    let load = Load::start(&shop.client.host, &format!("http://{host}/"), rates()[0], 30);
     shop.a.roll(Component::Controller);
     shop.b.roll(Component::Controller);
     assert_clean(&load.finish(), "HTTP/1.1");
@@ -87,25 +132,8 @@ fn a_long_connection_lives_until_its_gateway_drains_and_is_told() {
     let bed = alone();
     let shop = Shop::with_web(&bed, "lasting");
     let host = shop.export("web");
-    eventually("the echo answers", PATIENCE, || tcp(&shop.client, &host, 9000).contains("ping"));
-    // Says something every 200 ms until it is told that it is over; prints how many went and came.
-    let talk = "import socket, sys, time\ns = socket.create_connection((sys.argv[1], 9000), timeout=10)\nf = s.makefile('rwb')\n\
-                f.readline()\nn = 0\ntry:\n    while True:\n        f.write(b'%d\\n' % n); f.flush()\n        line = f.readline()\n        \
-                if line != b'%d\\n' % n: break\n        n += 1\n        time.sleep(0.2)\n    print(n, 'ended')\n\
-                except ConnectionError: print(n, 'reset')\nexcept TimeoutError: print(n, 'silent')\n";
-    let script = shop.client.host.dir().join("talk.py");
-    std::fs::write(&script, talk).expect("script is written");
-    let script = script.display().to_string();
-    let mut talkers: Vec<_> = (0..4)
-        .map(|number| shop.client.host.start(&format!("talk-{number}"), "python3", &["-u", &script, &host]))
-        .collect();
+    let mut talkers = talk(&shop, &host);
     std::thread::sleep(Duration::from_secs(1));
     shop.a.roll(Component::Gateway);
-    for talker in &mut talkers {
-        talker.wait(PATIENCE);
-        let said = talker.output();
-        assert!(said.contains("ended") || said.contains("reset"), "told that it is over: {said}");
-        let turns: u32 = said.split(' ').next().and_then(|turns| turns.parse().ok()).unwrap_or_default();
-        assert!(turns >= 5, "it worked until then: {said}");
-    }
+    assert_told(&mut talkers);
 }

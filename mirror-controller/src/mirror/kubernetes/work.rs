@@ -30,17 +30,18 @@ impl Keeper {
         self.unplanned || !self.planned.is(set)
     }
 
-    /// Does up to one batch of what is to be done.
-    pub(super) async fn work(&mut self, set: &MirrorSet) {
+    /// Does up to one batch of what is to be done; says whether it found out anew what that is.
+    pub(super) async fn work(&mut self, set: &MirrorSet) -> bool {
         let now = Instant::now();
         let ended = |(place, (at, _)): (&Place, &(Instant, u32))| {
             *at <= now && self.present.get(place) == Some(&Present::Foreign)
         };
-        if self.is_unplanned(set) || self.pauses.iter().any(ended) {
+        let plans = self.is_unplanned(set) || self.pauses.iter().any(ended);
+        if plans {
             self.plan(set, now);
         }
         if self.api.busy_until().is_some() {
-            return;
+            return plans;
         }
         for (place, reference) in std::mem::take(&mut self.orphans) {
             if let Err(error) = self.api.remove(&place, &reference).await {
@@ -60,6 +61,7 @@ impl Keeper {
         for (item, stale, result) in results {
             self.written(item, stale, result);
         }
+        plans
     }
 
     /// Finds out what is due.
@@ -107,7 +109,10 @@ impl Keeper {
                 let action = Action::Patch(wanted.clone());
                 Some((Item { place, action, reason: Reason::Drifted }, stale))
             }
-            _ => None,
+            _ => {
+                self.pauses.remove(&place);
+                None
+            }
         }
     }
 
