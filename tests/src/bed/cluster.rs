@@ -52,7 +52,7 @@ impl Cluster {
     pub(super) fn start(prefix: &str, bed: &Path, index: usize, folder: &str) -> Self {
         let (name, address) = CLUSTERS[index];
         let link_port = network::LINK_PORTS.clone().nth(index).expect("a port for each cluster");
-        let cluster = Self::with_api_server(prefix, &bed.join(folder), (name, address, link_port), false);
+        let cluster = Self::with_api_server(prefix, bed, folder, (name, address, link_port), false);
         cluster.start_controllers();
         cluster.start_proxy();
         cluster.create_dns();
@@ -62,7 +62,7 @@ impl Cluster {
     /// Starts an API server alone. Pods reach it at its ClusterIP; nothing else of a cluster is played: EndpointSlices of
     /// Services are written by whoever needs them.
     pub(super) fn start_bare(prefix: &str, bed: &Path) -> Self {
-        let cluster = Self::with_api_server(prefix, &bed.join(BARE.0), BARE, true);
+        let cluster = Self::with_api_server(prefix, bed, BARE.0, BARE, true);
         cluster.node.sh(&format!(
             "nft 'table ip api {{ chain pods {{ type nat hook prerouting priority dstnat; ip daddr {} tcp dport 443 dnat to \
              {}:6443; }}; }}'",
@@ -75,11 +75,12 @@ impl Cluster {
     /// In a folder of its own.
     fn with_api_server(
         prefix: &str,
-        dir: &Path,
+        bed: &Path,
+        folder: &str,
         (name, address, link_port): (&'static str, &'static str, u16),
         is_bare: bool,
     ) -> Self {
-        let dir = dir.to_owned();
+        let dir = bed.join(folder);
         fs::create_dir_all(&dir).expect("folder of the cluster");
         network::node(prefix, name, address);
         let cluster = Self {
