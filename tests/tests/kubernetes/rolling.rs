@@ -37,11 +37,11 @@ fn web(shop: &Shop<'_>) -> (Nginx, [Process; 2]) {
     shop.b.apply(&format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}}}\nspec: {{selector: {{app: web}}, ports: \
          [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}, {{name: h2, port: 81, targetPort: 8081, appProtocol: \
-         kubernetes.io/h2c}}, {{name: grpc, port: 82, targetPort: 8082, appProtocol: grpc}}, {{name: echo, port: 9000}}]}}\n"
+         kubernetes.io/h2c}}, {{name: grpc, port: 82, targetPort: 50051, appProtocol: grpc}}, {{name: echo, port: 9000}}]}}\n"
     ));
     let pod = shop.b.pod(namespace, "web-0", "app: web", "default");
     let nginx = Nginx::start(&pod.host, 8080);
-    let others = [("grpc_server.py", 8082), ("where_server.py", 9000)];
+    let others = [("grpc_server.py", 50051), ("where_server.py", 9000)];
     let others = others.map(|(program, port)| servers::python(&pod.host, program, port));
     shop.b.apply(&service_export(namespace, "web", ""));
     (nginx, others)
