@@ -79,9 +79,8 @@ pub const OPAQUE_PORTS_ANNOTATION: &str = "config.linkerd.io/opaque-ports";
 #[must_use]
 pub fn is_owned(key: &str) -> bool {
     let Some((domain, _)) = key.split_once('/') else { return false };
-    let is_below =
-        |owned: &&str| domain.strip_suffix(*owned).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    OWNED_DOMAINS.iter().any(|owned| is_below(owned)) && !DESCRIBING.contains(&key)
+    let is_below = |owned: &str| domain.strip_suffix(owned).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    OWNED_DOMAINS.into_iter().any(is_below) && !DESCRIBING.contains(&key)
 }
 
 /// Whether an API server takes the label.
