@@ -48,6 +48,9 @@ const PACE: Duration = Duration::from_millis(200);
 /// The gateways' ServiceAccount, in the controller's own namespace.
 const GATEWAY_ACCOUNT: &str = "linkspan-gateway";
 
+/// A namespace that every cluster has and that nothing is mirrored into.
+const ALWAYS: &str = "kube-system";
+
 /// Watches the EndpointSlices of the gateways' Service: the ready ones take clients. Runs until `gateways` is closed.
 pub async fn gateways(client: Client, namespace: String, service: String, gateways: watch::Sender<Option<Gateways>>) {
     let api: Api<EndpointSlice> = Api::namespaced(client, &namespace);
@@ -104,13 +107,22 @@ fn workload(pod: &Pod) -> Vec<(IpAddr, WorkloadRange)> {
         .collect()
 }
 
-/// Watches the namespaces that objects can be made in. Runs until `namespaces` is closed.
-pub async fn namespaces(client: Client, namespaces: watch::Sender<Option<Arc<BTreeSet<String>>>>) {
-    let usable = |namespace: &Namespace| namespace.meta().deletion_timestamp.is_none().then_some(());
+/// Watches the namespaces that objects can be made in: of all, or of those named in `only`, the ones that are not going.
+/// Runs until `namespaces` is closed.
+pub async fn namespaces(client: Client, only: &[NamespaceName], namespaces: watch::Sender<Option<Arc<BTreeSet<String>>>>) {
+    let usable = |namespace: &Namespace| is_usable(namespace, only).then_some(());
     follow(Api::<Namespace>::all(client), config(), Duration::ZERO, usable, |all| {
         changed(&namespaces, Some(Arc::new(all.keys().map(|(_, name)| name.clone()).collect())))
     })
     .await;
+}
+
+fn is_usable(namespace: &Namespace, only: &[NamespaceName]) -> bool {
+    let meta = namespace.meta();
+    let name = meta.name.as_deref().unwrap_or_default();
+    // Kept in every case: a set without any name means that none is known yet.
+    let named = only.is_empty() || name == ALWAYS || only.iter().any(|one| one.as_str() == name);
+    named && meta.deletion_timestamp.is_none()
 }
 
 /// What DNS answers for the imports in the API server; `None` until they are known.
@@ -485,6 +497,19 @@ mod tests {
         assert_eq!(all[0].1.cidr.to_string(), "10.244.0.7/32");
         assert_eq!(all[0].1.service_account.as_str(), "web");
         assert!(workload(&pod(true)).is_empty());
+    }
+
+    #[test]
+    fn namespaces_that_are_not_named_count_as_absent() {
+        let usable = |name: &str, going: bool, only: &[&str]| {
+            let gone = going.then_some("2026-01-01T00:00:00Z");
+            let namespace = json!({"metadata": {"name": name, "deletionTimestamp": gone}});
+            let only: Vec<_> = only.iter().map(|name| name.parse().unwrap()).collect();
+            is_usable(&serde_json::from_value(namespace).unwrap(), &only)
+        };
+        assert!(usable("shop", false, &[]) && usable("shop", false, &["bank", "shop"]));
+        assert!(!usable("shop", false, &["bank"]) && !usable("shop", true, &["shop"]) && !usable("shop", true, &[]));
+        assert!(usable("kube-system", false, &["bank"]), "never an empty set, which stands for an unknown one");
     }
 
     #[test]
