@@ -121,7 +121,8 @@ pub enum ControllerAddress {
 
 /// Clients come until the whole cluster has heard that the pod is going: the EndpointSlices of its Service, those of the mirrors, and
 /// every node's service proxy, which may change its rules once a second only. All begins with the same word that stops
-/// the gateway. With the drain after it, less than the 30 s that a pod has (`terminationGracePeriodSeconds`).
+/// the gateway. With the drain after it, less than what a pod has: `linkspan install` and the chart give it 20 s beyond its
+/// drain (`terminationGracePeriodSeconds`).
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Why there is no configuration.
