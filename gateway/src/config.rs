@@ -23,7 +23,7 @@ use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
 
 use crate::discovery::{Controller, Port};
-use crate::link::tls::{OwnCertificate, Svid, provider};
+use crate::link::tls::{OwnCertificate, Svid, WhileValid, provider};
 
 /// The name of a site's configuration inside its directory.
 pub const SITE_FILE: &str = "site.yaml";
@@ -228,7 +228,7 @@ impl Config {
                     address: address.clone(),
                     roots: roots.clone(),
                     token: token.clone(),
-                    certificate: Arc::clone(certificate) as Arc<dyn rustls::client::ResolvesClientCert>,
+                    certificate: Arc::new(WhileValid(Arc::clone(certificate))),
                     is_controller: Arc::new(move |leaf| Svid::read(leaf).is_ok_and(|svid| svid.id == controller)),
                     provider: provider(),
                 }))
