@@ -328,14 +328,16 @@ fn a_slice_is_for_a_service_that_is_a_mirrors() {
     // Those rules, said again, hold for every name that a mirror or an endpoint of it can have.
     let long_mark = |name: &str| {
         name.split('-').rev().skip(1).any(|part| {
-            part.len() == 27 && part.starts_with('x') && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
+            part.len() == 27
+                && part.starts_with('x')
+                && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
         })
     };
     let marked = format!("a-x{}-b", "a".repeat(26));
     for cluster in ["west", "a-b", &"w".repeat(63), &"w".repeat(49), &marked, "x2345678ab-west", "clusterset"] {
         for service in ["web", "a-b", &"s".repeat(63), "web-x234567abcd", &marked] {
             let (name, cluster) = (service.parse().unwrap(), cluster.parse::<ClusterName>().unwrap());
-            let (linked, endpoint) = (std::iter::once(cluster.clone()).collect(), format!("{service}").parse().unwrap());
+            let (linked, endpoint) = (std::iter::once(cluster.clone()).collect(), service.parse().unwrap());
             let suffix = format!("-{cluster}");
             for of_cluster in [
                 names::mirror_name(&name, &cluster, &linked),
