@@ -23,7 +23,7 @@ use linkspan_runtime::telemetry::Format;
 use serde::Serialize;
 
 use crate::discovery::{Controller, Port};
-use crate::link::tls::{OwnCertificate, Svid, provider};
+use crate::link::tls::{OwnCertificate, Svid, WhileValid, provider};
 
 /// The name of a site's configuration inside its directory.
 pub const SITE_FILE: &str = "site.yaml";
@@ -121,7 +121,8 @@ pub enum ControllerAddress {
 
 /// Clients come until the whole cluster has heard that the pod is going: the EndpointSlices of its Service, those of the mirrors, and
 /// every node's service proxy, which may change its rules once a second only. All begins with the same word that stops
-/// the gateway. With the drain after it, less than the 30 s that a pod has (`terminationGracePeriodSeconds`).
+/// the gateway. With the drain after it, less than what a pod has: `linkspan install` and the chart give it 20 s beyond its
+/// drain (`terminationGracePeriodSeconds`).
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Why there is no configuration.
@@ -227,7 +228,7 @@ impl Config {
                     address: address.clone(),
                     roots: roots.clone(),
                     token: token.clone(),
-                    certificate: Arc::clone(certificate) as Arc<dyn rustls::client::ResolvesClientCert>,
+                    certificate: Arc::new(WhileValid(Arc::clone(certificate))),
                     is_controller: Arc::new(move |leaf| Svid::read(leaf).is_ok_and(|svid| svid.id == controller)),
                     provider: provider(),
                 }))

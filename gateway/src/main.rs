@@ -33,6 +33,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         _ => Config::load(&args.dir)?,
     };
     let _logs = telemetry::init(args.log_format, &args.log_filter)?;
+    if args.kubernetes {
+        let (pod, ip) = (args.pod_name.as_deref(), args.pod_ip.map(tracing::field::display));
+        tracing::info!(pod, ip, "starting in a pod");
+    }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
 }
 

@@ -527,6 +527,7 @@ impl Channels {
             snapshots: self.snapshots.subscribe(),
             peers: self.peers.subscribe(),
             mirrors: self.mirrors.subscribe(),
+            held: self.held.subscribe(),
             reports: self.reports.subscribe(),
             problems: self.problems.subscribe(),
             store: self.store.clone(),

@@ -5,7 +5,7 @@
 //! - **Out**: [`Gateways`], [`Workloads`], the names of namespaces; the ports that mirrors had before a restart.
 //! - **Refuses when**: a token is not valid for the audience [`AUDIENCE`], or not the gateways' ServiceAccount's.
 //! - **Never does**: take an address of a gateway from anywhere but the EndpointSlices of its own Service.
-//! - **Numbers**: as [`crate::watch::kubernetes`]; [`PACE`].
+//! - **Numbers**: as [`crate::watch::kubernetes`]; [`PACE`], [`REVIEWS_AT_ONCE`], [`REVIEWS_BURST`], [`REVIEW_EVERY`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,7 +29,8 @@ use linkspan_proto::names::{
 use linkspan_proto::resources::SERVICE_NAME_LABEL;
 use linkspan_runtime::text::Clean;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
 
 use crate::configuration::{AttestError, Attestor};
 use crate::dns::{self, HeadlessEndpoint, ZoneName};
@@ -47,6 +48,9 @@ pub const AUDIENCE: &str = "linkspan-controller";
 const PACE: Duration = Duration::from_millis(200);
 /// The gateways' ServiceAccount, in the controller's own namespace.
 const GATEWAY_ACCOUNT: &str = "linkspan-gateway";
+
+/// A namespace that every cluster has and that nothing is mirrored into.
+const ALWAYS: &str = "kube-system";
 
 /// Watches the EndpointSlices of the gateways' Service: the ready ones take clients. Runs until `gateways` is closed.
 pub async fn gateways(client: Client, namespace: String, service: String, gateways: watch::Sender<Option<Gateways>>) {
@@ -104,13 +108,26 @@ fn workload(pod: &Pod) -> Vec<(IpAddr, WorkloadRange)> {
         .collect()
 }
 
-/// Watches the namespaces that objects can be made in. Runs until `namespaces` is closed.
-pub async fn namespaces(client: Client, namespaces: watch::Sender<Option<Arc<BTreeSet<String>>>>) {
-    let usable = |namespace: &Namespace| namespace.meta().deletion_timestamp.is_none().then_some(());
+/// Watches the namespaces that objects can be made in: of all, or of those named in `only`, the ones that are not going.
+/// Runs until `namespaces` is closed.
+pub async fn namespaces(
+    client: Client,
+    only: &[NamespaceName],
+    namespaces: watch::Sender<Option<Arc<BTreeSet<String>>>>,
+) {
+    let usable = |namespace: &Namespace| is_usable(namespace, only).then_some(());
     follow(Api::<Namespace>::all(client), config(), Duration::ZERO, usable, |all| {
         changed(&namespaces, Some(Arc::new(all.keys().map(|(_, name)| name.clone()).collect())))
     })
     .await;
+}
+
+fn is_usable(namespace: &Namespace, only: &[NamespaceName]) -> bool {
+    let meta = namespace.meta();
+    let name = meta.name.as_deref().unwrap_or_default();
+    // Kept in every case: a set without any name means that none is known yet.
+    let named = only.is_empty() || name == ALWAYS || only.iter().any(|one| one.as_str() == name);
+    named && meta.deletion_timestamp.is_none()
 }
 
 /// What DNS answers for the imports in the API server; `None` until they are known.
@@ -302,20 +319,55 @@ async fn keep<K: Resource, T>(
     }
 }
 
+/// Tokens that are judged at once: whoever can reach the gateways' port can send some, and each is a call of the API server.
+const REVIEWS_AT_ONCE: usize = 4;
+/// Tokens in one burst: all gateways that an installation may have, when they start together.
+const REVIEWS_BURST: u32 = 64;
+/// One more after each such time.
+const REVIEW_EVERY: Duration = Duration::from_millis(200);
+
+/// How many tokens are judged. Whoever finds no place is told to come again: nothing waits here.
+#[derive(Debug)]
+struct Reviews {
+    places: Semaphore,
+    /// The moment at which the burst is whole again.
+    whole: Mutex<Instant>,
+}
+
+impl Reviews {
+    fn new() -> Self {
+        Self { places: Semaphore::new(REVIEWS_AT_ONCE), whole: Mutex::new(Instant::now()) }
+    }
+
+    fn admit(&self) -> Option<SemaphorePermit<'_>> {
+        let place = self.places.try_acquire().ok()?;
+        let now = Instant::now();
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = (*whole).max(now) + REVIEW_EVERY;
+        if next > now + REVIEW_EVERY * REVIEWS_BURST {
+            return None;
+        }
+        *whole = next;
+        Some(place)
+    }
+}
+
 /// Judges tokens by asking the API server.
 pub struct TokenAttestor {
     client: Client,
     user: String,
+    reviews: Reviews,
 }
 
 impl TokenAttestor {
     /// For gateways in this namespace.
     #[must_use]
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self { client, user: format!("system:serviceaccount:{namespace}:{GATEWAY_ACCOUNT}") }
+        Self { client, user: format!("system:serviceaccount:{namespace}:{GATEWAY_ACCOUNT}"), reviews: Reviews::new() }
     }
 
     async fn review(&self, token: &str) -> Result<String, AttestError> {
+        let _place = self.reviews.admit().ok_or(AttestError::Busy)?;
         let review = TokenReview {
             spec: TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) },
             ..TokenReview::default()
@@ -485,6 +537,32 @@ mod tests {
         assert_eq!(all[0].1.cidr.to_string(), "10.244.0.7/32");
         assert_eq!(all[0].1.service_account.as_str(), "web");
         assert!(workload(&pod(true)).is_empty());
+    }
+
+    /// Each is a call of the API server, and anybody in reach of the port can send some.
+    #[tokio::test(start_paused = true)]
+    async fn tokens_are_judged_at_a_bounded_pace() {
+        let reviews = Reviews::new();
+        let held: Vec<_> = (0..REVIEWS_AT_ONCE).map(|_| reviews.admit().unwrap()).collect();
+        assert!(reviews.admit().is_none(), "too many at once");
+        drop(held);
+        let more = (0..1000).filter(|_| reviews.admit().is_some()).count();
+        assert_eq!(more, REVIEWS_BURST as usize - REVIEWS_AT_ONCE);
+        tokio::time::advance(REVIEW_EVERY).await;
+        assert!(reviews.admit().is_some() && reviews.admit().is_none());
+    }
+
+    #[test]
+    fn namespaces_that_are_not_named_count_as_absent() {
+        let usable = |name: &str, going: bool, only: &[&str]| {
+            let gone = going.then_some("2026-01-01T00:00:00Z");
+            let namespace = json!({"metadata": {"name": name, "deletionTimestamp": gone}});
+            let only: Vec<_> = only.iter().map(|name| name.parse().unwrap()).collect();
+            is_usable(&serde_json::from_value(namespace).unwrap(), &only)
+        };
+        assert!(usable("shop", false, &[]) && usable("shop", false, &["bank", "shop"]));
+        assert!(!usable("shop", false, &["bank"]) && !usable("shop", true, &["shop"]) && !usable("shop", true, &[]));
+        assert!(usable("kube-system", false, &["bank"]), "never an empty set, which stands for an unknown one");
     }
 
     #[test]

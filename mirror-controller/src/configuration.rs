@@ -30,8 +30,9 @@ pub mod store;
 pub use server::{AttestError, Attestor, Context, serve};
 pub use store::Store;
 
-/// Gateways of one cluster, with room for rolling updates.
-pub const CONNECTIONS_MAX: usize = 64;
+/// Connections of gateways: each of 64, the most that `linkspan install` runs, has one for its configuration and for moments two
+/// more for its certificates, and a rolling update has room.
+pub const CONNECTIONS_MAX: usize = 256;
 /// The longest report: the links of a gateway with hundreds of peers.
 pub const REPORT_MAX: usize = 4 * 1024 * 1024;
 /// Between two updates of one gateway. Changes arrive in bursts, and a burst applied at once costs one snapshot there.

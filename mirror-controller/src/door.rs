@@ -10,9 +10,10 @@
 //! - **In**: connections.
 //! - **Out**: the same, decrypted, with what is known of the other end ([`Caller`]).
 //! - **Refuses when**: there is no TLS 1.3 handshake within [`HANDSHAKE`], a certificate is shown that is not a gateway's of
-//!   this cluster, or [`CONNECTIONS_MAX`] are open.
+//!   this cluster, or too many are open: [`HANDSHAKES_MAX`] not yet decided, [`STRANGERS_MAX`] without a certificate,
+//!   [`CONNECTIONS_MAX`] with one. Whoever has none takes no place of those who have.
 //! - **Never does**: ask a caller without a certificate for anything; what it may do is decided where it asks.
-//! - **Numbers**: [`HANDSHAKE`], [`CONNECTIONS_MAX`], [`WAITING`].
+//! - **Numbers**: [`HANDSHAKE`], [`HANDSHAKES_MAX`], [`STRANGER`], [`STRANGERS_MAX`], [`CONNECTIONS_MAX`], [`WAITING`].
 
 use std::io;
 use std::sync::Arc;
@@ -31,7 +32,13 @@ pub mod tls;
 
 /// From the first byte to the end of the handshake (S-27).
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Connections to the TLS port: a few for each gateway, two for each of its peers, and room for rolling updates.
+/// Handshakes at once. All gateways of a cluster may come in one second, and a handshake takes milliseconds.
+pub const HANDSHAKES_MAX: usize = 256;
+/// How long a connection without a certificate may last: a token is judged in 5 s at most, and a certificate signed.
+pub const STRANGER: Duration = Duration::from_secs(10);
+/// Connections without a certificate. A gateway needs one for a moment, once in its life.
+pub const STRANGERS_MAX: usize = 8;
+/// Connections with a certificate: a few for each gateway, two for each of its peers, and room for rolling updates.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// Accepted connections that wait for their stage; it takes them at once.
 const WAITING: usize = 16;
@@ -101,6 +108,8 @@ pub struct Port {
     authority: Arc<tls::Authority>,
     configuration: mpsc::Sender<(Stream, Caller)>,
     exchange: mpsc::Sender<(Stream, Caller)>,
+    strangers: Arc<Semaphore>,
+    gateways: Arc<Semaphore>,
 }
 
 impl Port {
@@ -112,12 +121,15 @@ impl Port {
         let acceptor = TlsAcceptor::from(Arc::new(authority.server_config()?));
         let (configuration, first) = mpsc::channel(WAITING);
         let (exchange, second) = mpsc::channel(WAITING);
-        Ok((Self { listener, acceptor, authority, configuration, exchange }, Door::Port(first), Door::Port(second)))
+        let (strangers, gateways) = (Semaphore::new(STRANGERS_MAX), Semaphore::new(CONNECTIONS_MAX));
+        let (strangers, gateways) = (Arc::new(strangers), Arc::new(gateways));
+        let port = Self { listener, acceptor, authority, configuration, exchange, strangers, gateways };
+        Ok((port, Door::Port(first), Door::Port(second)))
     }
 
     /// Accepts until the drain.
     pub async fn serve(self, signal: Signal) {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut pause = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
         let port = Arc::new(self);
         loop {
@@ -134,14 +146,16 @@ impl Port {
                 }
             };
             pause.reset();
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-                tracing::warn!("the gateways' port: too many connections; one is closed");
+            let Ok(shaking) = Arc::clone(&handshakes).try_acquire_owned() else {
+                tracing::warn!("the gateways' port: too many handshakes at once; a connection is closed");
                 continue;
             };
             let port = Arc::clone(&port);
             drop(task::spawn("door", async move {
-                match tokio::time::timeout(HANDSHAKE, port.acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => port.admit(stream, permit).await,
+                let shaken = tokio::time::timeout(HANDSHAKE, port.acceptor.accept(stream)).await;
+                drop(shaking);
+                match shaken {
+                    Ok(Ok(stream)) => port.admit(stream).await,
                     Ok(Err(error)) => tracing::debug!(%error, "the gateways' port: a handshake failed"),
                     Err(_) => tracing::debug!("the gateways' port: no handshake within 5 s"),
                 }
@@ -149,11 +163,7 @@ impl Port {
         }
     }
 
-    async fn admit(
-        &self,
-        stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
-        permit: tokio::sync::OwnedSemaphorePermit,
-    ) {
+    async fn admit(&self, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>) {
         let session = stream.get_ref().1;
         let caller = match session.peer_certificates().and_then(|chain| chain.first()) {
             None => Caller::Unknown,
@@ -168,6 +178,11 @@ impl Port {
             tracing::warn!("the gateways' port: a pipe was asked for without a certificate; closed");
             return;
         }
+        let places = if caller == Caller::Gateway { &self.gateways } else { &self.strangers };
+        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
+            tracing::warn!(?caller, "the gateways' port: too many connections of this kind; one is closed");
+            return;
+        };
         let door = if exchange { &self.exchange } else { &self.configuration };
         // The permit goes with the connection.
         let stream: Stream = Box::new(Permitted { stream, _permit: permit });

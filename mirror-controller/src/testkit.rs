@@ -17,6 +17,8 @@ use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
 use serde_json::Value;
 
 use crate::exchange::{Entries, Freshness, PeerState, View};
+use crate::mirror::Addresses;
+use crate::mirror::desired::{self, Ground, Member, Taken, Wanted};
 
 pub(crate) fn cluster(name: &str) -> ClusterName {
     ClusterName::parse(name).unwrap()
@@ -48,6 +50,15 @@ pub(crate) fn entry(service: &str, ports: &[&str], ready: u32) -> Arc<CatalogueE
         labels: BTreeMap::new(),
         details: Default::default(),
     })
+}
+
+/// The mirror of a service of west.
+pub(crate) fn wanted(service: &str) -> Wanted {
+    let ground = Ground::new(cluster("east"), [cluster("west")].into());
+    let entry = entry(service, &["80"], 1);
+    let taken = Taken { locally: &|_| false, by_peer: &|_| false };
+    let mut fronts = Addresses::new("127.80.0.0/12".parse().unwrap()).into();
+    desired::cluster(&ground, Member { cluster: &cluster("west"), entry: &entry }, taken, &mut fronts).unwrap()
 }
 
 /// A headless service with port 80 and these endpoints; `!` in front means not ready.

@@ -72,6 +72,11 @@ impl Status {
         self.conditions().iter().find(|condition| condition.kind == kind && condition.complains())
     }
 
+    /// Of a mirror: that it is not made because its namespace is not here, or none of those to mirror into.
+    pub(crate) fn namespace_is_absent(&self) -> bool {
+        self.complaint("Accepted").is_some_and(|condition| condition.reason == "NamespaceAbsent")
+    }
+
     /// Of a mirror: that nobody serves it, and its name stays for a while, because a peer removed it with many others.
     pub(crate) fn removal_delayed(&self) -> Option<&Condition> {
         self.complaint("Ready").filter(|condition| condition.reason == "RemovalDelayed")

@@ -115,12 +115,15 @@ fn rows(facts: &Facts, statuses: &[Status], namespace: Option<&str>, cluster: Op
         cluster.is_none_or(|name| clusters.any(|cluster| cluster.as_str() == name))
     });
     let by_hostname = ByHostname::new(statuses);
-    let made = mirrors.map(|mirror| Row::of(mirror, facts, &by_hostname));
+    let made: Vec<Row> = mirrors.map(|mirror| Row::of(mirror, facts, &by_hostname)).collect();
+    let names: BTreeSet<&str> = made.iter().map(|row| row.name.as_str()).collect();
     let refused = statuses.iter().filter_map(Row::refused).filter(|row| {
         // Of a refused mirror only the name is known; that of one cluster's mirror ends in the cluster.
         cluster.is_none_or(|name| row.name.split('.').next().is_some_and(|first| first.ends_with(&format!("-{name}"))))
     });
-    let mut rows: Vec<Row> = made.chain(refused).collect();
+    // In a cluster the gateways may know a name already that nobody has made yet.
+    let refused: Vec<Row> = refused.filter(|row| !names.contains(row.name.as_str())).collect();
+    let mut rows: Vec<Row> = made.into_iter().chain(refused).collect();
     rows.retain(|row| namespace.is_none_or(|name| row.service.split('/').next() == Some(name)));
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
@@ -169,13 +172,20 @@ impl Row {
             })
             .collect();
         let worst = ports.iter().max_by_key(|port| port.state);
+        let refused = status.and_then(|status| status.complaint("Accepted"));
+        let (state, message) = match (refused, worst) {
+            // Whatever the gateways would do with it: nobody finds it.
+            (Some(complaint), _) => (State::Refused, complaint.sentence()),
+            (None, Some(port)) => (port.state, port.message.clone()),
+            (None, None) => (State::NotExported, "it has no ports".to_owned()),
+        };
         Self {
             name: mirror.name.clone(),
             service: mirror.service.to_string(),
             endpoint: mirror.endpoint.clone(),
-            healthy: ports.iter().all(|port| port.state.serves()),
-            state: worst.map_or(State::NotExported, |port| port.state),
-            message: worst.map_or_else(|| "it has no ports".to_owned(), |port| port.message.clone()),
+            healthy: refused.is_none() && ports.iter().all(|port| port.state.serves()),
+            state,
+            message,
             ports,
             conditions: status.map(|status| status.conditions().to_vec()).unwrap_or_default(),
         }
@@ -354,6 +364,17 @@ mod tests {
         );
         let json = serde_json::to_value(&rows).expect("serialises");
         assert_eq!((&json[0]["state"], &json[0]["healthy"]), (&"Refused".into(), &false.into()));
+    }
+
+    /// In a cluster the gateways know it, and its namespace is not there.
+    #[test]
+    fn what_the_gateways_serve_and_nobody_made_is_one_refused_line() {
+        let absent = "{type: Accepted, status: 'False', reason: NamespaceAbsent, message: no namespace shop}";
+        let rows = rows(&facts(), &[status("web-west.shop.svc.cluster.local", absent)], None, Some("west"));
+        let of: Vec<_> = rows.iter().filter(|row| row.name.starts_with("web-west")).collect();
+        assert!(of.len() == 1 && !of[0].healthy && of[0].state == State::Refused);
+        let page = table(&rows, false).render(false);
+        assert!(page.contains("Refused: Accepted=False (NamespaceAbsent): no namespace shop"), "{page}");
     }
 
     #[test]

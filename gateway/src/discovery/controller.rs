@@ -69,7 +69,7 @@ pub struct Port {
     pub roots: PathBuf,
     /// The pod's ServiceAccount token for the controller.
     pub token: PathBuf,
-    /// The link's certificate, once there is one.
+    /// The link's certificate, once there is one and while it holds: an expired one would end the handshake.
     pub certificate: Arc<dyn ResolvesClientCert>,
     /// Whether a certificate, whose chain was verified, is that of this cluster's controller: a workload has the same root.
     pub is_controller: Arc<dyn Fn(&CertificateDer<'_>) -> bool + Send + Sync>,

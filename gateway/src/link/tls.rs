@@ -153,6 +153,23 @@ impl ResolvesClientCert for OwnCertificate {
     }
 }
 
+/// A certificate for as long as it holds, and none after that. The controller ends a handshake in which it is shown an expired
+/// one; without one it asks for the token, so that a gateway whose certificate ended while nobody signed gets another.
+#[derive(Debug)]
+pub struct WhileValid(pub Arc<OwnCertificate>);
+
+impl ResolvesClientCert for WhileValid {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let current = self.0.current.load();
+        let current = current.as_ref().filter(|current| SystemTime::now() < current.not_after)?;
+        Some(Arc::clone(&current.key))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 /// The crypto half of a dialler's configuration, for one peer.
 pub(super) fn client_config(
     provider: &Arc<CryptoProvider>,

@@ -181,7 +181,8 @@ impl Ground {
         let (workloads, pods) = watch::channel(None::<Workloads>);
         let (namespace, service) = (settings.namespace.to_string(), settings.gateway_service.to_string());
         drop(task::vital("gateways", signal, cluster::gateways(client.clone(), namespace, service, gateways)));
-        drop(task::vital("namespaces", signal, cluster::namespaces(client.clone(), namespaces)));
+        let (api, only) = (client.clone(), config.mirrors.namespaces.clone());
+        drop(task::vital("namespaces", signal, async move { cluster::namespaces(api, &only, namespaces).await }));
         drop(task::vital("pods", signal, cluster::workloads(client.clone(), workloads)));
         drop(task::spawn("workloads", tell_workloads(channels.store.clone(), pods)));
         let keeping = kubernetes::Context {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use linkspan_proto::names::ServiceKey;
 use linkspan_runtime::admin::{Admin, RouteError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -13,8 +14,9 @@ use crate::exchange::store::EntryText;
 use crate::exchange::{Entries, PeerState, Peers};
 use crate::leader::Leading;
 use crate::mirror::MirrorSet;
-use crate::mirror::desired::Refused;
+use crate::mirror::kubernetes::Held;
 use crate::saving::Saving;
+use crate::verdict::Verdict;
 use crate::watch::Problem;
 
 /// What the routes read.
@@ -24,6 +26,7 @@ pub(super) struct Sources {
     pub(super) snapshots: watch::Receiver<Snapshot>,
     pub(super) peers: watch::Receiver<Arc<Peers>>,
     pub(super) mirrors: watch::Receiver<MirrorSet>,
+    pub(super) held: watch::Receiver<Held>,
     pub(super) reports: watch::Receiver<Reports>,
     pub(super) problems: watch::Receiver<Arc<Vec<Problem>>>,
     pub(super) store: Store,
@@ -31,7 +34,7 @@ pub(super) struct Sources {
 }
 
 /// `/catalogue`: what we export. `/peers`: what peers export, and how current it is; `?cluster=west` with its entries.
-/// `/manifests`: what is wrong with them. `/refused`: mirrors that cannot exist, and why. `/unsaved`: what cannot be saved in the
+/// `/manifests`: what is wrong with them. `/refused`: mirrors that are not made, and why. `/unsaved`: what cannot be saved in the
 /// state folder. `/config` gets a part of its own.
 pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     let own = config.cluster.clone();
@@ -70,7 +73,8 @@ pub(super) fn register(admin: &Admin, config: &Config, sources: &Sources) {
     let from = sources.clone();
     admin.route("/refused", move |_| {
         let absent = standing_by(&from);
-        let refused: Vec<_> = from.mirrors.borrow().refused.values().map(|refused| mirror(refused)).collect();
+        let held = Arc::clone(&from.held.borrow());
+        let refused = unmade(&from.mirrors.borrow(), &held);
         async move {
             absent.map_or(Ok(()), Err)?;
             Ok(Value::Array(refused))
@@ -119,9 +123,27 @@ fn register_config(admin: &Admin, config: Config, from: Sources) {
     });
 }
 
+/// Mirrors that are not made: those that cannot exist, and on Kubernetes those whose namespace is not there or whose name
+/// somebody else has.
+fn unmade(set: &MirrorSet, held: &Held) -> Vec<Value> {
+    let refused = set.refused.values();
+    let refused = refused.map(|one| mirror(&one.object, &one.name, one.id.service(), one.verdicts.iter()));
+    let held = held.iter().filter_map(|(id, verdict)| {
+        let wanted = set.wanted.get(id)?;
+        let others = wanted.verdicts.iter().filter(|other| other.kind != verdict.kind);
+        Some(mirror(&wanted.object, &wanted.name, wanted.id.service(), others.chain([verdict])))
+    });
+    refused.chain(held).collect()
+}
+
 /// As the status of a mirror that exists is written.
-fn mirror(refused: &Refused) -> Value {
-    let conditions = refused.verdicts.iter().map(|verdict| {
+fn mirror<'v>(
+    object: &ServiceKey,
+    hostname: &str,
+    service: &ServiceKey,
+    verdicts: impl Iterator<Item = &'v Verdict>,
+) -> Value {
+    let conditions = verdicts.map(|verdict| {
         json!({
             "type": verdict.kind,
             "status": verdict.status.as_str(),
@@ -131,10 +153,10 @@ fn mirror(refused: &Refused) -> Value {
     });
     json!({
         "kind": "Mirror",
-        "metadata": { "namespace": refused.object.namespace, "name": refused.object.name },
+        "metadata": { "namespace": object.namespace, "name": object.name },
         "status": {
-            "hostname": refused.name,
-            "service": refused.id.service(),
+            "hostname": hostname,
+            "service": service,
             "conditions": conditions.collect::<Vec<_>>(),
         },
     })
@@ -189,27 +211,27 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use linkspan_proto::names::{ClusterName, ServiceKey};
+    use linkspan_proto::names::ClusterName;
 
     use super::*;
-    use crate::mirror::desired::MirrorId;
-    use crate::verdict::Verdict;
+    use crate::mirror::desired::{MirrorId, Refused};
+    use crate::testkit::{key, wanted};
 
     #[test]
     fn a_mirror_that_cannot_exist_reads_like_one_that_does() {
-        let service = ServiceKey::parse("shop/web").unwrap();
         let refused = Refused {
-            id: MirrorId::Cluster { cluster: ClusterName::parse("west").unwrap(), service: service.clone() },
-            object: ServiceKey::parse("shop/web-west").unwrap(),
+            id: MirrorId::Cluster { cluster: ClusterName::parse("west").unwrap(), service: key("shop/web") },
+            object: key("shop/web-west"),
             name: "web-west.shop.svc.cluster.local".to_owned(),
             verdicts: vec![Verdict::new("Accepted", false, "NameTaken", "there is a Service of that name")],
             wants_front: false,
         };
-        let shown = mirror(&refused);
-        assert_eq!(shown["metadata"], json!({ "namespace": "shop", "name": "web-west" }));
-        assert_eq!(shown["status"]["service"], "shop/web");
+        let refused = Arc::new([(refused.id.clone(), Arc::new(refused))].into());
+        let shown = unmade(&MirrorSet { refused, ..MirrorSet::default() }, &Held::default());
+        assert_eq!(shown[0]["metadata"], json!({ "namespace": "shop", "name": "web-west" }));
+        assert_eq!(shown[0]["status"]["service"], "shop/web");
         assert_eq!(
-            shown["status"]["conditions"],
+            shown[0]["status"]["conditions"],
             json!([{
                 "type": "Accepted",
                 "status": "False",
@@ -217,5 +239,23 @@ mod tests {
                 "message": "there is a Service of that name",
             }])
         );
+    }
+
+    /// No object of it is there to carry a condition.
+    #[test]
+    fn a_mirror_whose_namespace_is_not_there_is_shown_with_the_reason() {
+        let web = wanted("shop/web");
+        let absent = Verdict::new("Accepted", false, "NamespaceAbsent", "no namespace shop");
+        let held = Arc::new([(web.id.clone(), absent)].into());
+        let mut set = MirrorSet::default();
+        assert!(unmade(&set, &held).is_empty());
+        let object = web.object.clone();
+        set.wanted = Arc::new([(web.id.clone(), Arc::new(web))].into());
+        let shown = unmade(&set, &held);
+        assert_eq!(shown.len(), 1);
+        assert_eq!(shown[0]["metadata"], json!({ "namespace": "shop", "name": object.name }));
+        let conditions = shown[0]["status"]["conditions"].as_array().unwrap();
+        let accepted: Vec<_> = conditions.iter().filter(|condition| condition["type"] == "Accepted").collect();
+        assert!(accepted.len() == 1 && accepted[0]["reason"] == "NamespaceAbsent", "{conditions:?}");
     }
 }

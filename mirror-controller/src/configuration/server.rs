@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{CONNECTIONS_MAX, GatewayState, REPORT_MAX, Reports, Store, UPDATE_PACE};
 use crate::ca::{Ca, CaError, Purpose};
 use crate::dns::ZoneName;
-use crate::door::{Caller, Door, Stream};
+use crate::door::{Caller, Door, STRANGER, Stream};
 use crate::mirror::MirrorSet;
 
 /// Parts of an update that wait for a gateway; the rest waits inside the store as one newer state.
@@ -62,6 +62,9 @@ pub enum AttestError {
     /// It is not valid, not for us, or somebody else's.
     #[error("{0}")]
     Refused(String),
+    /// Others are being judged.
+    #[error("too many tokens came in the last moment; come again")]
+    Busy,
     /// The API server could not be asked.
     #[error("the API server cannot be asked: {0}")]
     Unavailable(String),
@@ -86,9 +89,16 @@ pub async fn serve(context: Context, door: impl Into<Door>) {
             }
         };
         pause.reset();
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::warn!("configuration: too many connections; one is closed");
-            continue;
+        let permit = match caller {
+            // The door has counted them, and they take no place of a gateway.
+            Caller::Unknown => None,
+            Caller::Gateway => match Arc::clone(&permits).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(_) => {
+                    tracing::warn!("configuration: too many connections; one is closed");
+                    continue;
+                }
+            },
         };
         let context = context.clone();
         drop(task::spawn("configuration_connection", async move {
@@ -100,10 +110,21 @@ pub async fn serve(context: Context, door: impl Into<Door>) {
 
 async fn connection(context: Context, stream: Stream, caller: Caller) {
     let signal = context.signal.clone();
+    let (streams, limit) = match caller {
+        Caller::Gateway => (32, None),
+        // One call of Sign, and one more where the first was cut off.
+        Caller::Unknown => (2, Some(STRANGER)),
+    };
+    let end = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
     let service = ConfigurationServer::new(Service(context, caller)).max_decoding_message_size(REPORT_MAX);
     let connection = hyper::server::conn::http2::Builder::new(task::Executor("configuration_http"))
         .timer(TokioTimer::new())
-        .max_concurrent_streams(32)
+        .max_concurrent_streams(streams)
         .keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
@@ -113,6 +134,7 @@ async fn connection(context: Context, stream: Stream, caller: Caller) {
                 tracing::debug!(%error, "configuration: a connection ended");
             }
         }
+        () = end => tracing::debug!("configuration: a caller without a certificate had its time"),
         () = signal.draining() => {}
     }
 }
@@ -204,7 +226,7 @@ async fn attest(context: &Context, metadata: &tonic::metadata::MetadataMap) -> R
             tracing::warn!(%error, "a token is refused");
             Err(Status::permission_denied(error.to_string()))
         }
-        Err(error @ AttestError::Unavailable(_)) => Err(Status::unavailable(error.to_string())),
+        Err(error @ (AttestError::Busy | AttestError::Unavailable(_))) => Err(Status::unavailable(error.to_string())),
     }
 }
 

@@ -104,6 +104,24 @@ async fn a_workload_is_no_gateway_and_pipes_need_a_certificate() {
     assert!(is_closed(connect(&world, &tls::EXCHANGE, None).await.unwrap()).await);
 }
 
+/// Anybody in reach could hold all places else, and no gateway would get its configuration.
+#[tokio::test]
+async fn callers_without_a_certificate_take_no_place_of_the_gateways() {
+    let mut world = world().await;
+    let mut held = Vec::new();
+    for _ in 0..STRANGERS_MAX {
+        let stream = connect(&world, &tls::CONFIGURATION, None).await.unwrap();
+        held.push((stream, world.configuration.accept().await.unwrap()));
+    }
+    assert!(is_closed(connect(&world, &tls::CONFIGURATION, None).await.unwrap()).await, "one too many");
+    let _gateway = connect(&world, &tls::CONFIGURATION, Some(true)).await.unwrap();
+    assert_eq!(world.configuration.accept().await.unwrap().1, Caller::Gateway);
+    // A place that was given back serves the next one.
+    held.pop();
+    let _next = connect(&world, &tls::CONFIGURATION, None).await.unwrap();
+    assert_eq!(world.configuration.accept().await.unwrap().1, Caller::Unknown);
+}
+
 #[tokio::test]
 async fn another_clusters_gateway_is_not_let_in() {
     let (east, west) = (world().await, world().await);

@@ -128,47 +128,75 @@ pub(super) fn of(kind: Kind, before: &[Condition], after: &[Verdict]) -> Vec<Tol
     told
 }
 
-/// Names that mirrors cannot have because something of somebody else has them, by Link.
+/// What of a Link's exports is not made here, without being refused: by Link.
 #[derive(Debug, Default)]
-pub(super) struct Unmade(BTreeMap<ObjectKey, BTreeSet<String>>);
+pub(super) struct Unmade {
+    /// Names that something of somebody else has.
+    taken: Said,
+    /// Namespaces that are not there, or not to be mirrored into.
+    absent: Said,
+}
+
+type Said = BTreeMap<ObjectKey, BTreeSet<String>>;
 
 impl Unmade {
-    /// Takes what is so now; returns what is new, one event for each Link.
+    /// Takes what is so now; returns what is new, one event of each kind for each Link.
     pub(super) fn update(&mut self, inputs: &Inputs) -> Vec<(ObjectKey, Told)> {
-        let mut now: BTreeMap<ObjectKey, BTreeSet<String>> = BTreeMap::new();
-        let mut add = |link: &str, object: String| {
+        let (mut taken, mut absent) = (Said::new(), Said::new());
+        let add = |said: &mut Said, link: &str, what: String| {
             let key = ObjectKey { kind: Kind::Link, namespace: String::new(), name: link.to_owned() };
-            now.entry(key).or_default().insert(object);
+            said.entry(key).or_default().insert(what);
         };
         for refused in inputs.mirrors.refused.values() {
             let is_taken = refused.verdicts.iter().any(|verdict| verdict.reason == "NameInUse");
             if let (MirrorId::Cluster { cluster, .. }, true) = (&refused.id, is_taken) {
-                add(cluster.as_str(), refused.object.to_string());
+                add(&mut taken, cluster.as_str(), refused.object.to_string());
             }
         }
-        let taken = inputs.held.iter().filter(|(_, verdict)| verdict.reason == "NameInUse");
-        for wanted in taken.filter_map(|(id, _)| inputs.mirrors.wanted.get(id)) {
+        for (id, verdict) in inputs.held.iter() {
+            let Some(wanted) = inputs.mirrors.wanted.get(id) else { continue };
             for cluster in wanted.clusters.iter().filter(|cluster| **cluster != inputs.own) {
-                add(cluster.as_str(), wanted.object.to_string());
+                match verdict.reason.as_str() {
+                    "NameInUse" => add(&mut taken, cluster.as_str(), wanted.object.to_string()),
+                    "NamespaceAbsent" => add(&mut absent, cluster.as_str(), wanted.object.namespace.to_string()),
+                    _ => {}
+                }
             }
         }
-        let new = now.iter().filter_map(|(link, objects)| {
-            let known = self.0.get(link);
-            let mut new = objects.iter().filter(|object| known.is_none_or(|known| !known.contains(*object)));
-            let first = new.next()?;
-            let more = match new.count() {
-                0 => String::new(),
-                more => format!(" (and {more} more)"),
-            };
-            let note = short(&format!(
+        let mut all = news(&self.taken, &taken, |first, more| Told {
+            is_warning: true,
+            reason: "MirrorNotMade",
+            action: "Mirror",
+            note: short(&format!(
                 "{first} cannot be mirrored{more}: an object of that name is there that Linkspan did not make; it is left alone"
-            ));
-            Some((link.clone(), Told { is_warning: true, reason: "MirrorNotMade", action: "Mirror", note }))
+            )),
         });
-        let new = new.collect();
-        self.0 = now;
-        new
+        all.extend(news(&self.absent, &absent, |first, more| Told {
+            is_warning: false,
+            reason: "NamespaceAbsent",
+            action: "Mirror",
+            note: short(&format!(
+                "nothing is mirrored into {first}{more}: it does not exist here, or is none of the namespaces to mirror into"
+            )),
+        }));
+        *self = Self { taken, absent };
+        all
     }
+}
+
+/// What is new, for each Link: its first one, and how many more.
+fn news(before: &Said, now: &Said, tell: impl Fn(&str, &str) -> Told) -> Vec<(ObjectKey, Told)> {
+    let new = now.iter().filter_map(|(link, all)| {
+        let known = before.get(link);
+        let mut new = all.iter().filter(|one| known.is_none_or(|known| !known.contains(*one)));
+        let first = new.next()?;
+        let more = match new.count() {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Some((link.clone(), tell(first, &more)))
+    });
+    new.collect()
 }
 
 /// What to do for an event.

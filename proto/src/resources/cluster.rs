@@ -158,6 +158,10 @@ pub struct ClusterMirrorsSpec {
     /// name may be among them. Default: nobody's, and that of the cluster counts whose export was seen here first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub precedence: Vec<ClusterName>,
+    /// The only namespaces of this cluster that are mirrored into; all others count as if they were not there. Default: every
+    /// namespace. The controller needs its rights in these alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<Namespace>,
 }
 
 impl ClusterMirrorsSpec {
@@ -275,6 +279,11 @@ impl Cluster {
             let message = format!("`{twice}` comes twice: name each cluster once");
             return Err(FieldError::new(format!("spec.mirrors.precedence[{index}]"), message));
         }
+        let own = &self.spec.namespace;
+        if let Some(index) = self.spec.mirrors.namespaces.iter().position(|namespace| namespace == own) {
+            let message = format!("`{own}` is that of the gateways, and nothing is mirrored into it: leave it out");
+            return Err(FieldError::new(format!("spec.mirrors.namespaces[{index}]"), message));
+        }
         let ClusterGatewaySpec { workers, drain_seconds, advertise, .. } = &self.spec.gateway;
         if workers.is_some_and(|workers| workers == 0 || workers > MAX_WORKERS) {
             return Err(FieldError::new("spec.gateway.workers", format!("write 1 to {MAX_WORKERS}, or leave it out")));
@@ -388,6 +397,10 @@ mod tests {
             (
                 error(|spec| spec.mirrors.precedence = ["east", "east"].map(|it| it.parse().unwrap()).into()),
                 "spec.mirrors.precedence[1]",
+            ),
+            (
+                error(|spec| spec.mirrors.namespaces = ["shop", "linkspan"].map(|it| it.parse().unwrap()).into()),
+                "spec.mirrors.namespaces[1]",
             ),
             (error(|spec| spec.gateway.drain_seconds = 3601), "spec.gateway.drainSeconds"),
             (error(|spec| spec.gateway.advertise = vec!["0.0.0.0:4143".parse().unwrap()]), "spec.gateway.advertise[0]"),

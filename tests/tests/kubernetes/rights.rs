@@ -96,7 +96,27 @@ fn by_admission() -> Vec<(&'static str, String, Option<(&'static str, String)>)>
     let slices = "/apis/discovery.k8s.io/v1/namespaces/forbidden/endpointslices";
     let mut labels = ours.clone();
     labels["endpointslice.kubernetes.io/managed-by"] = json!("mirror-controller.linkspan.io");
-    labels["kubernetes.io/service-name"] = json!("taken");
+    labels["kubernetes.io/service-name"] = json!("taken-west");
+    labels["mirror.linkspan.io/cluster-name"] = json!("west");
+    // Endpoints for a Service that is no mirror.
+    for (service, cluster) in [
+        ("own", None),
+        ("own", Some("west")),
+        ("own", Some("own")),
+        ("own", Some("")),
+        ("payments-api", None),
+        ("payments-api", Some("west")),
+        ("own-clusterset-db", Some("west")),
+        ("payments-xgq2v5klw3a-api", Some("west")),
+    ] {
+        let mut labels = labels.clone();
+        labels["kubernetes.io/service-name"] = json!(service);
+        labels["mirror.linkspan.io/cluster-name"] = json!(cluster);
+        if cluster.is_none() {
+            labels.as_object_mut().expect("labels").remove("mirror.linkspan.io/cluster-name");
+        }
+        post(slices, slice(&labels, "10.244.0.1", 20_000));
+    }
     post(slices, slice(&ours, "10.244.0.1", 20_000));
     post(slices, slice(&json!({ "kubernetes.io/service-name": "taken" }), "10.244.0.1", 20_000));
     for address in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1"] {

@@ -84,13 +84,19 @@ pub(crate) const OURS: [(&str, &str); 1] = [(labels::MANAGED_BY, labels::MANAGED
 pub(super) async fn read(api: &Api) -> anyhow::Result<MirrorObjects> {
     let ours = labelled(&OURS);
     let services = api.list("/api/v1/services", &ours).await?;
-    let imports = match api.list("/apis/multicluster.x-k8s.io/v1beta1/serviceimports", &ours).await {
-        Ok(imports) => imports,
-        // Where the kind is not served, nothing is imported.
-        Err(ApiError::NotFound(_)) => Vec::new(),
-        Err(error) => return Err(error.into()),
-    };
+    let imports = imports(api, &ours).await?;
     Ok(MirrorObjects { services: services.iter().filter_map(MirrorService::of).collect(), imports })
+}
+
+/// In the version that is served. Where neither is, nothing is imported.
+async fn imports(api: &Api, ours: &str) -> Result<Vec<Value>, ApiError> {
+    for version in ["v1beta1", "v1alpha1"] {
+        match api.list(&format!("/apis/multicluster.x-k8s.io/{version}/serviceimports"), ours).await {
+            Err(ApiError::NotFound(_)) => {}
+            listed => return listed,
+        }
+    }
+    Ok(Vec::new())
 }
 
 impl MirrorObjects {

@@ -59,6 +59,12 @@ impl Recorded {
         self.answers.remove(request);
     }
 
+    /// The same answer to another request.
+    pub(crate) fn rename(&mut self, request: &str, other: &str) {
+        let answer = self.answers.remove(request).expect("an answer");
+        self.answers.insert(other.to_owned(), answer);
+    }
+
     fn answer(&self, request: &str, body: &str) -> (u16, String) {
         if request.contains("accessreviews") {
             let review: Value = serde_json::from_str(body).expect("a review");

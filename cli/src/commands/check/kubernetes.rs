@@ -11,9 +11,9 @@ mod rights;
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use linkspan_mirror_controller::mirror::kubernetes::objects::Resource as MirrorResource;
+use kube::api::ApiResource;
 use linkspan_mirror_controller::watch::Kind;
-use linkspan_mirror_controller::watch::kubernetes::resources;
+use linkspan_mirror_controller::watch::kubernetes::{resources, service_imports};
 use linkspan_proto::manifest;
 use linkspan_proto::resources::{Cluster as Settings, Object};
 use serde_json::Value;
@@ -102,42 +102,48 @@ async fn api_server(checks: &mut Checks<'_>, cluster: &Cluster) -> Option<Option
     Some(answer.ahead)
 }
 
-/// What both halves need of the API server: group, version and plural.
-fn needed() -> BTreeSet<(String, String, String)> {
-    let watched = Kind::ALL
-        .into_iter()
-        .filter_map(|kind| resources(kind).into_iter().next())
-        .map(|one| (one.group, one.version, one.plural));
-    let written = MirrorResource::ServiceImport.type_meta().0.split_once('/');
-    let imports = written.map(|(group, version)| (group.to_owned(), version.to_owned(), "serviceimports".to_owned()));
+/// What both halves need of the API server: group, plural, and the versions of which one is used, the preferred one first.
+fn needed() -> Vec<(String, String, Vec<String>)> {
+    let of = |versions: Vec<ApiResource>| {
+        let first = versions.first()?;
+        let (group, plural) = (first.group.clone(), first.plural.clone());
+        Some((group, plural, versions.into_iter().map(|one| one.version).collect()))
+    };
+    let kinds = Kind::ALL.into_iter().map(resources).chain([service_imports()]);
     // What Kubernetes itself brings is always there.
-    watched.chain(imports).filter(|(group, ..)| group == "linkspan.io" || group == "multicluster.x-k8s.io").collect()
+    kinds.filter_map(of).filter(|(group, ..)| group == "linkspan.io" || group == "multicluster.x-k8s.io").collect()
 }
 
-/// Whether every kind is served, in the version that is asked for. Returns those that are not.
+/// Whether every kind is served, in a version that is used. Returns those that are not.
 async fn definitions(checks: &mut Checks<'_>, cluster: &Cluster, installed: bool) -> Vec<String> {
-    let mut missing = Vec::new();
-    let mut count = 0;
-    let versions: BTreeSet<(String, String)> =
-        needed().into_iter().map(|(group, version, _)| (group, version)).collect();
+    let needed = needed();
+    let of_kind = |(group, _, versions): &(String, String, Vec<String>)| {
+        versions.iter().map(|version| (group.clone(), version.clone())).collect::<Vec<_>>()
+    };
+    let versions: BTreeSet<(String, String)> = needed.iter().flat_map(of_kind).collect();
+    let (mut served, mut unknown) = (BTreeSet::new(), BTreeSet::new());
     for (group, version) in versions {
-        let served = match cluster.api().find(&format!("/apis/{group}/{version}")).await {
-            Ok(served) => served.unwrap_or_default(),
+        match cluster.api().find(&format!("/apis/{group}/{version}")).await {
+            Ok(found) => {
+                let found = found.unwrap_or_default();
+                let resources = found["resources"].as_array().into_iter().flatten();
+                let names = resources.filter_map(|resource| resource["name"].as_str());
+                served.extend(names.map(|name| (group.clone(), name.to_owned())));
+            }
             Err(error) => {
                 let remedy = "every user may ask what is served (the role system:discovery): see that it is bound";
                 checks.fail(GROUP, format!("the kinds of {group}/{version} are served"), error.to_string(), remedy);
-                continue;
-            }
-        };
-        let resources = served["resources"].as_array().into_iter().flatten();
-        let names: BTreeSet<&str> = resources.filter_map(|resource| resource["name"].as_str()).collect();
-        for (_, _, plural) in needed().iter().filter(|(g, v, _)| (g, v) == (&group, &version)) {
-            count += 1;
-            if !names.contains(plural.as_str()) {
-                missing.push(format!("{plural}.{group}/{version}"));
+                unknown.insert(group);
             }
         }
     }
+    let known: Vec<_> = needed.into_iter().filter(|(group, ..)| !unknown.contains(group)).collect();
+    let count = known.len();
+    let absent = known.into_iter().filter(|(group, plural, _)| !served.contains(&(group.clone(), plural.clone())));
+    let named = |(group, plural, versions): (String, String, Vec<String>)| {
+        format!("{plural}.{group}/{}", versions.first().map_or("", String::as_str))
+    };
+    let missing: Vec<String> = absent.map(named).collect();
     let name = "all definitions are there, in the versions that are used";
     if missing.is_empty() {
         checks.ok(GROUP, name, format!("{count} kinds"));

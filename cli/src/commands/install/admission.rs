@@ -5,6 +5,7 @@
 //! gateway pod it cannot know; networks and ports it can. The expressions need Kubernetes 1.31 (`ip` and `cidr` functions).
 
 use linkspan_mirror_controller::labels;
+use linkspan_proto::names::CLUSTERSET;
 use linkspan_proto::resources::{PortRange, SERVICE_NAME_LABEL};
 use serde_json::{Value, json};
 
@@ -86,6 +87,19 @@ fn services() -> Vec<Rule> {
     ]
 }
 
+/// Whether a slice is one of a Service that a mirror can have: else it would add endpoints to somebody else's. The three forms
+/// of such a name are those of `linkspan_proto::names`: the cluster at its end, `clusterset` at its end, and a long mark where
+/// the cluster's name has no room.
+fn of_a_mirror() -> String {
+    let (service, cluster) = (SERVICE_NAME_LABEL, labels::CLUSTER);
+    let name = format!("object.metadata.labels['{service}']");
+    format!(
+        "!('{service}' in object.metadata.labels) || {name}.endsWith('-{CLUSTERSET}') || \
+         ('{cluster}' in object.metadata.labels && \
+         ({name}.endsWith('-' + object.metadata.labels['{cluster}']) || {name}.matches('-x[a-z2-7]{{26}}-')))"
+    )
+}
+
 fn slices(options: &Options) -> Vec<Rule> {
     let rule = |holds: String, message: String| (format!("object == null || ({holds})"), message);
     let (key, value) = (labels::SLICE_MANAGED_BY, labels::SLICE_MANAGED_BY_VALUE);
@@ -100,6 +114,7 @@ fn slices(options: &Options) -> Vec<Rule> {
             format!("'{service}' in object.metadata.labels || '{multi}' in object.metadata.labels"),
             format!("an EndpointSlice of a mirror names its service by {service} or {multi}"),
         ),
+        rule(of_a_mirror(), format!("{service} is that of a mirror: its name ends in that of the cluster behind it")),
         rule("object.addressType in ['IPv4', 'IPv6']".to_owned(), "endpoints are addresses, not names".to_owned()),
         rule(
             "!has(object.endpoints) || object.endpoints.all(endpoint, endpoint.addresses.all(address, \

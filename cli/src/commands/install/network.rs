@@ -43,7 +43,7 @@ fn gateway(options: &Options) -> Item {
         { "from": admin(options), "ports": [tcp(&spec.gateway.admin_listen)] },
     ]);
     // Peers may listen on any port, and exported backends too: what is dialled at all the gateway's export table decides.
-    let egress = json!([{ "to": anywhere() }]);
+    let egress = json!([{ "to": anywhere() }, resolver()]);
     policy(
         options,
         GATEWAY,
@@ -69,18 +69,19 @@ fn controller(options: &Options) -> Item {
     if !options.api_servers.is_empty() {
         api_server["to"] = blocks(&options.api_servers);
     }
-    let resolver = json!({
-        "to": [{ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "kube-system" } } }],
-        "ports": [{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }],
-    });
     policy(
         options,
         CONTROLLER,
         "controller",
         "Controllers: gateways and DNS queries in; the API server, gateways and the cluster's DNS out.",
         ingress,
-        json!([api_server, { "to": gateways }, resolver]),
+        json!([api_server, { "to": gateways }, resolver()]),
     )
+}
+
+/// DNS, wherever it is: in `kube-system`, or in a cache of each node, which commonly has the link-local address 169.254.20.10.
+fn resolver() -> Value {
+    json!({ "ports": [{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }] })
 }
 
 /// Who may reach an admin port.

@@ -84,14 +84,14 @@ impl Options {
             (None, Stage::Cluster) => placeholder(),
             (None, _) => bail!("--cluster-name is missing: peers know the cluster by it, as in --cluster-name east"),
         };
-        let cluster = configured(args, name)?;
-        if RESERVED_NAMESPACES.contains(&args.namespace.as_str()) {
-            bail!("--namespace {}: it belongs to Kubernetes; the installation needs one of its own", args.namespace);
-        }
         for namespace in &args.import_namespace {
             if RESERVED_NAMESPACES.contains(&namespace.as_str()) || *namespace == args.namespace {
                 bail!("--import-namespace {namespace}: nothing is mirrored into it, it belongs to each cluster itself");
             }
+        }
+        let cluster = configured(args, name)?;
+        if RESERVED_NAMESPACES.contains(&args.namespace.as_str()) {
+            bail!("--namespace {}: it belongs to Kubernetes; the installation needs one of its own", args.namespace);
         }
         if args.node_port.is_some() && args.service_type == ServiceType::ClusterIp {
             bail!("--node-port goes with --service-type NodePort or LoadBalancer");
@@ -195,6 +195,7 @@ fn configured(args: &InstallArgs, name: ClusterName) -> anyhow::Result<Cluster> 
     spec.mirrors.excluded_labels.clone_from(&args.exclude_label);
     spec.mirrors.excluded_annotations.clone_from(&args.exclude_annotation);
     spec.mirrors.precedence.clone_from(&args.precedence);
+    spec.mirrors.namespaces.clone_from(&args.import_namespace);
     let bind = |address: &mut SocketAddr| address.set_ip(args.bind);
     for address in [
         &mut spec.gateway.listen,

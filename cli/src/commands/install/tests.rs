@@ -7,7 +7,7 @@ use clap::Parser;
 use k8s_openapi::api::{admissionregistration, apps, core, networking, policy, rbac};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use linkspan_proto::manifest;
-use linkspan_proto::names::Namespace;
+use linkspan_proto::names::{self, ClusterName, Namespace};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -312,6 +312,45 @@ fn the_policies_cover_what_the_controller_itself_refuses() {
     }
 }
 
+/// A slice for another Service than a mirror's would add endpoints to it.
+#[test]
+fn a_slice_is_for_a_service_that_is_a_mirrors() {
+    let objects = by_key(installed(EAST));
+    let key = ("ValidatingAdmissionPolicy".to_owned(), String::new(), "linkspan-controller-endpointslices".to_owned());
+    let rules = objects[&key]["spec"]["validations"].to_string();
+    for part in [
+        "['kubernetes.io/service-name'].endsWith('-clusterset')",
+        "['kubernetes.io/service-name'].endsWith('-' + object.metadata.labels['mirror.linkspan.io/cluster-name'])",
+        "['kubernetes.io/service-name'].matches('-x[a-z2-7]{26}-')",
+    ] {
+        assert!(rules.contains(part), "{part} in {rules}");
+    }
+    // Those rules, said again, hold for every name that a mirror or an endpoint of it can have.
+    let long_mark = |name: &str| {
+        name.split('-').rev().skip(1).any(|part| {
+            part.len() == 27
+                && part.starts_with('x')
+                && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
+        })
+    };
+    let marked = format!("a-x{}-b", "a".repeat(26));
+    for cluster in ["west", "a-b", &"w".repeat(63), &"w".repeat(49), &marked, "x2345678ab-west", "clusterset"] {
+        for service in ["web", "a-b", &"s".repeat(63), "web-x234567abcd", &marked] {
+            let (name, cluster) = (service.parse().unwrap(), cluster.parse::<ClusterName>().unwrap());
+            let (linked, endpoint) = (std::iter::once(cluster.clone()).collect(), service.parse().unwrap());
+            let suffix = format!("-{cluster}");
+            for of_cluster in [
+                names::mirror_name(&name, &cluster, &linked),
+                names::endpoint_name(&name, &endpoint, &cluster, &linked, true),
+            ] {
+                assert!(of_cluster.as_str().ends_with(&suffix) || long_mark(of_cluster.as_str()), "{of_cluster}");
+            }
+            let of_all = names::clusterset_endpoint_name(&name, &endpoint, &cluster);
+            assert!(of_all.as_str().ends_with("-clusterset"), "{of_all}");
+        }
+    }
+}
+
 #[test]
 fn imports_can_be_limited_to_namespaces() {
     let objects = by_key(installed(&format!("{EAST} --import-namespace shop --import-namespace pay")));
@@ -319,6 +358,20 @@ fn imports_can_be_limited_to_namespaces() {
     assert!(!objects.contains_key(&writer("ClusterRoleBinding", "")));
     for namespace in ["shop", "pay"] {
         assert_eq!(objects[&writer("RoleBinding", namespace)]["roleRef"]["kind"], "ClusterRole");
+    }
+    // The controller knows it, too: it tries nothing where it may not.
+    let configuration = &objects[&("ConfigMap".to_owned(), "linkspan".to_owned(), CONFIGURATION.to_owned())];
+    assert_eq!(configuration["data"]["cluster.yaml"]["spec"]["mirrors"]["namespaces"], json!(["shop", "pay"]));
+}
+
+/// A cache of each node has a link-local address, and link-local addresses are else shut.
+#[test]
+fn dns_is_reached_wherever_it_is() {
+    let policies: Vec<_> = installed(EAST).into_iter().filter(|object| object["kind"] == "NetworkPolicy").collect();
+    assert_eq!(policies.len(), 2);
+    let dns = json!({ "ports": [{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }] });
+    for policy in policies {
+        assert!(policy["spec"]["egress"].as_array().unwrap().contains(&dns), "{policy}");
     }
 }
 

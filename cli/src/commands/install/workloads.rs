@@ -45,7 +45,10 @@ struct Workload<'a> {
 /// Both Deployments.
 pub(super) fn deployments(options: &Options) -> Vec<Item> {
     vec![
-        Item::new("One leads and writes; all answer DNS and gateways.", deployment(options, controller(options))),
+        Item::new(
+            "One leads, writes, and answers the gateways; all answer DNS.",
+            deployment(options, controller(options)),
+        ),
         Item::new(
             "They carry the traffic, and go on without controller and API server.",
             deployment(options, gateway(options)),

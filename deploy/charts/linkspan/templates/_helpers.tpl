@@ -52,11 +52,13 @@ spec:
     adminListen: {{ printf "%s:4191" $bind | quote }}
   dns:
     listen: {{ printf "%s:5353" $bind | quote }}
-  {{- with .Values.mirrors }}
-  {{- if or .excludedLabels .excludedAnnotations .precedence }}
+  {{- $mirrors := dict }}
+  {{- range $key, $list := merge (dict "namespaces" .Values.imports.namespaces) .Values.mirrors }}
+  {{- if $list }}{{- $_ := set $mirrors $key $list }}{{- end }}
+  {{- end }}
+  {{- with $mirrors }}
   mirrors:
     {{- toYaml . | nindent 4 }}
-  {{- end }}
   {{- end }}
   stateDir: /var/lib/linkspan
 {{- end -}}

@@ -42,6 +42,20 @@ fn the_provider_puts_post_quantum_and_the_cheapest_cipher_first() {
     assert!(provider.cipher_suites.iter().all(|suite| suite.tls13().is_some()));
 }
 
+/// With an expired one in the handshake it could ask for no other, whatever token it has.
+#[test]
+fn the_controller_is_shown_no_certificate_that_has_expired() {
+    let own = OwnCertificate::new();
+    let shown = |own: &Arc<OwnCertificate>| WhileValid(Arc::clone(own)).resolve(&[], &[]).is_some();
+    assert!(!shown(&own));
+    let key = Authority::new("east.linkspan.internal").gateway().certified();
+    own.replace(Arc::clone(&key), SystemTime::now() + Duration::from_secs(60));
+    assert!(shown(&own));
+    own.replace(key, SystemTime::now() - Duration::from_secs(1));
+    assert!(!shown(&own));
+    assert!(ResolvesClientCert::resolve(own.as_ref(), &[], &[]).is_some(), "peers say what is wrong with it");
+}
+
 #[test]
 fn a_gateway_of_the_domain_is_believed_and_nobody_else() {
     let west = Authority::new("west.linkspan.internal");

@@ -2,18 +2,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::mirror::desired::{self, Ground, Member, Taken, Wanted};
-use crate::mirror::{Addresses, MirrorSet, Refused};
-use crate::testkit::{cluster, entry, key};
-
-/// The mirror of a service of west.
-fn wanted(service: &str) -> Wanted {
-    let ground = Ground::new(cluster("east"), [cluster("west")].into());
-    let entry = entry(service, &["80"], 1);
-    let taken = Taken { locally: &|_| false, by_peer: &|_| false };
-    let mut fronts = Addresses::new("127.80.0.0/12".parse().unwrap()).into();
-    desired::cluster(&ground, Member { cluster: &cluster("west"), entry: &entry }, taken, &mut fronts).unwrap()
-}
+use crate::mirror::{MirrorSet, Refused};
+use crate::testkit::{cluster, key, wanted};
 
 fn condition(kind: &str, status: &str, reason: &str) -> Condition {
     Condition {
@@ -154,5 +144,16 @@ fn names_that_others_have_are_told_once_at_the_link() {
     inputs.held = std::sync::Arc::new([(db.id.clone(), taken)].into());
     inputs.mirrors.wanted = std::sync::Arc::new([(db.id.clone(), std::sync::Arc::new(db))].into());
     assert_eq!(unmade.update(&inputs).len(), 1, "what the API server has counts as well");
+    assert!(unmade.update(&inputs).is_empty());
+    // A namespace that is not there is no name that somebody has, and is told of once for all that would be in it.
+    let (web, db) = (wanted("shop/web"), wanted("shop/db"));
+    let absent = || Verdict::new("Accepted", false, "NamespaceAbsent", "");
+    inputs.held = std::sync::Arc::new([(web.id.clone(), absent()), (db.id.clone(), absent())].into());
+    let both = [web, db].map(|one| (one.id.clone(), std::sync::Arc::new(one)));
+    inputs.mirrors.wanted = std::sync::Arc::new(both.into());
+    let told = unmade.update(&inputs);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0].0, told[0].1.reason, told[0].1.is_warning), (&link("west"), "NamespaceAbsent", false));
+    assert!(told[0].1.note.starts_with("nothing is mirrored into shop:"), "{}", told[0].1.note);
     assert!(unmade.update(&inputs).is_empty());
 }

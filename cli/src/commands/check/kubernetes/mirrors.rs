@@ -53,7 +53,8 @@ fn served(checks: &Checks<'_>) -> BTreeMap<String, Mirror> {
     mirrors.map(|mirror| (mirror.name.clone(), mirror.clone())).collect()
 }
 
-/// Names without a Service. Where the namespace is not there either, that is how it should be.
+/// Names without a Service. Where the namespace is not there either, that is how it should be. What the controller itself says of
+/// a name that it did not make has been told.
 fn missing(
     checks: &mut Checks<'_>,
     served: &BTreeMap<String, Mirror>,
@@ -61,13 +62,30 @@ fn missing(
     namespaces: Option<&BTreeSet<String>>,
 ) -> usize {
     let fronts = objects.fronts();
-    let mut absent: BTreeMap<String, usize> = BTreeMap::new();
+    let held: BTreeMap<String, bool> = checks
+        .mirrors
+        .iter()
+        .filter(|status| status.complaint("Accepted").is_some())
+        .map(|status| (status.hostname().to_owned(), status.namespace_is_absent()))
+        .collect();
+    let mut absent: BTreeMap<(String, &str), usize> = BTreeMap::new();
     let mut bad = 0;
     for (name, mirror) in served.iter().filter(|(name, _)| !fronts.contains_key(*name)) {
         let namespace = mirror.service.namespace.to_string();
         if namespaces.is_some_and(|all| !all.contains(&namespace)) {
-            *absent.entry(namespace).or_default() += 1;
+            *absent.entry((namespace, "does not exist here")).or_default() += 1;
             continue;
+        }
+        match held.get(name) {
+            None => {}
+            Some(true) => {
+                *absent.entry((namespace, "is none of those to mirror into, or on its way out")).or_default() += 1;
+                continue;
+            }
+            Some(false) => {
+                bad += 1;
+                continue;
+            }
         }
         bad += 1;
         checks.fail(
@@ -78,9 +96,9 @@ fn missing(
              its name; the controller's log says what it could not write",
         );
     }
-    for (namespace, count) in absent {
+    for ((namespace, why), count) in absent {
         let found = format!("{} of it from other clusters would be", counted(count, "name"));
-        checks.ok(GROUP, format!("nothing is mirrored into {namespace}, which does not exist here"), found);
+        checks.ok(GROUP, format!("nothing is mirrored into {namespace}, which {why}"), found);
     }
     bad
 }

@@ -73,6 +73,7 @@ async fn an_old_kubernetes_is_named() {
 #[tokio::test]
 async fn missing_definitions_are_named() {
     let mut recorded = healthy();
+    recorded.remove("GET /apis/multicluster.x-k8s.io/v1alpha1");
     recorded.remove("GET /apis/multicluster.x-k8s.io/v1beta1");
     recorded.remove("GET /apis/multicluster.x-k8s.io/v1beta1/serviceimports");
     says(
@@ -84,6 +85,21 @@ async fn missing_definitions_are_named() {
     recorded.remove("GET /apis/linkspan.io/v1alpha1");
     recorded.remove("GET /apis/linkspan.io/v1alpha1/links");
     says(&one(recorded).await, &["links.linkspan.io/v1alpha1"]);
+}
+
+/// Another implementation of the multi-cluster services API may have brought its definitions in the older version alone.
+#[tokio::test]
+async fn the_older_version_of_imports_and_exports_is_as_good() {
+    let mut recorded = healthy();
+    recorded.remove("GET /apis/multicluster.x-k8s.io/v1beta1");
+    for plural in ["serviceimports", "serviceexports"] {
+        recorded.rename(
+            &format!("GET /apis/multicluster.x-k8s.io/v1beta1/{plural}"),
+            &format!("GET /apis/multicluster.x-k8s.io/v1alpha1/{plural}"),
+        );
+    }
+    let (failures, warnings, page) = round(recorded).await;
+    assert!(failures.is_empty() && warnings.is_empty(), "{page}");
 }
 
 #[tokio::test]
@@ -290,6 +306,36 @@ async fn nothing_is_mirrored_into_a_namespace_that_does_not_exist() {
     let (failures, _, page) = round(recorded).await;
     assert!(failures.is_empty(), "{page}");
     says(&page, &["nothing is mirrored into shop, which does not exist here", "2 names"]);
+}
+
+/// Nor is one of a namespace that is here and not among those to mirror into.
+#[tokio::test]
+async fn nothing_is_mirrored_into_a_namespace_that_is_not_named() {
+    let mut recorded = healthy();
+    recorded.list("GET /api/v1/services", json!([]));
+    recorded.list("GET /apis/multicluster.x-k8s.io/v1beta1/serviceimports", json!([]));
+    let held = |name: &str, hostname: &str, reason: &str| {
+        json!({
+            "kind": "Mirror",
+            "metadata": { "namespace": "shop", "name": name },
+            "status": {
+                "hostname": hostname,
+                "service": "shop/web",
+                "conditions": [{ "type": "Accepted", "status": "False", "reason": reason, "message": "held" }],
+            },
+        })
+    };
+    let (one, all) = ("web-west.shop.svc.cluster.local", "web.shop.svc.clusterset.local");
+    let absent = [held("web-west", one, "NamespaceAbsent"), held("web", all, "NamespaceAbsent")];
+    recorded.set(&proxy("controller-a", "/refused"), json!(absent));
+    let (failures, _, page) = round(recorded.clone()).await;
+    assert!(failures.is_empty(), "{page}");
+    says(&page, &["nothing is mirrored into shop, which is none of those to mirror into", "2 names"]);
+
+    // What is in the way of a name is told of once.
+    recorded.set(&proxy("controller-a", "/refused"), json!([held("web-west", one, "NameInUse"), absent[1]]));
+    let (failures, _, page) = round(recorded).await;
+    assert!(failures.len() == 1 && failures[0].contains("NameInUse"), "{page}");
 }
 
 #[tokio::test]

@@ -11,9 +11,10 @@ const EXAMPLES: [(&str, Option<&str>, &str); 2] =
     [("default.yaml", None, ""), ("ha.yaml", Some("values-ha.yaml"), "--replicas 3 --external-traffic-policy Local")];
 
 /// Values with the arguments of the same meaning.
-const COMBINATIONS: [(&str, &str); 7] = [
+const COMBINATIONS: [(&str, &str); 8] = [
     ("stage=cluster,namespace.create=true", "--stage cluster"),
     ("stage=namespaced", "--stage namespaced"),
+    ("imports.namespaces={shop}", "--import-namespace shop"),
     (
         "gateway.service.type=NodePort,gateway.service.nodePort=30143,gateway.advertise={east.example.com:4143}",
         "--service-type NodePort --node-port 30143 --address east.example.com:4143",
