@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 
 use super::kit::needs_kubernetes;
 
-/// Requests that the controller's own token must not be good for: method, path, body.
-fn forbidden() -> Vec<(&'static str, String, Option<(&'static str, String)>)> {
-    let mut all: Vec<(&'static str, String, Option<(&'static str, String)>)> = Vec::new();
+/// A request: method, path, and body with its type.
+type Forbidden = (&'static str, String, Option<(&'static str, String)>);
+
+/// Requests that the controller's own token must not be good for.
+fn forbidden() -> Vec<Forbidden> {
+    let mut all: Vec<Forbidden> = Vec::new();
     let namespaces = ["default", "kube-system", NAMESPACE, "forbidden"];
     // By RBAC: whatever its roles do not name, in every namespace.
     for namespace in namespaces {
@@ -59,14 +62,14 @@ fn forbidden() -> Vec<(&'static str, String, Option<(&'static str, String)>)> {
 }
 
 /// Writes that RBAC allows, and the admission policies do not.
-fn by_admission() -> Vec<(&'static str, String, Option<(&'static str, String)>)> {
+fn by_admission() -> Vec<Forbidden> {
     let ours = json!({ "mirror.linkspan.io/managed-by": "mirror-controller" });
     let service = |labels: &Value, spec: Value| {
         json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "taken", "labels": labels }, "spec": spec })
             .to_string()
     };
     let good = || json!({ "type": "ClusterIP", "ports": [{ "port": 80 }] });
-    let mut all: Vec<(&'static str, String, Option<(&'static str, String)>)> = Vec::new();
+    let mut all: Vec<Forbidden> = Vec::new();
     let mut post = |place: &str, body: String| all.push(("POST", place.to_owned(), Some((JSON, body))));
     let services = "/api/v1/namespaces/forbidden/services";
     // Without our label; in namespaces that are nobody's to mirror into.

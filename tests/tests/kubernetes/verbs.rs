@@ -21,7 +21,7 @@ fn declared(cluster: &Cluster) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
     let bindings = cluster.list(&format!("{rbac}/clusterrolebindings")).into_iter();
     let bindings = bindings.chain(cluster.list(&format!("{rbac}/rolebindings")));
-    for binding in bindings.filter(|binding| names_controller(binding)) {
+    for binding in bindings.filter(names_controller) {
         let namespace = binding["metadata"]["namespace"].as_str().map(str::to_owned);
         let role = binding["roleRef"]["name"].as_str().expect("a role");
         let place = match (binding["roleRef"]["kind"].as_str(), &namespace) {

@@ -19,8 +19,10 @@ use crate::mirror::ports::{PortRange, Ports};
 use crate::testkit::{cluster, entries, entry, headless, peer, peer_state};
 
 /// Objects by path, and what was asked of the server since last looked.
+type Held = (BTreeMap<String, Value>, Vec<String>);
+
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<(BTreeMap<String, Value>, Vec<String>)>>, Arc<AtomicBool>);
+struct Server(Arc<Mutex<Held>>, Arc<AtomicBool>);
 
 impl Service<http::Request<Body>> for Server {
     type Response = http::Response<Body>;
@@ -60,7 +62,7 @@ impl Service<http::Request<Body>> for Server {
                 let mut object: Value = serde_json::from_slice(&body).unwrap();
                 if object["kind"] == "Service" && object["spec"].get("clusterIP").is_none() {
                     let next = format!("10.96.0.{}", objects.len() + 1);
-                    let ip = objects.get(&path).map_or(json!(next), |old| old["spec"]["clusterIP"].clone());
+                    let ip = objects.get(&path).map_or_else(|| json!(next), |old| old["spec"]["clusterIP"].clone());
                     object["spec"]["clusterIP"] = ip.clone();
                     object["spec"]["clusterIPs"] = json!([ip]);
                 }

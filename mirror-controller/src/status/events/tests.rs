@@ -35,11 +35,11 @@ fn a_link_tells_when_it_comes_goes_or_is_refused() {
         reasons(Kind::Link, before, &after.iter().map(|verdict| (*verdict).clone()).collect::<Vec<_>>())
     };
     assert_eq!(tell(&[], &[&up]), ["+Connected"]);
-    assert_eq!(tell(&[was_up.clone()], &[&up]), Vec::<String>::new(), "a new leader repeats nothing");
-    assert_eq!(tell(&[was_up.clone()], &[&down]), ["!Disconnected"]);
+    assert_eq!(tell(std::slice::from_ref(&was_up), &[&up]), Vec::<String>::new(), "a new leader repeats nothing");
+    assert_eq!(tell(std::slice::from_ref(&was_up), &[&down]), ["!Disconnected"]);
     assert_eq!(tell(&[], &[&down]), ["!NotConnected"]);
-    assert_eq!(tell(&[was_down.clone()], &[&down]), Vec::<String>::new());
-    assert_eq!(tell(&[was_down.clone()], &[&up]), ["+Connected"]);
+    assert_eq!(tell(std::slice::from_ref(&was_down), &[&down]), Vec::<String>::new());
+    assert_eq!(tell(std::slice::from_ref(&was_down), &[&up]), ["+Connected"]);
     let mismatch = verdict("Connected", false, "TrustBundleMismatch");
     let untrusted = verdict("TrustValid", false, "TrustBundleMismatch");
     assert_eq!(tell(&[was_down], &[&mismatch, &untrusted]), ["!Refused"]);
