@@ -11,8 +11,9 @@
 //!   written although it is wanted ([`Held`]).
 //! - **Refuses when**: an object of that name is there and not ours; its namespace is not there, or going (it is made when that
 //!   is there).
-//! - **Never does**: write without being the leader; delete without our label or on an incomplete view; hold up one mirror for
-//!   another: each place has a pause of its own.
+//! - **Never does**: write without being the leader, or before the gateways are known; delete without our label or on an
+//!   incomplete view; take an edited label for another mirror's object; hold up one mirror for another: each place has a pause of
+//!   its own.
 //! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`]; see [`crate::pressure`] for an API server that has too much to do.
 
 use std::collections::{BTreeMap, BTreeSet};

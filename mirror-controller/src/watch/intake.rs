@@ -246,11 +246,11 @@ mod tests {
         intake.take(Kind::Link, Seen::Start);
         intake.take(Kind::Link, Seen::Object(link.clone()));
         let links = |events: &[Event]| -> Vec<String> {
-            let doubts = events.iter().filter_map(|event| match event {
+            let mut doubts = events.iter().filter_map(|event| match event {
                 Event::Doubt(doubt) => Some(doubt.links.iter().cloned()),
                 _ => None,
             });
-            doubts.last().into_iter().flatten().collect()
+            doubts.next_back().into_iter().flatten().collect()
         };
         assert_eq!(links(&intake.take(Kind::Link, Seen::Complete)), ["west"]);
         let events = intake.take(Kind::Link, Seen::Gone(key_of(Kind::Link, &link)));
