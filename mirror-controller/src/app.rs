@@ -11,44 +11,41 @@
 //! the stages start when the lease is won.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_proto::configuration::Resource;
 use linkspan_runtime::admin::Admin;
-use linkspan_runtime::drain::{Drain, Guard, Signal};
-use linkspan_runtime::{build_info, task};
-use serde_json::json;
+use linkspan_runtime::drain::{Drain, Signal};
+use linkspan_runtime::task;
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::ca::{Ca, CaError};
-use crate::catalog::{Accepted, Catalog, Own, Snapshot};
+use crate::catalog::{Accepted, Snapshot};
 use crate::config::Config;
 use crate::configuration::{self, Reports, Store};
 use crate::door::tls::AuthorityError;
-use crate::exchange::{self, Peers};
+use crate::exchange::Peers;
 use crate::leader::lease::Lease;
 use crate::leader::{self, Leading, Office};
+use crate::mirror::MirrorSet;
 use crate::mirror::kubernetes::{ClusterIps, Held};
-use crate::mirror::{self, MirrorSet};
 use crate::saving::Saving;
-use crate::watch::{Event, Problem};
-use crate::{cluster, dns, files, status};
+use crate::watch::Problem;
+use crate::{cluster, dns};
 
 mod accepted;
 mod client;
 mod home;
 mod routes;
+mod stages;
 mod state_dir;
 mod zone;
 
-use home::{Ground, Home, Standby};
+use home::{Home, Standby};
+use stages::Stages;
 use state_dir::StateDirError;
 
-/// Between two snapshots of the catalog: a burst of events becomes one.
-const CATALOG_PACE: Duration = Duration::from_millis(10);
 /// In the state directory, see [`accepted`].
 const ACCEPTED: &str = "accepted.json";
 /// Saving catalogues and closing connections takes far less.
@@ -150,7 +147,12 @@ impl App {
     pub async fn start(config: Config, process: &Process) -> Result<Self, StartError> {
         state_dir::prepare(&config)?;
         let ca = Arc::new(Ca::load(&config.ca, &config.trust_domain)?);
-        let in_force = accepted::load(&config.state(ACCEPTED)).map_err(StartError::Accepted)?;
+        // In a cluster another controller may have led since this one wrote it, and the version before may be one that was
+        // revoked then. Without it a Link that is refused is not in force, and keeps its mirrors as they are.
+        let in_force = match &config.kubernetes {
+            None => accepted::load(&config.state(ACCEPTED)).map_err(StartError::Accepted)?,
+            Some(_) => Accepted::default(),
+        };
         let (udp, tcp) =
             bind_dns(config.dns_listen).await.map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
         let dns_address = tcp.local_addr().map_err(|error| StartError::Dns { address: config.dns_listen, error })?;
@@ -268,214 +270,6 @@ async fn lead(stages: Stages, standby: Standby, office: Office, mut leading: Lea
         () = standing => {}
         () = working => {}
     }
-}
-
-/// The four stages and what hangs on them.
-struct Stages {
-    config: Config,
-    process: Process,
-    addresses: Addresses,
-    channels: Channels,
-    ca: Arc<Ca>,
-    in_force: Accepted,
-    signal: Signal,
-}
-
-impl Stages {
-    /// Starts the stages in the order of the path. Each later one waits for the first complete state of the earlier.
-    fn start(self, home: Home) {
-        let Self { config, process, addresses, channels, ca, in_force, signal } = self;
-        let Home { fronts, seniority, configuration: door, exchange: exchange_door, attestor, hold, leading, ground } =
-            home;
-        let registry = process.admin.registry().clone();
-        let serving = channels.serving(ca, attestor, &signal);
-        drop(task::vital("configuration", &signal, configuration::serve(serving, door)));
-
-        let (events, catalogued) = mpsc::channel(crate::watch::EVENTS);
-        let own = Own { cluster: config.cluster.clone(), trust_domain: config.trust_domain.clone() };
-        let accepted = watch::Sender::new(in_force.clone());
-        let keeping =
-            accepted::keep(config.state(ACCEPTED), accepted.subscribe(), channels.saving.clone(), signal.clone());
-        drop(task::spawn("accepted", keeping));
-        let catalog = Catalog::new(own, config.mirror_addresses, in_force).with_exclusions(config.exclusions());
-        let complete = watch::Sender::new(false);
-        let completed = complete.subscribe();
-        let outputs = CatalogOutputs { snapshots: channels.snapshots.clone(), accepted, complete };
-        drop(task::vital("catalog", &signal, keep_catalog(catalog, catalogued, outputs, signal.clone())));
-
-        let exchange = exchange::Context {
-            own: config.cluster.clone(),
-            store: exchange::store::Store::new(config.state("catalogues"), channels.saving.clone()),
-            sole: config.kubernetes.is_none(),
-            metrics: exchange::Metrics::register(&registry),
-            signal: signal.clone(),
-        };
-        let mirror = mirror::Context {
-            own: config.cluster.clone(),
-            addresses: config.state("addresses.json"),
-            hold,
-            leading: leading.clone(),
-            saving: channels.saving.clone(),
-            metrics: mirror::Metrics::register(&registry),
-            signal: signal.clone(),
-        };
-        let applied = mirror.metrics.applied.clone();
-        let seniority = seniority.with_policy(config.mirrors.precedence.clone());
-        let state = mirror::State::new(config.cluster.clone(), fronts).with(seniority, config.exclusions());
-        let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.clone());
-        let guard = signal.guard();
-        drop(task::vital("exchange", &signal, {
-            let mut completed = completed.clone();
-            async move {
-                if first(&mut completed).await {
-                    exchange::run(exchange, exchange_door, snapshots, peers).await;
-                }
-                drop::<Guard>(guard);
-            }
-        }));
-        let store = channels.store.clone();
-        let workloads = Resource::Workloads(config.workloads.clone());
-        let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.subscribe());
-        let sets = channels.mirrors.clone();
-        drop(task::vital("mirror", &signal, {
-            let mut completed = completed.clone();
-            async move {
-                if first(&mut completed).await {
-                    // Part of the first generation, so that a gateway never knows mirrors without knowing its clients.
-                    let mut more = Some(workloads);
-                    mirror::run(mirror, state, snapshots, peers, sets, |mut changes| {
-                        if let Some(workloads) = more.take() {
-                            changes.insert(workloads.key(), Some(workloads));
-                        }
-                        store.apply(changes);
-                    })
-                    .await;
-                }
-            }
-        }));
-        let outcome = Outcome::of(&ground, &config, &leading, &process);
-        ground.run(&config, &channels, leading, events, applied, &signal);
-        drop(task::spawn("after_mirror", after_mirror(config, addresses, channels, outcome, signal)));
-    }
-}
-
-/// Where what was found out goes to.
-enum Outcome {
-    /// Files.
-    Site {
-        /// Ready when there is something to serve.
-        ready: linkspan_runtime::readiness::Handle,
-        folder: PathBuf,
-    },
-    /// The API server.
-    Cluster { status: status::cluster::Context },
-}
-
-impl Outcome {
-    fn of(ground: &Ground, config: &Config, leading: &Leading, process: &Process) -> Self {
-        match ground {
-            Ground::Folder(_) => {
-                Self::Site { ready: process.admin.readiness().register("controller"), folder: config.state("status") }
-            }
-            Ground::Cluster(in_cluster) => Self::Cluster {
-                status: status::cluster::Context {
-                    client: in_cluster.client.clone(),
-                    leading: leading.clone(),
-                    identity: in_cluster.settings.identity.clone(),
-                },
-            },
-        }
-    }
-}
-
-/// True when the first complete state came; false when it never will.
-async fn first(completed: &mut watch::Receiver<bool>) -> bool {
-    completed.wait_for(|complete| *complete).await.is_ok()
-}
-
-/// What comes out of the catalog.
-struct CatalogOutputs {
-    snapshots: watch::Sender<Snapshot>,
-    /// For the next start.
-    accepted: watch::Sender<Accepted>,
-    complete: watch::Sender<bool>,
-}
-
-/// Feeds the catalog and publishes its snapshots.
-async fn keep_catalog(
-    mut catalog: Catalog,
-    mut events: mpsc::Receiver<Event>,
-    outputs: CatalogOutputs,
-    signal: Signal,
-) {
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = signal.draining() => return,
-        };
-        let Some(event) = event else { return };
-        catalog.handle(event);
-        while let Ok(event) = events.try_recv() {
-            catalog.handle(event);
-        }
-        if catalog.is_complete() {
-            outputs.snapshots.send_replace(catalog.snapshot());
-            outputs.complete.send_replace(true);
-            if let Some(accepted) = catalog.take_accepted() {
-                outputs.accepted.send_if_modified(|current| {
-                    let differs = *current != accepted;
-                    *current = accepted;
-                    differs
-                });
-            }
-            tokio::time::sleep(CATALOG_PACE).await;
-        }
-    }
-}
-
-/// What waits for the first mirrors: objects, status, the run file, readiness.
-async fn after_mirror(config: Config, addresses: Addresses, channels: Channels, outcome: Outcome, signal: Signal) {
-    let mut generation = channels.store.subscribe();
-    tokio::select! {
-        known = generation.wait_for(|generation| *generation > 0) => if known.is_err() { return },
-        () = signal.draining() => return,
-    }
-    let sources = status::Sources {
-        snapshots: channels.snapshots.subscribe(),
-        peers: channels.peers.subscribe(),
-        mirrors: channels.mirrors.subscribe(),
-        held: channels.held.subscribe(),
-        reports: channels.reports.subscribe(),
-        problems: channels.problems.subscribe(),
-    };
-    let own = config.cluster.clone();
-    let ready = match outcome {
-        Outcome::Site { ready, folder } => {
-            let saving = channels.saving.clone();
-            drop(task::spawn("status", status::run(folder, own, sources, saving, signal.clone())));
-            Some(ready)
-        }
-        Outcome::Cluster { status } => {
-            drop(task::vital("status", &signal, status::cluster::run(status, own, sources, signal.clone())));
-            None
-        }
-    };
-    let contents = json!({
-        "pid": std::process::id(),
-        "version": build_info::VERSION,
-        "dns": addresses.dns,
-        "admin": addresses.admin,
-    });
-    let path = state_dir::run_file(&config);
-    if let Err(error) = files::write_quickly(&path, format!("{contents}\n").as_bytes(), 0o600) {
-        tracing::error!(path = %path.display(), %error, "cannot write the run file; the CLI will not find this controller");
-    }
-    if let Some(ready) = ready {
-        ready.ready();
-    }
-    // The senders live here: the tasks above end when the drain does.
-    signal.closed().await;
-    drop(channels);
 }
 
 impl Channels {

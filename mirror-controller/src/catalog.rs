@@ -5,8 +5,8 @@
 //! - **Refuses when**: an object cannot do what it asks; the report of that object says why, in a closed set of reasons.
 //! - **Never does**: export a mirror (S-42), or let one object's mistake touch another's. The order of events does not
 //!   matter: the same objects give the same snapshot. Three things remember, on purpose:
-//!   - a Link or traffic policy that is refused keeps its last good version, also over a restart ([`Accepted`]);
-//!   - a trust domain stays with the Link that had it first (F-41), also over a restart;
+//!   - a Link or traffic policy that is refused keeps its last good version, on a site also over a restart ([`Accepted`]);
+//!   - a trust domain stays with the Link that had it first (F-41), on a site also over a restart;
 //!   - while it is in doubt whether a namespace has an ExportPolicy that cannot be read ([`Doubt`]), exports that come are
 //!     closed unless another policy selects them, those that were there keep their rules, and no policy is forgotten
 //!     (S-51: fail closed for what is new, keep what was). After a restart everything is new.
@@ -21,7 +21,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use linkspan_proto::configuration::{Export, ExportRule};
 use linkspan_proto::exchange::{CatalogueEntry, MAX_SERVICES};
 use linkspan_proto::metadata::Exclusions;
-use linkspan_proto::names::{Namespace, ServiceKey, ServiceName};
+use linkspan_proto::names::{ClusterName, Namespace, ServiceKey, ServiceName};
 use linkspan_proto::resources::{
     ClusterTrafficPolicy, ExportPolicy, LINKERD_EXPORT_LABEL, Link, SERVICE_NAME_LABEL, ServiceExport,
 };
@@ -49,6 +49,7 @@ pub struct Catalog {
     own: Own,
     mirror_addresses: IpNet,
     exclusions: Exclusions,
+    namespace: Option<Namespace>,
     services: BTreeMap<ServiceKey, Service>,
     /// By the service they belong to, then by their own name.
     slices: BTreeMap<ServiceKey, BTreeMap<String, EndpointSlice>>,
@@ -97,6 +98,7 @@ impl Catalog {
             own,
             mirror_addresses,
             exclusions: Exclusions::default(),
+            namespace: None,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owners: BTreeMap::new(),
@@ -119,6 +121,13 @@ impl Catalog {
     #[must_use]
     pub fn with_exclusions(mut self, exclusions: Exclusions) -> Self {
         self.exclusions = exclusions;
+        self
+    }
+
+    /// With the namespace of our gateways and controllers, from which nothing is exported.
+    #[must_use]
+    pub fn within(mut self, namespace: Option<Namespace>) -> Self {
+        self.namespace = namespace;
         self
     }
 
@@ -152,6 +161,10 @@ impl Catalog {
         self.accepted_changed |= dirty.links || dirty.traffic;
         if dirty.links {
             let settled = link::settle(&self.own, &self.links, &mut self.good_links);
+            let unsettled = self.unsettled(&settled);
+            if *self.snapshot.unsettled != unsettled {
+                self.snapshot.unsettled = Arc::new(unsettled);
+            }
             replace_changed(&mut self.snapshot.peers, settled.peers);
             replace_changed(&mut self.snapshot.links, settled.reports);
         }
@@ -166,6 +179,13 @@ impl Catalog {
             return self.capped();
         }
         self.snapshot.clone()
+    }
+
+    /// The peers whose Link is there, refused or unreadable, and of which no version is in force.
+    fn unsettled(&self, settled: &link::Settled) -> BTreeSet<ClusterName> {
+        let refused = settled.reports.iter().filter(|(_, report)| !report.in_force).map(|(name, _)| name);
+        let names = refused.chain(&self.doubt.links).filter_map(|name| ClusterName::parse(name).ok());
+        names.filter(|name| *name != self.own.cluster && !settled.peers.contains_key(name)).collect()
     }
 
     /// What is in force as of the last snapshot, if that may differ from what was taken before: to be kept over a restart.
@@ -358,6 +378,7 @@ impl Catalog {
                 self.policies.remove(&id);
             }
         }
+        self.dirty.links |= self.doubt.links != doubt.links;
         self.doubt = doubt;
     }
 
@@ -391,6 +412,7 @@ impl Catalog {
             rules,
             mirror_addresses: self.mirror_addresses,
             exclusions: &self.exclusions,
+            namespace: self.namespace.as_ref(),
         }
         .decide();
         let mut report = outcome.report;

@@ -42,6 +42,10 @@ use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::ports::{PortRange, Ports};
 use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, service_imports, versioned};
 
+mod standing;
+
+pub use standing::standing;
+
 /// Whom a gateway's token must be meant for.
 pub const AUDIENCE: &str = "linkspan-controller";
 /// Between two tellings of pods: rollouts change many at once.
@@ -452,9 +456,12 @@ fn name_of(service: &Service) -> (String, ClusterName) {
     (format!("{host}{name}.{namespace}.{}", zone.service_suffix()), cluster)
 }
 
-/// Who exported what first, as ServiceImports from before a restart tell it. Nobody is known where they cannot be asked
-/// for: then everybody begins anew, this cluster first.
-pub async fn seniority(client: &Client) -> Seniority {
+/// Who exported what first, as ServiceImports from before a restart tell it. Nobody is known where none are served.
+///
+/// # Errors
+/// When the API server cannot be asked: starting without it would make this cluster the first of all, and change every import
+/// that clusters disagree about.
+pub async fn seniority(client: &Client) -> kube::Result<Seniority> {
     let mut seniority = Seniority::default();
     let all = ours();
     for resource in service_imports() {
@@ -468,12 +475,11 @@ pub async fn seniority(client: &Client) -> Seniority {
         });
         match listed.await {
             Ok(()) => break,
-            Err(error) => {
-                tracing::debug!(version = %resource.version, error = %Clean(&error.to_string()), "ServiceImports cannot be listed")
-            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
         }
     }
-    seniority
+    Ok(seniority)
 }
 
 /// Everything with our label.
@@ -687,5 +693,28 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(given(&numbers(&service), &slice), [(80, 10080), (443, 10443)]);
+    }
+
+    /// An API server that has too much to do must not make this cluster the oldest of all.
+    #[tokio::test]
+    async fn who_exported_first_is_not_guessed_when_nobody_answers() {
+        let import = json!({
+            "metadata": {"namespace": "shop", "name": "web"}, "status": {"clusters": [{"cluster": "west"}, {"cluster": "east"}]},
+        });
+        let told = |newer: u16, older: u16| {
+            let client = api_server(move |path, _| {
+                let code = if path.contains("v1beta1") { newer } else { older };
+                (code, json!({"metadata": {}, "items": [import.clone()]}))
+            });
+            async move { seniority(&client).await }
+        };
+        let mut known = Seniority::default();
+        known.remember(ServiceKey::parse("shop/web").unwrap(), ["west", "east"].map(crate::testkit::cluster).into());
+        for (newer, older) in [(200, 500), (404, 200)] {
+            assert_eq!(told.clone()(newer, older).await.unwrap(), known);
+        }
+        assert_eq!(told.clone()(404, 404).await.unwrap(), Seniority::default(), "none is served");
+        assert!(told.clone()(429, 200).await.is_err());
+        assert!(told(404, 500).await.is_err());
     }
 }

@@ -50,13 +50,16 @@ pub enum Event {
     InitDone,
 }
 
-/// Where there may be an ExportPolicy that cannot be read and has no last good state. What it would forbid must not happen.
+/// What is there, cannot be read and has no last good state. What such an ExportPolicy would forbid must not happen, and what an
+/// earlier version of such a Link made must not be taken away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Doubt {
     /// In any namespace: nothing tells which.
     pub site: bool,
     /// In these namespaces.
     pub namespaces: BTreeSet<String>,
+    /// These Links are there, whatever they say.
+    pub links: BTreeSet<String>,
 }
 
 impl Doubt {
@@ -70,7 +73,8 @@ impl Doubt {
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let namespaces = self.namespaces.union(&other.namespaces).cloned().collect();
-        Self { site: self.site || other.site, namespaces }
+        let links = self.links.union(&other.links).cloned().collect();
+        Self { site: self.site || other.site, namespaces, links }
     }
 
     /// One more namespace, or the whole site where nothing tells which.

@@ -97,8 +97,9 @@ pub fn is_annotation(key: &str, value: &str) -> bool {
         && !value.chars().any(|each| each.is_control() && !matches!(each, '\n' | '\t'))
 }
 
-/// `name`, or `domain/name`.
-fn is_key(key: &str) -> bool {
+/// Whether it is a qualified name, as Kubernetes calls it: `name`, or `domain/name`.
+#[must_use]
+pub fn is_key(key: &str) -> bool {
     let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
     key.len() <= MAX_KEY_LEN && is_name(name, MAX_KEY_NAME_LEN) && domain.is_none_or(crate::names::is_subdomain)
 }

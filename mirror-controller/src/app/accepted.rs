@@ -1,4 +1,4 @@
-//! `state/accepted.json`: which versions of Links and traffic policies are in force, for the next start.
+//! `state/accepted.json`: which versions of Links and traffic policies are in force, for the next start of a site.
 
 use std::io;
 use std::path::{Path, PathBuf};

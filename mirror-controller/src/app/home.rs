@@ -22,10 +22,10 @@ use crate::config::{Config, Kubernetes};
 use crate::configuration::{Attestor, Store};
 use crate::door::tls::Authority;
 use crate::door::{Door, Port};
+use crate::exchange::store::Standing;
 use crate::leader::Leading;
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::kubernetes::{self, ClusterIps};
-use crate::mirror::ports::Ports;
 use crate::mirror::{self, Fronts, Seniority};
 use crate::pressure::Pressure;
 use crate::watch::directory::{self, Directory};
@@ -43,6 +43,8 @@ pub(super) struct Home {
     pub(super) fronts: Fronts,
     /// Who exported what first.
     pub(super) seniority: Seniority,
+    /// What is known of peers that cannot be heard yet.
+    pub(super) standing: Standing,
     /// Configuration and certificates.
     pub(super) configuration: Door,
     /// Pipes to peers.
@@ -55,6 +57,16 @@ pub(super) struct Home {
     pub(super) leading: Leading,
     /// Where objects come from and go to.
     pub(super) ground: Ground,
+}
+
+/// What a ground tells.
+pub(super) struct Feeds {
+    /// What happens to objects.
+    pub(super) events: mpsc::Sender<Event>,
+    /// Who has which address, once that is known. A site does not tell: it is known from the start.
+    pub(super) workloads: watch::Sender<Option<Workloads>>,
+    /// The same as it was told.
+    pub(super) pods: watch::Receiver<Option<Workloads>>,
 }
 
 /// Where objects come from and go to.
@@ -96,16 +108,18 @@ impl Standby {
     pub(super) async fn lead(self, leading: Leading) -> Result<Home, StartError> {
         let Self { client, settings, pressure, authority } = self;
         // Only now: what an earlier leader gave out until its end counts.
-        let given = given_out(&client, &settings).await;
+        let given = patiently(|| cluster::ports(&client, settings.ports)).await;
+        let seniority = patiently(|| cluster::seniority(&client)).await;
+        let standing = patiently(|| cluster::standing(&client)).await;
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| StartError::Gateways { address: settings.listen, error })?;
         let (port, configuration, exchange) = Port::new(listener, Arc::clone(&authority)).map_err(StartError::Tls)?;
-        let seniority = cluster::seniority(&client).await;
         let attestor = TokenAttestor::new(client.clone(), settings.namespace.as_str());
         Ok(Home {
             fronts: given.into(),
             seniority,
+            standing,
             configuration,
             exchange,
             attestor: Some(Arc::new(attestor)),
@@ -116,12 +130,12 @@ impl Standby {
     }
 }
 
-/// The ports that mirrors have in the API server.
-async fn given_out(client: &Client, settings: &Kubernetes) -> Ports {
+/// What the mirrored objects in the API server tell of an earlier leader. Without it nobody leads.
+async fn patiently<T, F: Future<Output = kube::Result<T>>>(ask: impl Fn() -> F) -> T {
     let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
     loop {
-        match cluster::ports(client, settings.ports).await {
-            Ok(ports) => return ports,
+        match ask().await {
+            Ok(told) => return told,
             Err(error) => {
                 let error = error.to_string();
                 tracing::warn!(error = %Clean(&error), "the mirrored objects cannot be listed; trying again");
@@ -146,6 +160,8 @@ impl Home {
         Ok(Self {
             fronts: given.into(),
             seniority: mirror::load_seniority(&config.state("addresses.json")),
+            // On a site nobody else follows the peers: the catalogues on disk are the newest.
+            standing: Standing::new(),
             configuration,
             exchange,
             attestor: None,
@@ -163,10 +179,11 @@ impl Ground {
         config: &Config,
         channels: &Channels,
         leading: Leading,
-        events: mpsc::Sender<Event>,
+        feeds: Feeds,
         applied: mirror::Applied,
         signal: &Signal,
     ) {
+        let Feeds { events, workloads, pods } = feeds;
         let InCluster { client, settings, pressure, port, authority } = match self {
             Self::Cluster(in_cluster) => *in_cluster,
             Self::Folder(source) => return in_folder(*source, config, channels, events, applied, signal),
@@ -178,7 +195,6 @@ impl Ground {
 
         let (gateways, ready) = watch::channel(None::<Gateways>);
         let (namespaces, present) = watch::channel(None::<Arc<BTreeSet<String>>>);
-        let (workloads, pods) = watch::channel(None::<Workloads>);
         let (namespace, service) = (settings.namespace.to_string(), settings.gateway_service.to_string());
         drop(task::vital("gateways", signal, cluster::gateways(client.clone(), namespace, service, gateways)));
         let (api, only) = (client.clone(), config.mirrors.namespaces.clone());

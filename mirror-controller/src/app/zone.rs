@@ -53,7 +53,8 @@ impl Feed {
             let changed = now_silent.filter(|silent| *silent != *withheld);
             // On Kubernetes the API server gives imports their addresses; on a site this stays empty.
             let now_given = Arc::clone(&ips.borrow_and_update());
-            if *generation.borrow_and_update() > 0 && set.known.values().all(|known| *known) {
+            if *generation.borrow_and_update() > 0 && set.unsettled.is_empty() && set.known.values().all(|known| *known)
+            {
                 // Everything is known now: what is not wanted is on its way out.
                 restored = None;
             }

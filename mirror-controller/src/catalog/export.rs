@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use linkspan_proto::configuration::{Endpoint, Export, ExportPort, ExportRule};
 use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, MAX_ENDPOINTS, Protocol};
 use linkspan_proto::generated::exchange as wire;
-use linkspan_proto::metadata::Exclusions;
-use linkspan_proto::names::{EndpointName, PortName, ServiceKey};
+use linkspan_proto::metadata::{Exclusions, is_key};
+use linkspan_proto::names::{EndpointName, Namespace, PortName, ServiceKey};
 use linkspan_proto::resources::{ConditionStatus, PROXY_PROTOCOL_ANNOTATION, ServiceExport};
 use linkspan_runtime::text::Clean;
 use sha2::{Digest, Sha256};
@@ -35,6 +35,8 @@ pub(super) struct Wish<'a> {
     pub(super) mirror_addresses: IpNet,
     /// Labels and annotations that stay at home.
     pub(super) exclusions: &'a Exclusions,
+    /// Where Linkspan is, in a Kubernetes cluster.
+    pub(super) namespace: Option<&'a Namespace>,
 }
 
 /// What came of it.
@@ -86,7 +88,7 @@ impl Wish<'_> {
                 "a mirror of another cluster's service is never exported again".to_owned(),
             ));
         }
-        if let Some(refusal) = reserved::refusal(self.key) {
+        if let Some(refusal) = reserved::refusal(self.key, self.namespace) {
             return Err(Refusal::Failed(refusal));
         }
         let proxy_protocol = self.proxy_protocol(service)?;
@@ -180,7 +182,11 @@ fn ports(ports: &[ServicePort], opaque: &OpaquePorts) -> Result<Vec<Port>, Refus
             _ => number,
         };
         // Whoever says both means "do not look into it" more than the protocol that nobody then looks for.
-        let app_protocol = if opaque.contains(number) { Some(OPAQUE.to_owned()) } else { port.app_protocol.clone() };
+        let app_protocol = if opaque.contains(number) {
+            Some(OPAQUE.to_owned())
+        } else {
+            port.app_protocol.clone().filter(|it| is_key(it))
+        };
         checked.push(Port { number, protocol, name, app_protocol, target });
     }
     if checked.is_empty() {

@@ -125,7 +125,7 @@ pub(super) fn restore(own: &Own, links: Vec<Link>) -> BTreeMap<String, InForce> 
 
 /// Takes over each declared version that can be used; one that cannot leaves the version before in force. A trust domain
 /// belongs to the Link that had it first, since two peers must never vouch for each other (F-41); of Links that come
-/// together, to the first by name.
+/// together, to the one that was made first, where an API server says when, and then to the first by name.
 pub(super) fn settle(
     own: &Own,
     declared: &BTreeMap<String, Link>,
@@ -134,7 +134,8 @@ pub(super) fn settle(
     in_force.retain(|name, _| declared.contains_key(name));
     let mut next = in_force.values().map(|link| link.since + 1).max().unwrap_or(0);
     let mut order: Vec<_> = declared.iter().map(|(name, link)| (name, link, check(own, name, link))).collect();
-    order.sort_by_key(|(name, ..)| in_force.get(*name).map_or(usize::MAX, |link| link.since));
+    let made = |link: &Link| link.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    order.sort_by_key(|(name, link, _)| (in_force.get(*name).map_or(usize::MAX, |link| link.since), made(link)));
     let mut verdicts = BTreeMap::new();
     loop {
         let mut changed = false;

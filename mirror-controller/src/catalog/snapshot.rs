@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub exports: Arc<BTreeMap<ServiceKey, Arc<ExportReport>>>,
     /// The accepted Links.
     pub peers: Arc<BTreeMap<ClusterName, Arc<Peer>>>,
+    /// Peers whose Link is there, while no version of it is in force: what an earlier version made stays.
+    pub unsettled: Arc<BTreeSet<ClusterName>>,
     /// What came of each Link, by the object's name.
     pub links: Arc<BTreeMap<String, Arc<LinkReport>>>,
     /// Traffic policies by service.
@@ -34,6 +36,7 @@ impl PartialEq for Snapshot {
             && self.reachable == other.reachable
             && self.exports == other.exports
             && self.peers == other.peers
+            && self.unsettled == other.unsettled
             && self.links == other.links
             && self.traffic == other.traffic
             && self.services == other.services

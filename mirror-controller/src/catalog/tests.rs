@@ -413,7 +413,10 @@ fn a_link_is_checked_as_a_whole() {
         assert_eq!(accepted(&snapshot, name), (false, reason.to_owned()));
         assert_eq!(snapshot.peers.len(), 1, "{name}");
         assert!(!snapshot.links[name].in_force);
+        let unsettled: Vec<_> = snapshot.unsettled.iter().map(ClusterName::as_str).collect();
+        assert_eq!(unsettled, if name == "east" { vec![] } else { vec![name] }, "what it made before stays");
         delete(&mut catalog, Kind::Link, name);
+        assert!(catalog.snapshot().unsettled.is_empty());
     }
 
     catalog.handle(Event::Apply(Box::new(link("west", "changed.linkspan.internal"))));
@@ -421,8 +424,31 @@ fn a_link_is_checked_as_a_whole() {
     assert_eq!(accepted(&snapshot, "west"), (false, "InvalidTrustBundle".to_owned()));
     assert_eq!(snapshot.peers.len(), 1, "the version before stays in force");
     assert!(snapshot.links["west"].in_force);
+    assert!(snapshot.unsettled.is_empty());
     delete(&mut catalog, Kind::Link, "west");
     assert!(catalog.snapshot().peers.is_empty());
+
+    let unreadable = |names: &[&str]| {
+        Event::Doubt(Doubt { links: names.iter().map(|name| (*name).to_owned()).collect(), ..Doubt::default() })
+    };
+    catalog.handle(unreadable(&["west", "No Cluster"]));
+    assert_eq!(catalog.snapshot().unsettled.iter().map(ClusterName::as_str).collect::<Vec<_>>(), ["west"]);
+    catalog.handle(unreadable(&[]));
+    assert!(catalog.snapshot().unsettled.is_empty());
+}
+
+/// F-41 where nothing is known of an earlier start: the API server says whose Link is older.
+#[test]
+fn of_links_that_come_together_the_older_one_has_the_trust_domain() {
+    let made = |name: &str, when: &str| {
+        let Object::Link(mut link) = link(name, "west.linkspan.internal") else { panic!("a Link") };
+        link.metadata.creation_timestamp = Some(serde_json::from_value(serde_json::json!(when)).unwrap());
+        Object::Link(link)
+    };
+    let all = [made("a-newcomer", "2026-02-01T00:00:00Z"), made("west", "2026-01-01T00:00:00Z")];
+    let snapshot = list(&mut catalog(), &all);
+    assert_eq!(snapshot.peers.keys().map(ClusterName::as_str).collect::<Vec<_>>(), ["west"]);
+    assert_eq!(accepted(&snapshot, "a-newcomer"), (false, "TrustDomainInUse".to_owned()));
 }
 
 /// F-41: a trust domain stays with the Link that had it first, whatever sorts first, and over a restart.

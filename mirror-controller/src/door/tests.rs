@@ -32,7 +32,7 @@ async fn world() -> World {
     let address = listener.local_addr().unwrap();
     let (port, configuration, exchange) = Port::new(listener, authority).unwrap();
     let (drain, signal) = Drain::new();
-    drop(linkspan_runtime::task::spawn("door", port.serve(signal)));
+    drop(task::spawn("door", port.serve(signal)));
     World { _dir: dir, ca, address, configuration, exchange, _drain: drain }
 }
 

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use linkspan_proto::exchange::{CatalogueEntry, CataloguePort, Details, MAX_SERVICES, Protocol};
@@ -31,11 +31,16 @@ pub const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two tries to save.
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
+/// What stands for peers' catalogues where no copy of ours is as new: what was made of them.
+pub type Standing = BTreeMap<ClusterName, Entries>;
+
 /// The folder of last good catalogues.
 #[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
     saving: Saving,
+    /// Each is used once: later it would be older than what was heard.
+    standing: Arc<Mutex<Standing>>,
 }
 
 /// A catalogue in its file.
@@ -152,12 +157,35 @@ impl EntryText {
 impl Store {
     /// Catalogues in `folder`, which exists; what cannot be saved there is noted in `saving`.
     #[must_use]
-    pub const fn new(folder: PathBuf, saving: Saving) -> Self {
-        Self { folder, saving }
+    pub fn new(folder: PathBuf, saving: Saving) -> Self {
+        Self { folder, saving, standing: Arc::default() }
     }
 
-    /// What was known of a peer when it was last saved.
+    /// With what is known of peers from elsewhere.
+    #[must_use]
+    pub fn with_standing(mut self, standing: Standing) -> Self {
+        self.standing = Arc::new(Mutex::new(standing));
+        self
+    }
+
+    /// What was known of a peer when it was last saved, with the services that another controller has heard of since.
     pub(super) fn load(&self, peer: &ClusterName) -> (Option<Catalogue>, Entries) {
+        let (saved, withheld) = self.saved(peer);
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner).remove(peer);
+        let before = saved.as_ref().map(|saved| Arc::clone(&saved.entries)).unwrap_or_default();
+        let more: Vec<_> =
+            standing.into_iter().flatten().filter(|(service, _)| !before.contains_key(service)).collect();
+        if more.is_empty() {
+            return (saved, withheld);
+        }
+        tracing::info!(%peer, services = more.len(), "services of the peer are known by their mirrors until it is heard");
+        let mut entries = before.as_ref().clone();
+        entries.extend(more);
+        // No version of the peer's: it sends all of them.
+        (Some(Catalogue::new(0, 0, Arc::new(entries))), withheld)
+    }
+
+    fn saved(&self, peer: &ClusterName) -> (Option<Catalogue>, Entries) {
         let path = self.path(peer);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -181,7 +209,9 @@ impl Store {
 
     /// Forgets everything of peers that are not among `linked`.
     pub(super) fn retain<'a>(&self, linked: impl IntoIterator<Item = &'a ClusterName>) {
-        let linked: BTreeSet<_> = linked.into_iter().map(|peer| self.path(peer)).collect();
+        let peers: BTreeSet<_> = linked.into_iter().collect();
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).retain(|peer, _| peers.contains(peer));
+        let linked: BTreeSet<_> = peers.into_iter().map(|peer| self.path(peer)).collect();
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| !linked.contains(path)) {
             if let Err(error) = files::remove(&path) {

@@ -1,9 +1,9 @@
 //! Which objects may be deleted. Pure.
 //!
 //! Only what carries our label, and only when it is certain that it is not wanted: its Link is gone, or a complete catalogue
-//! of its cluster is known and does not hold it. A lost peer is not an empty peer.
+//! of its cluster is known and does not hold it. A lost peer is not an empty peer, and a Link that is refused is not gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use linkspan_proto::names::ClusterName;
 
@@ -30,20 +30,27 @@ pub enum Stays {
 }
 
 /// Whether an object that is not wanted may be deleted. `id` is what our labels on it say; `None` means that it has none.
+/// `known` are the peers in force, `unsettled` those whose Link is there and not in force.
 ///
 /// # Errors
 /// Why it must stay.
-pub fn may_delete(id: Option<&MirrorId>, known: &BTreeMap<ClusterName, bool>, is_refused: bool) -> Result<Gone, Stays> {
+pub fn may_delete(
+    id: Option<&MirrorId>,
+    known: &BTreeMap<ClusterName, bool>,
+    unsettled: &BTreeSet<ClusterName>,
+    is_refused: bool,
+) -> Result<Gone, Stays> {
     match id {
         None => Err(Stays::Foreign),
         Some(_) if is_refused => Ok(Gone::Refused),
         Some(MirrorId::Cluster { cluster, .. }) => match known.get(cluster) {
+            None if unsettled.contains(cluster) => Err(Stays::Uncertain),
             None => Ok(Gone::Unlinked),
             Some(true) => Ok(Gone::Unexported),
             Some(false) => Err(Stays::Uncertain),
         },
         Some(MirrorId::Clusterset { .. }) => {
-            if known.values().all(|known| *known) {
+            if unsettled.is_empty() && known.values().all(|known| *known) {
                 Ok(Gone::Unexported)
             } else {
                 Err(Stays::Uncertain)
@@ -66,6 +73,14 @@ mod tests {
         let set = MirrorId::Clusterset { service: service.clone() };
         let known = BTreeMap::from([(name("west"), true), (name("north"), false)]);
         let all = BTreeMap::from([(name("west"), true)]);
+        let (settled, unsettled) = (BTreeSet::new(), BTreeSet::from([name("south")]));
+        for (id, known, refused, expected) in [
+            (Some(of("south")), &known, false, Err(Stays::Uncertain)),
+            (Some(of("away")), &known, false, Ok(Gone::Unlinked)),
+            (Some(set.clone()), &all, false, Err(Stays::Uncertain)),
+        ] {
+            assert_eq!(may_delete(id.as_ref(), known, &unsettled, refused), expected, "{id:?}");
+        }
         for (id, known, refused, expected) in [
             (None, &known, false, Err(Stays::Foreign)),
             (None, &known, true, Err(Stays::Foreign)),
@@ -77,7 +92,7 @@ mod tests {
             (Some(set.clone()), &all, false, Ok(Gone::Unexported)),
             (Some(set), &BTreeMap::new(), false, Ok(Gone::Unexported)),
         ] {
-            assert_eq!(may_delete(id.as_ref(), known, refused), expected, "{id:?}");
+            assert_eq!(may_delete(id.as_ref(), known, &settled, refused), expected, "{id:?}");
         }
     }
 }

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 
 use linkspan_proto::exchange::CatalogueEntry;
+use linkspan_proto::metadata::is_key;
+use linkspan_proto::names::PortName;
 
 use super::desired::{Member, Port};
 use crate::verdict::Verdict;
@@ -33,6 +35,9 @@ pub(super) fn compare(members: &[Member<'_>], conflicts: &mut Conflicts) {
     }
 }
 
+/// Ports of one service at most: an EndpointSlice has no room for more, and one that is too long is not written at all.
+pub const PORTS_MAX: usize = 100;
+
 /// The union of ports: merged by name first, then by protocol and number; of two that disagree the earlier one holds.
 pub(super) fn merge_ports(members: &[Member<'_>], conflicts: &mut Conflicts) -> Vec<Port> {
     let mut merged: Vec<Port> = Vec::new();
@@ -47,7 +52,8 @@ pub(super) fn merge_ports(members: &[Member<'_>], conflicts: &mut Conflicts) -> 
             let known = merged
                 .iter()
                 .any(|known| known.name == port.name || (known.protocol, known.number) == (port.protocol, port.number));
-            if !known {
+            // Whose word counts more finds room first.
+            if !known && merged.len() < PORTS_MAX {
                 merged.push(port);
             }
         }
@@ -56,7 +62,25 @@ pub(super) fn merge_ports(members: &[Member<'_>], conflicts: &mut Conflicts) -> 
     merged
 }
 
-/// The ports that one cluster says.
+/// Gives a name to each port without one where there are several: an API server takes none of them otherwise.
+pub(super) fn named(mut ports: Vec<Port>) -> Vec<Port> {
+    if ports.len() < 2 {
+        return ports;
+    }
+    let mut taken: BTreeSet<String> = ports.iter().filter_map(|port| Some(port.name.as_ref()?.to_string())).collect();
+    for port in ports.iter_mut().filter(|port| port.name.is_none()) {
+        let plain = format!("port-{}", port.number);
+        let more = (2..=PORTS_MAX + 1).map(|count| format!("{plain}-{count}"));
+        // Of this many one is free.
+        let free = std::iter::once(plain.clone()).chain(more).find(|name| !taken.contains(name));
+        port.name = free.as_deref().and_then(|name| PortName::parse(name).ok());
+        taken.extend(free);
+    }
+    ports
+}
+
+/// The ports that one cluster says. An `appProtocol` that no API server takes says nothing to anybody, and would keep the whole
+/// object from being written.
 pub(super) fn ports(entry: &CatalogueEntry) -> Vec<Port> {
     entry
         .ports
@@ -65,7 +89,7 @@ pub(super) fn ports(entry: &CatalogueEntry) -> Vec<Port> {
             number: port.port,
             protocol: port.protocol,
             name: port.name.clone(),
-            app_protocol: port.app_protocol.clone(),
+            app_protocol: port.app_protocol.clone().filter(|protocol| is_key(protocol)),
         })
         .collect()
 }
@@ -96,6 +120,42 @@ mod tests {
 
     use super::*;
     use crate::testkit::{cluster, entry};
+
+    /// One peer that names nothing, or very much, must not keep the import of all from being written.
+    #[test]
+    fn a_union_of_ports_is_one_that_an_api_server_takes() {
+        let (east, west) = (cluster("east"), cluster("west"));
+        let union = |first: &[&str], other: &[&str]| {
+            let (first, other) = (entry("shop/web", first, 1), entry("shop/web", other, 1));
+            let members = [Member { cluster: &east, entry: &first }, Member { cluster: &west, entry: &other }];
+            let merged = named(merge_ports(&members, &mut Conflicts::new()));
+            merged.iter().map(|port| port.name.as_ref().map_or("", |name| name.as_str()).to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(union(&["80"], &["80"]), [""], "a single port needs no name");
+        assert_eq!(union(&["http:80", "grpc:90"], &["8080"]), ["http", "grpc", "port-8080"]);
+        assert_eq!(union(&["port-53:80"], &["53/UDP"]), ["port-53-2", "port-53"]);
+        let many = |from: u16| (from..from + 64).map(|port| format!("p{port}:{port}")).collect::<Vec<_>>();
+        let (first, other) = (many(1000), many(2000));
+        let texts = |all: &[String]| all.iter().map(|text| text.clone().leak() as &str).collect::<Vec<&str>>();
+        let all = union(&texts(&first), &texts(&other));
+        assert_eq!((all.len(), all.contains(&"p1063".to_owned())), (PORTS_MAX, true));
+    }
+
+    #[test]
+    fn an_app_protocol_that_is_none_is_left_out() {
+        let said = |protocol: &str| {
+            let mut entry = entry("shop/web", &["80"], 1).as_ref().clone();
+            entry.ports[0].app_protocol = Some(protocol.to_owned());
+            ports(&entry)[0].app_protocol.clone()
+        };
+        for kept in ["http", "kubernetes.io/h2c", "example.com/My_Own.1"] {
+            assert_eq!(said(kept).as_deref(), Some(kept));
+        }
+        for (index, dropped) in ["", "-", "a/b/c", "/http", "http/", "UPPER.example/http"].into_iter().enumerate() {
+            assert_eq!(said(dropped), None, "{index}: {dropped}");
+        }
+        assert_eq!(said(&"a".repeat(64)), None);
+    }
 
     #[test]
     fn every_difference_has_the_reason_that_the_api_gives_it() {

@@ -19,10 +19,11 @@ use linkspan_proto::configuration::Tier;
 use linkspan_proto::exchange::{CatalogueEntry, MAX_ANNOTATIONS, MAX_LABELS, Protocol};
 use linkspan_proto::metadata::Exclusions;
 use linkspan_proto::names::{
-    ClusterName, EndpointName, PortName, ServiceKey, ServiceName, clusterset_endpoint_name, endpoint_name, mirror_name,
+    ClusterName, EndpointName, Namespace, PortName, ServiceKey, ServiceName, clusterset_endpoint_name, endpoint_name,
+    mirror_name,
 };
 
-use super::conflicts::{compare, merge_ports, ports};
+use super::conflicts::{compare, merge_ports, named, ports};
 use super::front::{Front, FrontError, Fronts};
 use crate::catalog::Traffic;
 use crate::dns::ZoneName;
@@ -72,6 +73,8 @@ pub struct Ground {
     pub clusters: Vec<ClusterName>,
     /// Labels and annotations that no mirror gets.
     pub exclusions: Arc<Exclusions>,
+    /// Where gateways and controllers of this cluster are, in a Kubernetes cluster.
+    pub namespace: Option<Namespace>,
 }
 
 /// Names that a mirror may meet.
@@ -88,7 +91,7 @@ impl Ground {
     #[must_use]
     pub fn new(own: ClusterName, linked: BTreeSet<ClusterName>) -> Self {
         let clusters = std::iter::once(own.clone()).chain(linked.iter().cloned()).collect();
-        Self { own: Some(own), linked, clusters, exclusions: Arc::default() }
+        Self { own: Some(own), linked, clusters, exclusions: Arc::default(), namespace: None }
     }
 }
 
@@ -222,7 +225,7 @@ pub fn cluster(
         name: format!("{}.{}.{}", object.name, object.namespace, ZoneName::ClusterLocal.service_suffix()),
         object,
     };
-    if let Some(message) = reserved::refusal(service) {
+    if let Some(message) = reserved::refusal(service, ground.namespace.as_ref()) {
         return Err(draft.refused("ReservedName", message, false));
     }
     if (taken.locally)(&draft.object) {
@@ -251,7 +254,7 @@ pub fn clusterset(
         name: format!("{}.{}.{}", service.name, service.namespace, ZoneName::Clusterset.service_suffix()),
         object: service.clone(),
     };
-    if let Some(message) = reserved::refusal(&service) {
+    if let Some(message) = reserved::refusal(&service, ground.namespace.as_ref()) {
         return Err(draft.refused("ReservedName", message, false));
     }
     let mut conflicts = Conflicts::new();
@@ -323,6 +326,7 @@ impl Draft {
         fronts: &mut Fronts,
     ) -> Result<Wanted, Box<Refused>> {
         let Merged { ports, tiers, conflicts, policy } = merged;
+        let ports = named(ports);
         let Some(first) = members.first() else {
             return Err(self.refused("NotExported", "no cluster exports it".to_owned(), false));
         };

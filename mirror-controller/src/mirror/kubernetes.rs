@@ -11,8 +11,9 @@
 //!   written although it is wanted ([`Held`]).
 //! - **Refuses when**: an object of that name is there and not ours; its namespace is not there, or going (it is made when that
 //!   is there).
-//! - **Never does**: write without being the leader; delete without our label or on an incomplete view; hold up one mirror for
-//!   another: each place has a pause of its own.
+//! - **Never does**: write without being the leader, or before the gateways are known; delete without our label or on an
+//!   incomplete view; take an edited label for another mirror's object; hold up one mirror for another: each place has a pause of
+//!   its own.
 //! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`]; see [`crate::pressure`] for an API server that has too much to do.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,6 @@ use super::desired::{MirrorId, Wanted};
 use super::metrics::Applied;
 use super::plan::{Item, Place, Present};
 use super::state::MirrorSet;
-use crate::labels;
 use crate::leader::Leading;
 use crate::pressure::Pressure;
 use crate::verdict::Verdict;
@@ -46,6 +46,8 @@ pub mod objects;
 mod api;
 // Objects of an earlier run.
 mod found;
+// What the watches say.
+mod observe;
 mod place;
 // What is to be written, and writing it.
 mod work;
@@ -104,6 +106,10 @@ struct Keeper {
     present: BTreeMap<Place, Present>,
     /// Everything of ours that is there.
     objects: BTreeMap<Place, BTreeSet<Reference>>,
+    /// The same the other way round: whose each object is.
+    places: BTreeMap<Reference, Place>,
+    /// What came so far of lists that are read again.
+    listing: BTreeMap<Resource, BTreeSet<Reference>>,
     /// Objects that were there before this run, until they were compared once.
     found: BTreeMap<Place, BTreeMap<Reference, Found>>,
     /// What was wanted when `due` was made.
@@ -119,7 +125,11 @@ struct Keeper {
     at_once: usize,
     /// Places whose last write failed: when to try again, and how often it failed.
     pauses: BTreeMap<Place, (Instant, u32)>,
+    /// Of those, the ones that need a name which something of somebody else's has.
+    blocked: BTreeSet<Place>,
     gateways: Gateways,
+    /// Before, an empty slice would take the backends of everything that is there.
+    gateways_known: bool,
     namespaces: Arc<BTreeSet<String>>,
     /// Of the Services whose addresses stand elsewhere: imports, and endpoints of headless mirrors.
     given: Given,
@@ -181,6 +191,8 @@ impl Keeper {
             api,
             present: BTreeMap::new(),
             objects: BTreeMap::new(),
+            places: BTreeMap::new(),
+            listing: BTreeMap::new(),
             found: BTreeMap::new(),
             planned: MirrorSet::default(),
             unplanned: true,
@@ -189,7 +201,9 @@ impl Keeper {
             orphans: BTreeSet::new(),
             at_once: AT_ONCE,
             pauses: BTreeMap::new(),
+            blocked: BTreeSet::new(),
             gateways: Gateways::default(),
+            gateways_known: false,
             namespaces: Arc::default(),
             given: Given::new(),
             given_changed: false,
@@ -199,10 +213,11 @@ impl Keeper {
     }
 
     fn is_ready(&self) -> bool {
-        self.listed.len() == Resource::ALL.len() && !self.namespaces.is_empty()
+        self.listed.len() == Resource::ALL.len() && !self.namespaces.is_empty() && self.gateways_known
     }
 
     fn landscape(&mut self, gateways: Option<&Gateways>, namespaces: Option<Arc<BTreeSet<String>>>) {
+        self.gateways_known |= gateways.is_some();
         if let Some(gateways) = gateways.filter(|gateways| **gateways != self.gateways) {
             self.gateways = gateways.clone();
             let written = self.present.iter().filter(|(_, present)| matches!(present, Present::Written(_)));
@@ -227,85 +242,8 @@ impl Keeper {
         *stale = what.max(*stale);
     }
 
-    /// What a watch says about an object with our label.
-    fn observe(&mut self, set: &MirrorSet, resource: Resource, said: Said) {
-        match said {
-            Said::Object(value) => {
-                let Some((id, place)) = place::identify(resource, &value) else { return };
-                let reference = place::reference(resource, &value);
-                self.objects.entry(place.clone()).or_default().insert(reference.clone());
-                let moved = self.observe_address(&id, &reference, &value);
-                match self.present.get(&place) {
-                    Some(Present::Written(wanted)) => {
-                        let wanted = Arc::clone(wanted);
-                        match self.agrees(&wanted, &reference, &value) {
-                            Some(true) if !moved => {}
-                            Some(_) => self.spoil(place, Stale::All),
-                            None => drop(self.orphans.insert((place, reference))),
-                        }
-                    }
-                    _ => {
-                        // Kept for a comparison only where there may be something to compare it with.
-                        if set.wanted.is_empty() || set.wanted.contains_key(&id) {
-                            self.found.entry(place.clone()).or_default().insert(reference, Found::new(&value));
-                        }
-                        self.present.insert(place, Present::Found { id, text: String::new() });
-                        self.unplanned = true;
-                    }
-                }
-            }
-            Said::Gone(value) => {
-                let Some((_, place)) = place::identify(resource, &value) else { return };
-                let reference = place::reference(resource, &value);
-                if let Some(service) = place::service(&reference) {
-                    self.given_changed |= self.given.remove(&service).is_some();
-                }
-                if let Some(found) = self.found.get_mut(&place) {
-                    found.remove(&reference);
-                }
-                if let Some(objects) = self.objects.get_mut(&place) {
-                    objects.remove(&reference);
-                    if objects.is_empty() {
-                        self.objects.remove(&place);
-                    }
-                }
-                match self.present.get(&place) {
-                    Some(Present::Written(_)) => self.spoil(place, Stale::All),
-                    Some(Present::Found { .. }) if !self.objects.contains_key(&place) => {
-                        self.present.remove(&place);
-                        self.unplanned = true;
-                    }
-                    _ => {}
-                }
-            }
-            Said::Listed => drop(self.listed.insert(resource)),
-        }
-    }
-
-    /// Notes the ClusterIPs of a Service whose addresses stand elsewhere; says whether they are others than before.
-    fn observe_address(&mut self, id: &MirrorId, reference: &Reference, value: &Value) -> bool {
-        let Some(service) = place::service(reference) else { return false };
-        let is_endpoint = value.pointer("/metadata/labels").is_some_and(|all| all.get(labels::ENDPOINT).is_some());
-        if !is_endpoint && matches!(id, MirrorId::Cluster { .. }) {
-            return false;
-        }
-        let ips = place::cluster_ips(value);
-        let moved = self.given.get(&service) != Some(&ips);
-        if moved {
-            self.given.insert(service, ips);
-            self.given_changed = true;
-        }
-        moved
-    }
-
     fn rendered(&self, wanted: &Wanted) -> Vec<Rendered> {
         objects::objects(wanted, &self.gateways, &self.given)
-    }
-
-    /// Whether an observed object of a mirror is as it should be; `None` when the mirror has no such object.
-    fn agrees(&self, wanted: &Wanted, reference: &Reference, observed: &Value) -> Option<bool> {
-        let rendered = objects::one(wanted, &self.gateways, &self.given, reference)?;
-        Some(is_as(wanted, &rendered, observed))
     }
 
     /// Objects of an earlier run, or of an earlier leader, that are as wanted count as written.
@@ -318,9 +256,9 @@ impl Keeper {
             let Some(Present::Found { id, .. }) = self.present.get(&place) else { continue };
             let Some(wanted) = set.wanted.get(id) else { continue };
             let rendered = self.rendered(wanted);
-            let all = rendered
-                .iter()
-                .all(|rendered| found.get(&rendered.reference).is_some_and(|it| is_as(wanted, rendered, &it.value())));
+            let all = rendered.iter().all(|rendered| {
+                found.get(&rendered.reference).is_some_and(|it| is_as(wanted, rendered, &it.value(), Exactly::Status))
+            });
             if all {
                 let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
                 let orphans = found.keys().filter(|reference| !theirs.contains(reference));
@@ -333,9 +271,8 @@ impl Keeper {
 
     /// What is wanted and not there.
     fn held(&self, set: &MirrorSet) -> BTreeMap<MirrorId, Verdict> {
-        // Whatever is Foreign waits, and little does.
-        let foreign = |place: &Place| self.present.get(place) == Some(&Present::Foreign);
-        let foreign: BTreeSet<&Place> = self.pauses.keys().filter(|place| foreign(place)).collect();
+        // Whatever is blocked waits, and little does.
+        let foreign: BTreeSet<&Place> = self.pauses.keys().filter(|place| self.blocked.contains(*place)).collect();
         let why = |wanted: &Wanted| {
             place::held(wanted, &self.namespaces).or_else(|| {
                 let is_foreign = !foreign.is_empty() && foreign.contains(&Place::of(wanted));
@@ -353,17 +290,28 @@ impl Keeper {
     }
 }
 
+/// How closely an object is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exactly {
+    /// A status that says nothing is right: it is written a moment after the rest.
+    Spec,
+    /// The status too: of an object that is not being written.
+    Status,
+}
+
 /// Whether an object is as it should be, with what stands in its status where it is our part.
-fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value) -> bool {
+fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value, exactly: Exactly) -> bool {
     if !objects::is_as(&rendered.value, observed) {
         return false;
     }
     if rendered.reference.resource != Resource::ServiceImport {
         return true;
     }
-    // In any order, which the API server may not keep; none at all: the status is written a moment after the rest.
+    // In any order, which the API server may not keep.
     let clusters: BTreeSet<_> = import::clusters(observed).into_iter().collect();
-    clusters.is_empty() || clusters == wanted.clusters.iter().cloned().collect()
+    let is_written = exactly == Exactly::Status || !clusters.is_empty();
+    let is_right = || clusters == wanted.clusters.iter().cloned().collect();
+    !is_written || (is_right() && (exactly == Exactly::Spec || import::is_ready_as(rendered, wanted, observed)))
 }
 
 /// Publishes what differs.

@@ -1,6 +1,6 @@
 //! From what is wanted and what is present to what must be done, with the reason in each item. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use linkspan_proto::names::ServiceKey;
@@ -114,6 +114,7 @@ pub struct Plan {
 pub fn plan(set: &MirrorSet, present: &BTreeMap<Place, Present>, text: impl Fn(&Wanted) -> String) -> Plan {
     let wanted: BTreeMap<Place, &Arc<Wanted>> = set.wanted.values().map(|wanted| (Place::of(wanted), wanted)).collect();
     let Plan { mut items, mut left, mut adopted } = Plan::default();
+    let settled = BTreeSet::new();
     for step in walk(present, &wanted) {
         match step {
             Step::Right(place, wanted) => items.push(Item {
@@ -142,7 +143,12 @@ pub fn plan(set: &MirrorSet, present: &BTreeMap<Place, Present>, text: impl Fn(&
                     Present::Foreign => None,
                 };
                 let refused = id.is_some_and(|id| set.refused.contains_key(id));
-                match may_delete(id, &set.known, refused) {
+                // What this run wrote of an import has no part of a peer that is not in force.
+                let unsettled = match present {
+                    Present::Written(wanted) if matches!(wanted.id, MirrorId::Clusterset { .. }) => &settled,
+                    _ => set.unsettled.as_ref(),
+                };
+                match may_delete(id, &set.known, unsettled, refused) {
                     Ok(gone) => {
                         items.push(Item { place: place.clone(), action: Action::Delete, reason: Reason::Gone(gone) })
                     }

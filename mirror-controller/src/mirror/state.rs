@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use linkspan_proto::configuration::{Mirror, Resource, ResourceKey, ResourceKind};
 use linkspan_proto::metadata::Exclusions;
-use linkspan_proto::names::{ClusterName, ServiceKey, ServiceName};
+use linkspan_proto::names::{ClusterName, Namespace, ServiceKey, ServiceName};
 
 use super::desired::{self, Conflicts, Ground, Member, MirrorId, Refused, Shape, Taken, Wanted};
 use super::faces;
@@ -29,6 +29,8 @@ pub struct MirrorSet {
     pub conflicts: Arc<BTreeMap<ServiceKey, Conflicts>>,
     /// The linked peers; true once a complete catalogue of it is known.
     pub known: Arc<BTreeMap<ClusterName, bool>>,
+    /// Peers whose Link is there and not in force: nothing is certain about them either.
+    pub unsettled: Arc<BTreeSet<ClusterName>>,
     /// Counts up when what DNS answers may have changed.
     pub dns_version: u64,
 }
@@ -41,6 +43,7 @@ impl MirrorSet {
             && Arc::ptr_eq(&self.refused, &other.refused)
             && Arc::ptr_eq(&self.conflicts, &other.conflicts)
             && Arc::ptr_eq(&self.known, &other.known)
+            && Arc::ptr_eq(&self.unsettled, &other.unsettled)
             && self.dns_version == other.dns_version
     }
 }
@@ -104,6 +107,13 @@ impl State {
         self
     }
 
+    /// With the namespace of our gateways and controllers, where nothing is mirrored.
+    #[must_use]
+    pub fn within(mut self, namespace: Option<Namespace>) -> Self {
+        self.ground.namespace = namespace;
+        self
+    }
+
     /// Takes new inputs; returns what the gateway must be told.
     pub fn update(&mut self, snapshot: Snapshot, peers: Arc<Peers>) -> Changes {
         let mut changes = Changes::new();
@@ -117,8 +127,8 @@ impl State {
         }
         self.touch_peers(&peers, &linked, &mut dirty, &mut changes);
         self.touch_local(&snapshot, &mut dirty, &mut changes);
-        let exclusions = Arc::clone(&self.ground.exclusions);
-        self.ground = Ground { exclusions, ..Ground::new(self.own.clone(), linked) };
+        let (exclusions, namespace) = (Arc::clone(&self.ground.exclusions), self.ground.namespace.clone());
+        self.ground = Ground { exclusions, namespace, ..Ground::new(self.own.clone(), linked) };
         self.snapshot = snapshot;
         self.peers = peers;
         self.settle_known();
@@ -232,6 +242,7 @@ impl State {
         if *self.set.known != known {
             self.set.known = Arc::new(known);
         }
+        self.set.unsettled = Arc::clone(&self.snapshot.unsettled);
     }
 
     fn has_source(&self, id: &MirrorId) -> bool {
@@ -308,7 +319,8 @@ impl State {
                 let exporters: BTreeMap<_, _> = local.clone().into_iter().chain(remote).collect();
                 let names: Vec<_> = exporters.keys().cloned().collect();
                 let known = Arc::clone(&self.set.known);
-                let lost = |cluster: &ClusterName| known.get(cluster) == Some(&false);
+                let unsettled = Arc::clone(&self.set.unsettled);
+                let lost = |cluster: &ClusterName| known.get(cluster) == Some(&false) || unsettled.contains(cluster);
                 let order = self.seniority.settle(service, &self.own, &names, lost);
                 let members: Vec<_> = order
                     .iter()

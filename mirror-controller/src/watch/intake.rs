@@ -78,13 +78,15 @@ impl Intake {
         self.tell(events)
     }
 
-    /// Tells what policies that cannot be read put in doubt: raised before anything else changes, settled after.
+    /// Tells what policies and Links that cannot be read put in doubt: raised before anything else changes, settled after.
     fn settle_doubt(&mut self, events: &mut Vec<Event>) {
         let mut doubt = Doubt::default();
         let policies = self.kinds.get(&Kind::ExportPolicy);
         for key in policies.into_iter().flat_map(|watched| &watched.unreadable) {
             doubt.raise(Some(&key.namespace));
         }
+        let links = self.kinds.get(&Kind::Link).into_iter().flat_map(|watched| &watched.unreadable);
+        doubt.links.extend(links.map(|key| key.name.clone()));
         if doubt == self.doubt {
             return;
         }
@@ -234,6 +236,25 @@ mod tests {
         assert_eq!(told(&intake.take(Kind::ServiceExport, Seen::Object(export("web")))), ["+web"]);
         assert_eq!(told(&intake.take(Kind::ServiceExport, Seen::Complete)), ["-db"]);
         assert!(intake.take(Kind::ServiceExport, Seen::Gone(key_of(Kind::ServiceExport, &export("db")))).is_empty());
+    }
+
+    /// A Link that nobody can read is not a Link that is gone: what an earlier version of it made stays.
+    #[test]
+    fn a_link_that_cannot_be_read_is_told_as_there_until_it_is_gone() {
+        let mut intake = Intake::new([Kind::Link]);
+        let link = json!({"metadata": {"name": "west"}, "spec": {"trustDomain": 7}});
+        intake.take(Kind::Link, Seen::Start);
+        intake.take(Kind::Link, Seen::Object(link.clone()));
+        let links = |events: &[Event]| -> Vec<String> {
+            let mut doubts = events.iter().filter_map(|event| match event {
+                Event::Doubt(doubt) => Some(doubt.links.iter().cloned()),
+                _ => None,
+            });
+            doubts.next_back().into_iter().flatten().collect()
+        };
+        assert_eq!(links(&intake.take(Kind::Link, Seen::Complete)), ["west"]);
+        let events = intake.take(Kind::Link, Seen::Gone(key_of(Kind::Link, &link)));
+        assert_eq!((events.len(), links(&events)), (1, Vec::new()));
     }
 
     #[test]

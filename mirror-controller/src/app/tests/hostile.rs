@@ -11,6 +11,7 @@ use linkspan_proto::generated::exchange as wire;
 use linkspan_proto::generated::exchange::exchange_client::ExchangeClient;
 use linkspan_proto::generated::exchange::exchange_server::{Exchange, ExchangeServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};

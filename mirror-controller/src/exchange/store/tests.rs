@@ -36,6 +36,29 @@ fn entries(names: &[&str]) -> Entries {
         .collect()
 }
 
+/// What this controller saved days ago is not all: others led meanwhile, and mirrored what came then.
+#[test]
+fn what_mirrors_tell_stands_once_for_what_was_not_heard() {
+    let dir = tempfile::tempdir().unwrap();
+    let standing = || Standing::from([(cluster("west"), entries(&["a"])), (cluster("north"), entries(&["b"]))]);
+    let store = Store::new(dir.path().to_owned(), Saving::default()).with_standing(standing());
+    store.retain([&cluster("west")]);
+    let (known, _) = store.load(&cluster("west"));
+    assert_eq!(known.map(|known| known.entries.as_ref().clone()), Some(entries(&["a"])));
+    assert_eq!(store.load(&cluster("west")).0, None, "linked anew it is a new peer");
+    assert_eq!(store.load(&cluster("north")).0, None, "nobody is linked to it");
+
+    let saved = Catalogue::new(7, 9, Arc::new(entries(&["a", "c"])));
+    let kept = Kept { catalogue: saved.clone(), withheld: Entries::new() };
+    assert!(store.save(&cluster("west"), &kept));
+    let again = |all: &[&str]| {
+        let standing = Standing::from([(cluster("west"), entries(all))]);
+        Store::new(dir.path().to_owned(), Saving::default()).with_standing(standing).load(&cluster("west")).0.unwrap()
+    };
+    assert_eq!(again(&["a"]), saved, "what the peer said says more");
+    assert_eq!(*again(&["a", "b"]).entries, entries(&["a", "b", "c"]));
+}
+
 #[tokio::test]
 async fn what_was_saved_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::stream::{self, BoxStream, StreamExt};
+use jiff::Timestamp;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api as KubeApi, Client};
@@ -15,7 +16,7 @@ use linkspan_runtime::text::Clean;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::super::desired::Wanted;
+use super::super::desired::{Shape, Wanted};
 use super::super::plan::Place;
 use super::objects::{self, Gateways, Given, Reference, Rendered, Resource};
 use super::{WRITE, import, place};
@@ -35,6 +36,8 @@ const MANAGER: &str = "linkspan-mirror-controller";
 
 /// What a watch says.
 pub(super) enum Said {
+    /// A list begins: what it does not name is gone when it is complete.
+    Listing,
     /// An object is there.
     Object(Value),
     /// An object is gone.
@@ -98,7 +101,7 @@ impl Api {
                     older.store(version.version != "v1beta1", Ordering::Relaxed);
                 }
                 let said = match event {
-                    Ok(watcher::Event::Init) => None,
+                    Ok(watcher::Event::Init) => Some(Said::Listing),
                     Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
                         Some(Said::Object(value(object)))
                     }
@@ -116,7 +119,7 @@ impl Api {
 
     /// Brings a mirror's objects to what is wanted, without those that `skip` names as being so already; returns the
     /// ClusterIPs of its Services. Objects that are not among `ours` are looked for first: a patch would make somebody else's
-    /// ours.
+    /// ours. An endpoint of a headless mirror that cannot be written keeps no other from it.
     pub(super) async fn apply(
         &self,
         wanted: &Wanted,
@@ -140,18 +143,25 @@ impl Api {
         });
         // Of a headless mirror each endpoint has one; they do not wait for each other.
         let mut written = stream::iter(carriers).buffer_unordered(CARRIERS_AT_ONCE);
+        let mut failed = None;
         while let Some(result) = written.next().await {
-            ips.extend(result?);
+            match result {
+                Ok(given) => ips.extend(given),
+                Err(error @ (WriteError::NotLeading | WriteError::Busy)) => return Err(error),
+                Err(error) if matches!(wanted.shape, Shape::Single { .. }) => return Err(error),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         for rendered in objects::derived(wanted, gateways, &ips).iter().filter(|rendered| !skip(rendered)) {
-            self.write(rendered, ours).await?;
+            let answer = self.write(rendered, ours).await?;
+            let own = ips.get(&objects::service_of(wanted)).map_or(&[][..], Vec::as_slice);
             if rendered.reference.resource == Resource::ServiceImport
-                && let Some(status) = import::status(wanted)
+                && let Some(status) = import::status(wanted, own, &answer, Timestamp::now())
             {
                 self.patch(&status, Some("status")).await?;
             }
         }
-        Ok(ips)
+        failed.map_or(Ok(ips), Err)
     }
 
     fn may_ask(&self) -> Result<(), WriteError> {
@@ -160,11 +170,11 @@ impl Api {
 
     async fn write(&self, rendered: &Rendered, ours: &BTreeSet<Reference>) -> Result<Value, WriteError> {
         let reference = &rendered.reference;
-        if reference.resource != Resource::EndpointSlice
-            && !ours.contains(reference)
+        if !ours.contains(reference)
             && let Some(found) = self.get(reference).await?
+            && !place::is_ours(&found)
         {
-            place::identify(reference.resource, &found).ok_or(WriteError::Foreign)?;
+            return Err(WriteError::Foreign);
         }
         self.patch(rendered, None).await
     }

@@ -19,9 +19,9 @@ impl Found {
             let metadata = pick(metadata, &["name", "namespace", "labels", "annotations"]);
             kept.insert("metadata".to_owned(), Value::Object(metadata));
         }
-        // Of imports, which clusters are behind them.
+        // Of imports, which clusters are behind them, and whether they are ready.
         if let Some(status) = object.get("status") {
-            kept.insert("status".to_owned(), Value::Object(pick(status, &["clusters"])));
+            kept.insert("status".to_owned(), Value::Object(pick(status, &["clusters", "conditions"])));
         }
         Self(Value::Object(kept).to_string().into_bytes().into_boxed_slice())
     }

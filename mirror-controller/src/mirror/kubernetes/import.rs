@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use jiff::{Timestamp, Unit};
 use linkspan_proto::exchange::Protocol;
 use linkspan_proto::names::ClusterName;
 use serde_json::{Value, json};
@@ -88,13 +89,45 @@ pub fn import(wanted: &Wanted, ips: &[IpAddr]) -> Option<Rendered> {
     Some(object)
 }
 
-/// The part of a ServiceImport's status that follows from who exports: the clusters, whose word counts most first.
+/// The status of a ServiceImport: the clusters, whose word counts most first, and whether it can be used with the addresses that
+/// the API server gave its Service. `before` is the import as it is there, whose time stays where nothing changed.
 #[must_use]
-pub fn status(wanted: &Wanted) -> Option<Rendered> {
+pub fn status(wanted: &Wanted, ips: &[IpAddr], before: &Value, now: Timestamp) -> Option<Rendered> {
     let MirrorId::Clusterset { service } = &wanted.id else { return None };
     let clusters: Vec<_> = wanted.clusters.iter().map(|cluster| json!({ "cluster": cluster })).collect();
-    let value = json!({ "status": { "clusters": clusters } });
+    let Verdict { kind, status, reason, message } = ready(wanted, ips);
+    let old = condition(before).filter(|old| old.get("status").and_then(Value::as_str) == Some(status.as_str()));
+    // Whole seconds, as everywhere in the API.
+    let fresh = || json!(now.round(Unit::Second).unwrap_or(now).to_string());
+    let since = old.and_then(|old| old.get("lastTransitionTime")).filter(|since| !since.is_null());
+    let mut condition = json!({
+        "type": kind,
+        "status": status.as_str(),
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": since.cloned().unwrap_or_else(fresh),
+    });
+    if let Some(generation) = before.pointer("/metadata/generation") {
+        condition["observedGeneration"] = generation.clone();
+    }
+    let value = json!({ "status": { "clusters": clusters, "conditions": [condition] } });
     Some(rendered(Resource::ServiceImport, service, service.name.as_str(), BTreeMap::new(), value))
+}
+
+/// `Ready` as an import has it.
+fn condition(import: &Value) -> Option<&Value> {
+    let mut all = import.pointer("/status/conditions")?.as_array()?.iter();
+    all.find(|condition| condition.get("type").and_then(Value::as_str) == Some("Ready"))
+}
+
+/// Whether an observed import has the condition that it should have. `rendered` is the import as it should be.
+#[must_use]
+pub fn is_ready_as(rendered: &Rendered, wanted: &Wanted, observed: &Value) -> bool {
+    let ips = rendered.value.pointer("/spec/ips").and_then(Value::as_array).into_iter().flatten();
+    let ips: Vec<IpAddr> = ips.filter_map(|ip| ip.as_str()?.parse().ok()).collect();
+    let ready = ready(wanted, &ips);
+    let is = |condition: &Value, field: &str, text: &str| condition.get(field).and_then(Value::as_str) == Some(text);
+    condition(observed).is_some_and(|it| is(it, "status", ready.status.as_str()) && is(it, "reason", &ready.reason))
 }
 
 /// The clusters of a ServiceImport, in the order in which [`status`] wrote them.

@@ -15,7 +15,7 @@ use crate::verdict::Verdict;
 /// The mirror, and the place of its main object. `None`: not ours.
 pub(super) fn identify(resource: Resource, value: &Value) -> Option<(MirrorId, Place)> {
     let label = |name: &str| value.get("metadata")?.get("labels")?.get(name)?.as_str();
-    if label(labels::MANAGED_BY) != Some(labels::MANAGED_BY_VALUE) {
+    if !is_ours(value) {
         return None;
     }
     let metadata = value.get("metadata")?;
@@ -34,6 +34,12 @@ pub(super) fn identify(resource: Resource, value: &Value) -> Option<(MirrorId, P
     };
     let object = ServiceKey::new(namespace, ServiceName::parse(main).ok()?);
     Some((MirrorId::Cluster { cluster, service }, Place { object, import: false }))
+}
+
+/// Whether an object of that name may be written: it has our label, whatever else was done to it.
+pub(super) fn is_ours(value: &Value) -> bool {
+    let labels = value.pointer("/metadata/labels");
+    labels.and_then(|all| all.get(labels::MANAGED_BY)?.as_str()) == Some(labels::MANAGED_BY_VALUE)
 }
 
 /// The Service that is named, if it is one.

@@ -14,6 +14,7 @@ use tower::Service;
 use super::*;
 use crate::catalog::Snapshot;
 use crate::exchange::{Freshness, Peers};
+use crate::labels;
 use crate::mirror::State;
 use crate::mirror::ports::{PortRange, Ports};
 use crate::testkit::{cluster, entries, entry, headless, peer, peer_state};
@@ -21,8 +22,9 @@ use crate::testkit::{cluster, entries, entry, headless, peer, peer_state};
 /// Objects by path, and what was asked of the server since last looked.
 type Held = (BTreeMap<String, Value>, Vec<String>);
 
+/// What it holds; whether it has too much to do; a name that it refuses.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<Held>>, Arc<AtomicBool>);
+struct Server(Arc<Mutex<Held>>, Arc<AtomicBool>, Arc<Mutex<String>>);
 
 impl Service<http::Request<Body>> for Server {
     type Response = http::Response<Body>;
@@ -57,9 +59,18 @@ impl Service<http::Request<Body>> for Server {
             )
         };
         let (code, answer) = match head.method {
-            http::Method::PATCH if path.ends_with("/status") => (200, serde_json::from_slice(&body).unwrap()),
+            http::Method::PATCH if path.ends_with(&format!("/{}", self.2.lock().unwrap())) => status(422),
+            http::Method::PATCH if path.ends_with("/status") => {
+                let said: Value = serde_json::from_slice(&body).unwrap();
+                let object = objects.get_mut(path.trim_end_matches("/status")).unwrap();
+                object["status"] = said["status"].clone();
+                (200, object.clone())
+            }
             http::Method::PATCH => {
                 let mut object: Value = serde_json::from_slice(&body).unwrap();
+                if let Some(status) = objects.get(&path).and_then(|old| old.get("status")) {
+                    object["status"] = status.clone();
+                }
                 if object["kind"] == "Service" && object["spec"].get("clusterIP").is_none() {
                     let next = format!("10.96.0.{}", objects.len() + 1);
                     let ip = objects.get(&path).map_or_else(|| json!(next), |old| old["spec"]["clusterIP"].clone());
@@ -88,7 +99,14 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        let mut world = Self::without_gateways();
+        world.keeper.landscape(Some(&Gateways::new(["10.244.0.9".parse().unwrap()])), None);
+        world
+    }
+
+    fn without_gateways() -> Self {
         let server = Server::default();
+        *server.2.lock().unwrap() = "nobody".to_owned();
         let registry = linkspan_runtime::metrics::Registry::default();
         let metrics = crate::mirror::Metrics::register(&registry).applied;
         let pressure = Pressure::default();
@@ -98,7 +116,6 @@ impl World {
         for resource in Resource::ALL {
             keeper.observe(&MirrorSet::default(), resource, Said::Listed);
         }
-        keeper.landscape(Some(&Gateways::new(["10.244.0.9".parse().unwrap()])), None);
         Self { server, keeper, state, set: MirrorSet::default() }
     }
 
@@ -136,6 +153,24 @@ impl World {
         let (Said::Object(value) | Said::Gone(value)) = &said else { return };
         let resource = Resource::ALL.into_iter().find(|resource| resource.type_meta().1 == value["kind"]).unwrap();
         self.keeper.observe(&self.set, resource, said);
+    }
+
+    fn object(&self, kind: &str, name: &str) -> Value {
+        let objects = self.objects().into_iter();
+        let mut objects = objects.filter(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+        objects.next().unwrap_or_else(|| panic!("no {kind} {name}"))
+    }
+
+    /// What a watch says that was interrupted for too long.
+    fn list_again(&mut self) {
+        for resource in Resource::ALL {
+            self.keeper.observe(&self.set, resource, Said::Listing);
+            let kind = resource.type_meta().1;
+            for object in self.objects().into_iter().filter(|object| object["kind"] == kind) {
+                self.see(Said::Object(object));
+            }
+            self.keeper.observe(&self.set, resource, Said::Listed);
+        }
     }
 
     /// What happens when a namespace is deleted: first it is no more to be written to, then its objects go.
@@ -290,4 +325,172 @@ async fn an_api_server_that_has_too_much_to_do_is_asked_when_it_says_and_by_fewe
     let calls = world.settle().await;
     assert_eq!(calls.iter().filter(|call| call.ends_with("-west") && call.starts_with("PATCH web-")).count(), 20);
     assert_eq!(world.settle().await, [""; 0], "nothing was forgotten, and nothing is written twice");
+}
+
+#[tokio::test]
+async fn what_went_while_no_watch_stood_is_made_again() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    world.list_again();
+    assert_eq!(world.settle().await, [""; 0], "a list that says the same is no news");
+    let gone = [
+        "/api/v1/namespaces/shop/services/web-west",
+        "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/web-west-linkspan-ipv4",
+    ];
+    for path in gone {
+        world.server.0.lock().unwrap().0.remove(path).unwrap();
+    }
+    world.list_again();
+    world.settle().await;
+    for path in gone {
+        assert!(world.server.0.lock().unwrap().0.contains_key(path), "{path}");
+    }
+}
+
+/// `kubectl label svc web-west linkspan.io/cluster-`: an object whose label was edited is neither another's nor nobody's.
+#[tokio::test]
+async fn labels_of_ours_that_somebody_edits_are_put_back_and_nothing_is_deleted() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([entry("shop/web", &["80"], 1), headless("shop/cache", &["cache-0"])]);
+    world.settle().await;
+    let name_of_service = linkspan_proto::resources::SERVICE_NAME_LABEL;
+    for (kind, name, label) in [
+        ("Service", "web-west", labels::CLUSTER),
+        ("Service", "web-west", labels::SERVICE),
+        ("Service", "cache-0-west", labels::MIRROR),
+        ("EndpointSlice", "web-west-linkspan-ipv4", name_of_service),
+        ("EndpointSlice", "web-west-linkspan-ipv4", labels::CLUSTER),
+        ("ServiceImport", "web", labels::SERVICE),
+    ] {
+        for edit in [None, Some("other")] {
+            let before = world.object(kind, name);
+            let mut edited = before.clone();
+            let all = edited["metadata"]["labels"].as_object_mut().unwrap();
+            all.remove(label).unwrap();
+            all.extend(edit.map(|value| (label.to_owned(), json!(value))));
+            let path = {
+                let state = world.server.0.lock().unwrap();
+                state.0.iter().find(|(_, object)| **object == before).unwrap().0.clone()
+            };
+            world.server.0.lock().unwrap().0.insert(path, edited.clone());
+            world.see(Said::Object(edited));
+            let calls = world.settle().await;
+            assert!(calls.contains(&format!("PATCH {name}")), "{kind} {name} {label} {edit:?}: {calls:?}");
+            assert!(calls.iter().all(|call| !call.starts_with("DELETE")), "{kind} {name} {label} {edit:?}: {calls:?}");
+            assert_eq!(world.object(kind, name)["metadata"], before["metadata"], "{kind} {name} {label} {edit:?}");
+            assert_eq!(world.settle().await, [""; 0]);
+        }
+    }
+    world.exports([]);
+    world.settle().await;
+    assert!(world.objects().is_empty(), "nothing stays");
+}
+
+/// The same before this run: then the label says another mirror, and nothing else is known.
+#[tokio::test]
+async fn an_object_with_an_edited_label_of_an_earlier_run_is_not_deleted() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    let mut again = World::new();
+    again.server.0.lock().unwrap().0.clone_from(&world.server.0.lock().unwrap().0);
+    let path = "/api/v1/namespaces/shop/services/web-west";
+    let labels_of = |world: &World| world.server.0.lock().unwrap().0[path]["metadata"]["labels"].clone();
+    again.server.0.lock().unwrap().0.get_mut(path).unwrap()["metadata"]["labels"]
+        .as_object_mut()
+        .unwrap()
+        .remove(labels::CLUSTER);
+    for object in again.objects() {
+        again.see(Said::Object(object));
+    }
+    again.namespaces(&["shop"]);
+    again.exports([entry("shop/web", &["80"], 1)]);
+    let calls = again.settle().await;
+    assert!(calls.iter().all(|call| !call.starts_with("DELETE")), "{calls:?}");
+    assert_eq!(labels_of(&again), labels_of(&world));
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_the_gateways_are_known() {
+    let mut world = World::without_gateways();
+    world.namespaces(&["shop"]);
+    assert!(!world.keeper.is_ready(), "a slice without endpoints would take the backends of what is there");
+    world.keeper.landscape(Some(&Gateways::default()), None);
+    assert!(world.keeper.is_ready(), "no gateway is an answer");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_cannot_be_written_keeps_no_other_from_it() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    "services/cache-0-west".clone_into(&mut world.server.2.lock().unwrap());
+    world.exports([headless("shop/cache", &["cache-0", "cache-1"])]);
+    world.settle().await;
+    let hosts = |world: &World| {
+        let slice = world.object("EndpointSlice", "cache-west-linkspan-ipv4");
+        slice["endpoints"].as_array().unwrap().iter().map(|it| it["hostname"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(hosts(&world), ["cache-1"]);
+    "nobody".clone_into(&mut world.server.2.lock().unwrap());
+    world.keeper.pauses.values_mut().for_each(|(at, _)| *at = Instant::now());
+    world.settle().await;
+    assert_eq!(hosts(&world), ["cache-0", "cache-1"]);
+    assert_eq!(world.settle().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn somebody_elses_slice_is_left_alone() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    let path = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/web-west-linkspan-ipv4".to_owned();
+    let foreign = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "web-west-linkspan-ipv4", "namespace": "shop"},
+    });
+    world.server.0.lock().unwrap().0.insert(path.clone(), foreign.clone());
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    world.keeper.pauses.values_mut().for_each(|(at, _)| *at = Instant::now());
+    world.settle().await;
+    assert_eq!(world.server.0.lock().unwrap().0[&path], foreign);
+    assert_eq!(world.finding(), ["NameInUse"]);
+    world.exports([]);
+    world.keeper.pauses.values_mut().for_each(|(at, _)| *at = Instant::now());
+    world.settle().await;
+    assert_eq!(world.objects(), [foreign], "what was written of the mirror goes with it");
+}
+
+#[tokio::test]
+async fn an_import_whose_status_was_never_written_is_not_adopted() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    let status = world.object("ServiceImport", "web")["status"].clone();
+    assert_eq!(status["clusters"], json!([{"cluster": "west"}]));
+    assert_eq!(status["conditions"][0]["type"], "Ready");
+    assert_eq!(
+        (&status["conditions"][0]["status"], &status["conditions"][0]["reason"]),
+        (&json!("True"), &json!("Ready"))
+    );
+    for part in ["clusters", "conditions"] {
+        let mut again = World::new();
+        again.server.0.lock().unwrap().0.clone_from(&world.server.0.lock().unwrap().0);
+        for object in again.server.0.lock().unwrap().0.values_mut().filter(|object| object["kind"] == "ServiceImport") {
+            object["status"].as_object_mut().unwrap().remove(part);
+        }
+        for object in again.objects() {
+            again.see(Said::Object(object));
+        }
+        again.namespaces(&["shop"]);
+        again.exports([entry("shop/web", &["80"], 1)]);
+        let calls = again.settle().await;
+        assert!(calls.contains(&"PATCH web".to_owned()), "{part}: {calls:?}");
+        assert!(again.object("ServiceImport", "web")["status"].get(part).is_some(), "{part}");
+        assert_eq!(again.settle().await, [""; 0]);
+    }
 }

@@ -1,16 +1,26 @@
 //! What of the mirrors is to be written, and writing it: a plan when something changed, batches of it until nothing is left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::super::desired::{MirrorId, Shape};
+use super::super::desired::{MirrorId, Shape, Wanted};
 use super::super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::super::state::MirrorSet;
 use super::objects::{self, Given, Reference, Rendered, Resource};
 use super::{AT_ONCE, BATCH, Keeper, RETRY, Stale, api};
+
+/// What came of a write.
+#[derive(Default)]
+struct Outcome {
+    /// ClusterIPs, by Service.
+    given: Given,
+    /// The objects that the mirror has now.
+    written: BTreeSet<Reference>,
+}
 
 impl Keeper {
     /// When to work again without any news: at once while there is more to do, later for what failed.
@@ -43,7 +53,7 @@ impl Keeper {
         if self.api.busy_until().is_some() {
             return plans;
         }
-        for (place, reference) in std::mem::take(&mut self.orphans) {
+        for (place, reference) in self.orphans(set) {
             if let Err(error) = self.api.remove(&place, &reference).await {
                 // Not pressing: the next list shows it again.
                 tracing::debug!(object = reference.name, %error, "an orphan cannot be deleted");
@@ -62,6 +72,33 @@ impl Keeper {
             self.written(item, stale, result);
         }
         plans
+    }
+
+    /// Takes what is to be deleted: objects that no mirror has. One whose labels say the wrong mirror is written again instead.
+    fn orphans(&mut self, set: &MirrorSet) -> Vec<(Place, Reference)> {
+        let orphans = std::mem::take(&mut self.orphans);
+        if orphans.is_empty() {
+            return Vec::new();
+        }
+        let mut owners: BTreeMap<String, &Arc<Wanted>> = BTreeMap::new();
+        for wanted in set.wanted.values() {
+            let own = matches!(wanted.id, MirrorId::Cluster { .. }).then(|| wanted.object.clone());
+            owners.extend(objects::services(wanted).chain(own).map(|service| (service.to_string(), wanted)));
+        }
+        let mut gone = Vec::new();
+        for (place, reference) in orphans {
+            // Slices are called after the Service that they belong to.
+            let name = reference.name.split_once('.').or_else(|| reference.name.rsplit_once("-linkspan-"));
+            let service = format!("{}/{}", reference.namespace, name.map_or(reference.name.as_str(), |(name, _)| name));
+            let owner = owners.get(&service).filter(|_| reference.resource != Resource::ServiceImport);
+            let owner = owner.filter(|wanted| Place::of(wanted) != place);
+            let has = |wanted: &Wanted| objects::one(wanted, &self.gateways, &self.given, &reference).is_some();
+            match owner.filter(|wanted| has(wanted)).map(|wanted| Place::of(wanted)) {
+                Some(owner) => self.spoil(owner, Stale::All),
+                None => gone.push((place, reference)),
+            }
+        }
+        gone
     }
 
     /// Finds out what is due.
@@ -85,6 +122,7 @@ impl Keeper {
         self.pauses.retain(|place, _| {
             due.contains_key(place) || stale.contains_key(place) || present.get(place) == Some(&Present::Foreign)
         });
+        self.blocked.retain(|place| self.pauses.contains_key(place));
         self.planned = set.clone();
         self.unplanned = false;
     }
@@ -127,11 +165,11 @@ impl Keeper {
     }
 
     /// Writes what differs from what was written before; returns what the API server gave.
-    async fn write(&self, item: &Item, stale: Option<Stale>) -> Result<Given, api::WriteError> {
+    async fn write(&self, item: &Item, stale: Option<Stale>) -> Result<Outcome, api::WriteError> {
         let none = BTreeSet::new();
         let ours = self.objects.get(&item.place).unwrap_or(&none);
         let (Action::Create(wanted) | Action::Patch(wanted)) = &item.action else {
-            return self.api.delete(&item.place, ours).await.map(|()| Given::new());
+            return self.api.delete(&item.place, ours).await.map(|()| Outcome::default());
         };
         let old = match self.present.get(&item.place) {
             Some(Present::Written(old)) => Some(old),
@@ -159,14 +197,16 @@ impl Keeper {
         for reference in ours.difference(&kept) {
             self.api.remove(&item.place, reference).await?;
         }
-        Ok(given)
+        Ok(Outcome { given, written: kept })
     }
 
-    fn written(&mut self, item: Item, stale: Option<Stale>, result: Result<Given, api::WriteError>) {
+    fn written(&mut self, item: Item, stale: Option<Stale>, result: Result<Outcome, api::WriteError>) {
         let place = item.place.clone();
         match result {
-            Ok(given) => {
+            Ok(Outcome { given, written }) => {
                 self.pauses.remove(&place);
+                self.blocked.remove(&place);
+                written.into_iter().for_each(|reference| self.claim(reference, &place));
                 self.metrics.applied(&item.action);
                 tracing::debug!(object = %place.object, reason = ?item.reason, "mirrored object written");
                 match item.action {
@@ -187,7 +227,13 @@ impl Keeper {
                 tracing::warn!(object = %place.object, "an object of this name is there and is not ours; it is left alone");
                 // It is looked for again after the longest pause: nobody watches what is not ours.
                 self.pauses.insert(place.clone(), (Instant::now() + RETRY.1, 0));
-                self.present.insert(place, Present::Foreign);
+                self.blocked.insert(place.clone());
+                if self.objects.contains_key(&place) {
+                    // It has some of what it needs, which must not be forgotten.
+                    self.put_back(item, stale);
+                } else {
+                    self.present.insert(place, Present::Foreign);
+                }
                 self.unplanned = true;
             }
             // Everything waits then.

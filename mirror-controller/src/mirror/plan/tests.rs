@@ -103,6 +103,21 @@ fn nothing_goes_while_a_catalogue_is_missing() {
     assert_eq!(planned.left.iter().map(|left| left.why).collect::<Vec<_>>(), [Stays::Uncertain, Stays::Uncertain]);
 }
 
+/// A new leader that finds a Link refused knows no version before: what an earlier leader made stays.
+#[test]
+fn a_link_that_is_not_in_force_keeps_the_mirrors_of_its_peer() {
+    let web = set(entries([entry("shop/web", &["80"], 1)]));
+    let refused = MirrorSet { unsettled: Arc::new([cluster("west")].into()), ..MirrorSet::default() };
+    let found = written(&web).into_iter().map(|(place, present)| match present {
+        Present::Written(wanted) => (place, Present::Found { id: wanted.id.clone(), text: String::new() }),
+        other => (place, other),
+    });
+    let planned = plan(&refused, &found.collect(), render);
+    assert_eq!(shown(&planned), [""; 0]);
+    assert_eq!(planned.left.iter().map(|left| left.why).collect::<Vec<_>>(), [Stays::Uncertain, Stays::Uncertain]);
+    assert_eq!(shown(&plan(&MirrorSet::default(), &written(&web), render)).len(), 2, "without the Link they go");
+}
+
 #[test]
 fn what_is_not_ours_is_never_touched() {
     let web = set(entries([entry("shop/web", &["80"], 1)]));

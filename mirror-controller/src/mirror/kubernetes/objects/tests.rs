@@ -97,7 +97,27 @@ fn an_import_has_a_service_of_its_own_its_addresses_and_a_slice_for_each_cluster
     assert_eq!(import["metadata"]["labels"]["tier"], "gold");
     assert_eq!(import["metadata"]["annotations"], json!({"owner": "shop"}));
     assert!(import["metadata"]["labels"].get("team").is_none(), "the Service's own labels stay out of the import");
-    assert_eq!(import::status(wanted).unwrap().value["status"]["clusters"], json!([{ "cluster": "west" }]));
+    let at = |second: i64| jiff::Timestamp::from_second(second).unwrap();
+    let ips: [IpAddr; 1] = ["10.96.0.7".parse().unwrap()];
+    let status =
+        |ips: &[IpAddr], before: &Value, second| import::status(wanted, ips, before, at(second)).unwrap().value;
+    let pending = status(&[], &json!({"metadata": {"generation": 3}}), 0);
+    assert_eq!(pending["status"]["clusters"], json!([{ "cluster": "west" }]));
+    let condition = |status: &Value| status["status"]["conditions"][0].clone();
+    let said = condition(&pending);
+    assert_eq!(
+        (&said["status"], &said["reason"], &said["observedGeneration"]),
+        (&json!("False"), &json!("Pending"), &json!(3))
+    );
+    assert_eq!(said["lastTransitionTime"], "1970-01-01T00:00:00Z");
+    assert_eq!(
+        condition(&status(&[], &pending, 7))["lastTransitionTime"],
+        said["lastTransitionTime"],
+        "nothing changed"
+    );
+    let said = condition(&status(&ips, &pending, 7));
+    assert_eq!((&said["status"], &said["reason"]), (&json!("True"), &json!("Ready")));
+    assert_eq!(said["lastTransitionTime"], "1970-01-01T00:00:07Z");
     let slice = find(&all, "web-clusterset.west.ipv4");
     let labels = &slice["metadata"]["labels"];
     assert_eq!(labels["multicluster.kubernetes.io/service-name"], "web");
