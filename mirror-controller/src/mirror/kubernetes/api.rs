@@ -193,7 +193,6 @@ impl Api {
         if place::identify(reference.resource, &found).is_none_or(|(_, its)| its != *place) {
             return Ok(());
         }
-        let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
         // Of exactly what was looked at: somebody may put another in its place in between.
         let text =
             |field: &str| found.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).map(str::to_owned);
@@ -201,7 +200,7 @@ impl Api {
             preconditions: Some(kube::api::Preconditions { uid: text("uid"), resource_version: None }),
             ..DeleteParams::default()
         };
-        match in_time(self.of(reference).delete(&reference.name, &params)).await {
+        match self.send(self.of(reference).delete(&reference.name, &params)).await {
             Ok(_) => Ok(()),
             Err(Failure::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             Err(failure) => Err(failure.into()),
@@ -216,7 +215,6 @@ impl Api {
 
     async fn patch(&self, rendered: &Rendered, subresource: Option<&str>) -> Result<Value, WriteError> {
         self.may_ask()?;
-        let _writing = self.leading.write().ok_or(WriteError::NotLeading)?;
         let api = self.of(&rendered.reference);
         let mut object = rendered.value.clone();
         object["apiVersion"] = json!(self.resource(rendered.reference.resource).api_version);
@@ -225,9 +223,9 @@ impl Api {
         let patch = Patch::Apply(&object);
         let name = rendered.reference.name.as_str();
         if subresource.is_some() {
-            return Ok(value(in_time(api.patch_status(name, &params, &patch)).await?));
+            return Ok(value(self.send(api.patch_status(name, &params, &patch)).await?));
         }
-        let refused = match in_time(api.patch(name, &params, &patch)).await.map(value) {
+        let refused = match self.send(api.patch(name, &params, &patch)).await.map(value) {
             Ok(answer) if objects::is_as(&rendered.value, &answer) => return Ok(answer),
             Ok(_) => None,
             // A port that somebody renumbered is one more port to an apply, of the same name; and a selector that somebody added
@@ -236,11 +234,18 @@ impl Api {
             Err(failure) => return Err(failure.into()),
         };
         let ours = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match (in_time(api.patch(name, &ours, &Patch::Merge(objects::overwriting(rendered)))).await, refused) {
-            (Ok(_), _) => Ok(value(in_time(api.patch(name, &params, &patch)).await?)),
+        match (self.send(api.patch(name, &ours, &Patch::Merge(objects::overwriting(rendered)))).await, refused) {
+            (Ok(_), _) => Ok(value(self.send(api.patch(name, &params, &patch)).await?)),
+            (Err(Failure::NotLeading), _) => Err(WriteError::NotLeading),
             (Err(_), Some(first)) => Err(first.into()),
             (Err(failure), None) => Err(failure.into()),
         }
+    }
+
+    /// One write, with a permission of its own: what is left of the lease is enough for one, not for three.
+    async fn send<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+        let _writing = self.leading.write().ok_or(Failure::NotLeading)?;
+        in_time(call).await
     }
 
     fn of(&self, reference: &Reference) -> KubeApi<DynamicObject> {
@@ -260,6 +265,7 @@ impl Api {
 
 /// A failed call.
 enum Failure {
+    NotLeading,
     Slow,
     Api(Box<kube::core::Status>),
     Other(String),
@@ -268,6 +274,7 @@ enum Failure {
 impl From<Failure> for WriteError {
     fn from(failure: Failure) -> Self {
         match failure {
+            Failure::NotLeading => Self::NotLeading,
             Failure::Slow => Self::Slow,
             Failure::Api(status) if status.code == TOO_MANY_REQUESTS => Self::Busy,
             Failure::Api(status) => Self::Refused(Clean(&status.message).to_string()),
