@@ -57,7 +57,8 @@ pub(super) fn held(wanted: &Wanted, namespaces: &BTreeSet<String>) -> Option<Ver
     let namespace = wanted.object.namespace.as_str();
     (!namespaces.contains(namespace)).then(|| {
         let message = format!(
-            "the namespace {namespace} does not exist here, or is being deleted; the mirror is made as soon as it exists"
+            "the namespace {namespace} does not exist here, is being deleted, or is not among spec.mirrors.namespaces; the \
+             mirror is made as soon as it may be"
         );
         Verdict::new("Accepted", false, "NamespaceAbsent", message)
     })
