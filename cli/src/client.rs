@@ -1,7 +1,7 @@
 //! Asks a running site or cluster: its folder or its API server, its admin pages, its DNS server, its mirrors.
 //!
 //! - **In**: a folder, whose `state/run/*.json` says where the running processes listen; or a context of the kubeconfig.
-//! - **Out**: the processes' own reports, as the types in which they write them. [`source`] gives commands the same facts from
+//! - **Out**: the processes' own reports, as the types in which they write them. `client/source.rs` gives commands the same facts from
 //!   both.
 //! - **Never does**: change anything, believe a name that a peer chose (`output` makes it harmless), wait without end.
 //! - **Numbers**: 3 s for an admin answer, 10 s for one through an API server, 1 s for a DNS answer or an echo of a gateway (both

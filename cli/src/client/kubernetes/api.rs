@@ -3,7 +3,7 @@
 //! - **In**: paths of its HTTP interface. **Out**: [`Answer`], or objects as JSON.
 //! - **Refuses when**: the server cannot be reached, does not know us, or does not let us; each is an error of its own.
 //! - **Never does**: wait without end; take a page of a list for the whole.
-//! - **Numbers**: [`PATIENCE`], [`PAGE`], [`TRIES`].
+//! - **Numbers**: `PATIENCE`, `PAGE`, `TRIES`.
 
 use std::time::{Duration, SystemTime};
 
