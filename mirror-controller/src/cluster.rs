@@ -5,7 +5,7 @@
 //! - **Out**: [`Gateways`], [`Workloads`], the names of namespaces; the ports that mirrors had before a restart.
 //! - **Refuses when**: a token is not valid for the audience [`AUDIENCE`], or not the gateways' ServiceAccount's.
 //! - **Never does**: take an address of a gateway from anywhere but the EndpointSlices of its own Service.
-//! - **Numbers**: as [`crate::watch::kubernetes`]; [`PACE`], [`REVIEWS_AT_ONCE`], [`REVIEWS_BURST`], [`REVIEW_EVERY`].
+//! - **Numbers**: as [`crate::watch::kubernetes`]; [`PACE`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,12 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DynamicObject, ListParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use linkspan_proto::configuration::{WorkloadRange, Workloads};
@@ -29,10 +27,8 @@ use linkspan_proto::names::{
 use linkspan_proto::resources::SERVICE_NAME_LABEL;
 use linkspan_runtime::text::Clean;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
 
-use crate::configuration::{AttestError, Attestor};
 use crate::dns::{self, HeadlessEndpoint, ZoneName};
 use crate::labels;
 use crate::mirror::Seniority;
@@ -42,16 +38,14 @@ use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::ports::{PortRange, Ports};
 use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, service_imports, versioned};
 
+mod attestor;
 mod standing;
 
+pub use attestor::{AUDIENCE, TokenAttestor};
 pub use standing::standing;
 
-/// Whom a gateway's token must be meant for.
-pub const AUDIENCE: &str = "linkspan-controller";
 /// Between two tellings of pods: rollouts change many at once.
 const PACE: Duration = Duration::from_millis(200);
-/// The gateways' ServiceAccount, in the controller's own namespace.
-const GATEWAY_ACCOUNT: &str = "linkspan-gateway";
 
 /// A namespace that every cluster has and that nothing is mirrored into.
 const ALWAYS: &str = "kube-system";
@@ -323,89 +317,6 @@ async fn keep<K: Resource, T>(
     }
 }
 
-/// Tokens that are judged at once: whoever can reach the gateways' port can send some, and each is a call of the API server.
-const REVIEWS_AT_ONCE: usize = 4;
-/// Tokens in one burst: all gateways that an installation may have, when they start together.
-const REVIEWS_BURST: u32 = 64;
-/// One more after each such time.
-const REVIEW_EVERY: Duration = Duration::from_millis(200);
-
-/// How many tokens are judged. Whoever finds no place is told to come again: nothing waits here.
-#[derive(Debug)]
-struct Reviews {
-    places: Semaphore,
-    /// The moment at which the burst is whole again.
-    whole: Mutex<Instant>,
-}
-
-impl Reviews {
-    fn new() -> Self {
-        Self { places: Semaphore::new(REVIEWS_AT_ONCE), whole: Mutex::new(Instant::now()) }
-    }
-
-    fn admit(&self) -> Option<SemaphorePermit<'_>> {
-        let place = self.places.try_acquire().ok()?;
-        let now = Instant::now();
-        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = (*whole).max(now) + REVIEW_EVERY;
-        if next > now + REVIEW_EVERY * REVIEWS_BURST {
-            return None;
-        }
-        *whole = next;
-        Some(place)
-    }
-}
-
-/// Judges tokens by asking the API server.
-pub struct TokenAttestor {
-    client: Client,
-    user: String,
-    reviews: Reviews,
-}
-
-impl TokenAttestor {
-    /// For gateways in this namespace.
-    #[must_use]
-    pub fn new(client: Client, namespace: &str) -> Self {
-        Self { client, user: format!("system:serviceaccount:{namespace}:{GATEWAY_ACCOUNT}"), reviews: Reviews::new() }
-    }
-
-    async fn review(&self, token: &str) -> Result<String, AttestError> {
-        let _place = self.reviews.admit().ok_or(AttestError::Busy)?;
-        let review = TokenReview {
-            spec: TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) },
-            ..TokenReview::default()
-        };
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let asked = tokio::time::timeout(Duration::from_secs(5), api.create(&PostParams::default(), &review)).await;
-        let status = match asked {
-            Ok(Ok(review)) => review.status.unwrap_or_default(),
-            Ok(Err(error)) => return Err(AttestError::Unavailable(Clean(&error.to_string()).to_string())),
-            Err(_) => return Err(AttestError::Unavailable("no answer within 5 s".to_owned())),
-        };
-        let refuse = |why: &str| Err(AttestError::Refused(why.to_owned()));
-        if status.authenticated != Some(true) {
-            return refuse("the token is not valid");
-        }
-        // A server that knows no audiences names none: then the token may be meant for anybody.
-        if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
-            return refuse("the token is not meant for this controller");
-        }
-        let user = status.user.unwrap_or_default();
-        if user.username.as_deref() != Some(self.user.as_str()) {
-            return refuse("the token is not that of the gateways' ServiceAccount");
-        }
-        let pod = user.extra.and_then(|extra| extra.get("authentication.kubernetes.io/pod-name")?.first().cloned());
-        Ok(pod.unwrap_or_else(|| "a pod without a name".to_owned()))
-    }
-}
-
-impl Attestor for TokenAttestor {
-    fn gateway<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, AttestError>> {
-        Box::pin(self.review(token))
-    }
-}
-
 /// The ports that mirrors have in the API server, so that a restart gives each the same.
 ///
 /// # Errors
@@ -543,19 +454,6 @@ mod tests {
         assert_eq!(all[0].1.cidr.to_string(), "10.244.0.7/32");
         assert_eq!(all[0].1.service_account.as_str(), "web");
         assert!(workload(&pod(true)).is_empty());
-    }
-
-    /// Each is a call of the API server, and anybody in reach of the port can send some.
-    #[tokio::test(start_paused = true)]
-    async fn tokens_are_judged_at_a_bounded_pace() {
-        let reviews = Reviews::new();
-        let held: Vec<_> = (0..REVIEWS_AT_ONCE).map(|_| reviews.admit().unwrap()).collect();
-        assert!(reviews.admit().is_none(), "too many at once");
-        drop(held);
-        let more = (0..1000).filter(|_| reviews.admit().is_some()).count();
-        assert_eq!(more, REVIEWS_BURST as usize - REVIEWS_AT_ONCE);
-        tokio::time::advance(REVIEW_EVERY).await;
-        assert!(reviews.admit().is_some() && reviews.admit().is_none());
     }
 
     #[test]
