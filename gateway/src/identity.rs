@@ -38,7 +38,7 @@ use crate::discovery::{Controller, Snapshot};
 use crate::link::tls::{OwnCertificate, Svid, provider};
 
 /// Pauses between attempts while there is no certificate, and while an old one still holds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// One call of `Sign`.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -110,7 +110,7 @@ impl Metrics {
                 Resource::Export(export) => {
                     known.ports.extend(export.ports.iter().map(|port| (export.service.clone(), port.port)));
                 }
-                Resource::Capacity(_) | Resource::Workloads(_) => {}
+                Resource::Capacity(_) | Resource::Workload(_) => {}
             }
         }
         let peers: BTreeSet<ClusterName> =

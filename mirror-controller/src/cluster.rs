@@ -2,7 +2,7 @@
 //! pods, its namespaces, and whose a ServiceAccount token is. All by watches and calls of the API server.
 //!
 //! - **In**: the API server.
-//! - **Out**: [`Gateways`], [`Workloads`], the names of namespaces; the ports that mirrors had before a restart.
+//! - **Out**: [`Gateways`], [`workloads`], the names of namespaces; the ports that mirrors had before a restart.
 //! - **Refuses when**: a token is not valid for the audience [`AUDIENCE`], or not the gateways' ServiceAccount's.
 //! - **Never does**: take an address of a gateway from anywhere but the EndpointSlices of its own Service.
 //! - **Numbers**: as [`crate::watch::kubernetes`]; [`PACE`].
@@ -14,16 +14,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Namespace, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
-use linkspan_proto::configuration::{WorkloadRange, Workloads};
 use linkspan_proto::exchange::Protocol;
-use linkspan_proto::names::{
-    ClusterName, EndpointName, Namespace as NamespaceName, PortName, ServiceAccountName, ServiceKey, ServiceName,
-};
+use linkspan_proto::names::{ClusterName, EndpointName, Namespace as NamespaceName, PortName, ServiceKey, ServiceName};
 use linkspan_proto::resources::SERVICE_NAME_LABEL;
 use linkspan_runtime::text::Clean;
 use serde::de::DeserializeOwned;
@@ -40,9 +37,11 @@ use crate::watch::kubernetes::{PAGE, Pause, WATCH_SECONDS, service_imports, vers
 
 mod attestor;
 mod standing;
+mod workloads;
 
 pub use attestor::{AUDIENCE, TokenAttestor};
 pub use standing::standing;
+pub use workloads::workloads;
 
 /// Between two tellings of pods: rollouts change many at once.
 const PACE: Duration = Duration::from_millis(200);
@@ -68,42 +67,6 @@ pub async fn gateways(client: Client, namespace: String, service: String, gatewa
         changed(&gateways, Some(Gateways::new(slices.values().flatten().copied())))
     })
     .await;
-}
-
-/// Watches all pods: who has which address. Runs until `workloads` is closed.
-pub async fn workloads(client: Client, workloads: watch::Sender<Option<Workloads>>) {
-    // Pods that have ended keep their address in their status, and somebody else may have it.
-    let config = config().fields("status.phase!=Succeeded,status.phase!=Failed");
-    let its = |pod: &Pod| Some(workload(pod)).filter(|addresses| !addresses.is_empty());
-    follow(Api::<Pod>::all(client), config, PACE, its, |pods| {
-        let mut seen: BTreeMap<IpAddr, Option<WorkloadRange>> = BTreeMap::new();
-        for (address, range) in pods.values().flatten() {
-            // Two pods with one address (one is on its way out): nobody is known by it.
-            seen.entry(*address).and_modify(|range| *range = None).or_insert_with(|| Some(range.clone()));
-        }
-        changed(&workloads, Some(Workloads { ranges: seen.into_values().flatten().collect() }))
-    })
-    .await;
-}
-
-/// The addresses of one pod with whose they are. Pods on the host's network have the host's.
-fn workload(pod: &Pod) -> Vec<(IpAddr, WorkloadRange)> {
-    let host = pod.spec.as_ref().is_none_or(|spec| spec.host_network == Some(true));
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
-    let (Ok(namespace), Ok(account)) =
-        (NamespaceName::parse(&pod.namespace().unwrap_or_default()), ServiceAccountName::parse(account))
-    else {
-        return Vec::new();
-    };
-    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).map(|ip| ip.ip.as_str());
-    ips.filter(|_| !host)
-        .filter_map(|ip| {
-            let address: IpAddr = ip.parse().ok()?;
-            let range =
-                WorkloadRange { cidr: address.into(), namespace: namespace.clone(), service_account: account.clone() };
-            Some((address, range))
-        })
-        .collect()
 }
 
 /// Watches the namespaces that objects can be made in: of all, or of those named in `only`, the ones that are not going.
@@ -282,7 +245,7 @@ async fn keep<K: Resource, T>(
 ) {
     let mut objects = Needed::new();
     let mut listing: Option<Needed<T>> = None;
-    let mut complete = false;
+    let (mut complete, mut told) = (false, false);
     let put = |objects: &mut Needed<T>, object: &K| {
         let key = (object.namespace(), object.name_any());
         match needed(object) {
@@ -299,13 +262,23 @@ async fn keep<K: Resource, T>(
                 Ok(watcher::Event::InitApply(object)) => put(listing.get_or_insert_default(), &object),
                 Ok(watcher::Event::InitDone) => {
                     objects = listing.take().unwrap_or_default();
-                    complete = true;
+                    (complete, told) = (true, false);
                 }
                 Ok(watcher::Event::Apply(object)) => put(&mut objects, &object),
                 Ok(watcher::Event::Delete(object)) => drop(objects.remove(&(object.namespace(), object.name_any()))),
                 Err(error) => {
                     let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
-                    tracing::debug!(kind, error = %Clean(&error.to_string()), "a watch of the API server failed; trying again");
+                    let error = Clean(&error.to_string()).to_string();
+                    // What is not known yet holds up more than what is a little old.
+                    if !complete && !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            kind,
+                            error,
+                            "the API server does not list what this controller needs to begin; trying again"
+                        );
+                    } else {
+                        tracing::debug!(kind, error, "a watch of the API server failed; trying again");
+                    }
                 }
             }
             event = futures::FutureExt::now_or_never(events.next()).flatten();
@@ -438,23 +411,6 @@ mod tests {
 
     use super::*;
     use crate::testkit::api_server;
-
-    #[test]
-    fn a_pod_has_its_addresses_unless_they_are_its_hosts() {
-        let pod = |host: bool| -> Pod {
-            serde_json::from_value(json!({
-                "metadata": {"namespace": "shop", "name": "web-0"},
-                "spec": {"serviceAccountName": "web", "hostNetwork": host, "containers": []},
-                "status": {"podIPs": [{"ip": "10.244.0.7"}, {"ip": "fd00::7"}]},
-            }))
-            .unwrap()
-        };
-        let all = workload(&pod(false));
-        assert_eq!(all.len(), 2);
-        assert_eq!(all[0].1.cidr.to_string(), "10.244.0.7/32");
-        assert_eq!(all[0].1.service_account.as_str(), "web");
-        assert!(workload(&pod(true)).is_empty());
-    }
 
     #[test]
     fn namespaces_that_are_not_named_count_as_absent() {

@@ -5,6 +5,7 @@
 //! - **Refuses when**: `site.yaml` cannot be read or has an unknown or impossible field, named by line and column.
 //! - **Never does**: read the environment, or hold a secret.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -12,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use ipnet::IpNet;
-use linkspan_proto::configuration::{WorkloadRange, Workloads};
+use linkspan_proto::configuration::Workload;
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::manifest::{ManifestError, cluster_from_yaml, site_from_yaml};
 use linkspan_proto::metadata::Exclusions;
-use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
+use linkspan_proto::names::{ClusterName, Namespace, ServiceAccountName, ServiceName};
 use linkspan_proto::resources::{Cluster, ClusterMirrorsSpec, Site};
 use linkspan_runtime::build_info;
 use linkspan_runtime::telemetry::Format;
@@ -89,7 +90,7 @@ pub struct Config {
     /// Where local addresses of mirrored names come from.
     pub mirror_addresses: IpNet,
     /// Which client addresses belong to which workload.
-    pub workloads: Workloads,
+    pub workloads: Vec<Workload>,
     /// Where the certificate authority's root and key are.
     pub ca: PathBuf,
     /// What is copied between clusters, and whose word counts.
@@ -156,11 +157,13 @@ impl Config {
     /// What a site, which is valid by its type, means in `dir`.
     #[must_use]
     pub fn resolve(site: &Site, dir: &Path) -> Self {
-        let ranges = site.spec.workloads.iter().map(|workload| WorkloadRange {
-            cidr: workload.cidr,
-            namespace: workload.namespace.clone(),
-            service_account: workload.service_account.clone(),
-        });
+        let mut ranges: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for workload in &site.spec.workloads {
+            ranges.entry((&workload.namespace, &workload.service_account)).or_default().push(workload.cidr);
+        }
+        let workload = |((namespace, service_account), ranges): ((&Namespace, &ServiceAccountName), Vec<IpNet>)| {
+            Workload { namespace: namespace.clone(), service_account: service_account.clone(), ranges }
+        };
         Self {
             cluster: site.cluster().clone(),
             trust_domain: site.trust_domain(),
@@ -169,7 +172,7 @@ impl Config {
             dns_listen: site.spec.dns.listen,
             admin_listen: site.spec.admin.controller_listen,
             mirror_addresses: site.spec.mirror_addresses,
-            workloads: Workloads { ranges: ranges.collect() },
+            workloads: ranges.into_iter().map(workload).collect(),
             ca: dir.join(&site.spec.state_dir).join("ca"),
             mirrors: ClusterMirrorsSpec::default(),
             kubernetes: None,
@@ -198,7 +201,7 @@ impl Config {
             dns_listen: spec.dns.listen,
             admin_listen: Some(spec.controller.admin_listen),
             mirror_addresses: Site::new(cluster.cluster().clone()).spec.mirror_addresses,
-            workloads: Workloads::default(),
+            workloads: Vec::new(),
             ca: CA.into(),
             mirrors: spec.mirrors.clone(),
             kubernetes: Some(Kubernetes {

@@ -39,8 +39,8 @@ pub enum Resource {
     Export(Export),
     /// Ready capacity of one service in one peer cluster. Key: `cluster/namespace/name`.
     Capacity(Capacity),
-    /// Which client addresses belong to which workload. Key: always `workloads`.
-    Workloads(Workloads),
+    /// The client addresses of one workload. Key: `namespace/serviceAccount`.
+    Workload(Workload),
 }
 
 /// The key of a [`Resource`]: its kind and its name.
@@ -64,8 +64,8 @@ pub enum ResourceKind {
     Export,
     /// See [`Capacity`].
     Capacity,
-    /// See [`Workloads`].
-    Workloads,
+    /// See [`Workload`].
+    Workload,
 }
 
 impl Resource {
@@ -77,7 +77,9 @@ impl Resource {
             Self::Mirror(mirror) => (ResourceKind::Mirror, mirror.name.clone()),
             Self::Export(export) => (ResourceKind::Export, export.service.to_string()),
             Self::Capacity(capacity) => (ResourceKind::Capacity, format!("{}/{}", capacity.cluster, capacity.service)),
-            Self::Workloads(_) => (ResourceKind::Workloads, "workloads".to_owned()),
+            Self::Workload(workload) => {
+                (ResourceKind::Workload, format!("{}/{}", workload.namespace, workload.service_account))
+            }
         };
         ResourceKey { kind, name }
     }
@@ -245,24 +247,17 @@ pub struct Capacity {
     pub ready_endpoints: Vec<EndpointName>,
 }
 
-/// Client addresses and the workloads behind them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Workloads {
-    /// The longest prefix that holds the client's address decides; no match means only the gateway is known.
-    pub ranges: Vec<WorkloadRange>,
-}
-
-/// An address range that belongs to one workload: assurance `network`.
+/// The client addresses that belong to one workload: assurance `network`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkloadRange {
-    /// Addresses of the workload.
-    pub cidr: ipnet::IpNet,
+pub struct Workload {
     /// Its namespace.
     pub namespace: Namespace,
     /// Its service account.
     pub service_account: ServiceAccountName,
+    /// Its addresses, in order. Over all workloads the longest prefix that holds a client's address decides; no match means that
+    /// only the gateway is known.
+    pub ranges: Vec<ipnet::IpNet>,
 }
 
 /// What the gateway tells the controller.

@@ -175,7 +175,7 @@ impl Facts {
                     let key = (capacity.cluster.clone(), capacity.service.clone());
                     facts.capacities.insert(key, capacity);
                 }
-                Resource::Workloads(_) => {}
+                Resource::Workload(_) => {}
             }
         }
         facts.mirrors.sort_by(|a, b| a.name.cmp(&b.name));

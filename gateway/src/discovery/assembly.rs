@@ -89,7 +89,7 @@ impl Assembly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use linkspan_proto::configuration::{Capacity, ResourceKind, Workloads};
+    use linkspan_proto::configuration::Capacity;
     use linkspan_proto::names::{ClusterName, ServiceKey};
 
     fn capacity(service: &str, ready: u32) -> Resource {
@@ -141,17 +141,16 @@ mod tests {
     fn a_stream_that_makes_no_sense_changes_nothing() {
         let mut assembly = Assembly::new(Arc::default());
         assert_eq!(assembly.take(part(5, false, true, Vec::new())).unwrap_err(), AssemblyError::NoBase);
-        assembly.take(part(1, true, false, vec![Resource::Workloads(Workloads::default())])).unwrap();
+        assembly.take(part(1, true, false, vec![capacity("a/x", 1)])).unwrap();
         let mixed = assembly.take(part(2, false, true, Vec::new())).unwrap_err();
         assert_eq!(mixed, AssemblyError::Mixed { expected: 1, got: 2 });
     }
 
     #[test]
-    fn the_only_workloads_resource_is_replaced() {
+    fn of_one_key_the_last_resource_counts() {
         let mut assembly = Assembly::new(Arc::default());
-        let workloads = || Resource::Workloads(Workloads::default());
-        let snapshot = assembly.take(part(1, true, true, vec![workloads(), workloads()])).unwrap().unwrap();
-        let key = ResourceKey { kind: ResourceKind::Workloads, name: "workloads".to_owned() };
-        assert_eq!(snapshot.resources.keys().collect::<Vec<_>>(), [&key]);
+        let snapshot =
+            assembly.take(part(1, true, true, vec![capacity("a/x", 1), capacity("a/x", 2)])).unwrap().unwrap();
+        assert_eq!(snapshot.resources.values().map(AsRef::as_ref).collect::<Vec<_>>(), [&capacity("a/x", 2)]);
     }
 }

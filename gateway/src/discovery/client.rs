@@ -15,8 +15,8 @@ use super::assembly::{Assembly, AssemblyError};
 use super::controller::Controller;
 use super::{Rejections, Snapshot};
 
-/// Pauses between calls.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pauses between calls. Short to the end: the next leader of a cluster is found within them, and an attempt costs a connection.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// A call that lasted this long did not fail.
 const STABLE: Duration = Duration::from_secs(10);

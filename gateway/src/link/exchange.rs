@@ -27,7 +27,7 @@ use crate::discovery::{Controller, Io};
 pub(super) const PIPES_PER_PEER: usize = 32;
 
 /// Pauses between pipes.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 
 /// A pipe that stood this long did not fail.
 const STABLE: Duration = Duration::from_secs(10);

@@ -185,7 +185,7 @@ impl RouteTable {
         let mut next = if self.bindings.conflicts.is_empty() { self.clone() } else { Self::empty(self.own.clone()) };
         let mut mirrors = BTreeSet::new();
         let mut services = BTreeSet::new();
-        let mut owners_changed = false;
+        let (mut owners_changed, mut workloads_changed) = (false, false);
         let base = Arc::clone(&next.snapshot);
         for (key, old, new) in changes(&base.resources, &snapshot.resources) {
             match (key.kind, new.or(old).map(AsRef::as_ref)) {
@@ -206,15 +206,19 @@ impl RouteTable {
                         None => next.exports.remove(&export.service),
                     };
                 }
-                (ResourceKind::Workloads, Some(Resource::Workloads(workloads))) => {
-                    let empty = configuration::Workloads::default();
-                    let workloads = new.map_or(&empty, |_| workloads);
-                    next.workloads = Arc::new(WorkloadTable::build(workloads, &self.own.trust_domain));
-                }
+                (ResourceKind::Workload, _) => workloads_changed = true,
                 // Peers are the link's business. A key that disagrees with its resource cannot come from
                 // `Resource::key` and is ignored.
                 _ => {}
             }
+        }
+        if workloads_changed {
+            let first = ResourceKey { kind: ResourceKind::Workload, name: String::new() };
+            let workloads = snapshot.resources.range(first..).filter_map(|(_, resource)| match resource.as_ref() {
+                Resource::Workload(workload) => Some(workload),
+                _ => None,
+            });
+            next.workloads = Arc::new(WorkloadTable::build(workloads, &self.own.trust_domain));
         }
         let listening = owners_changed || !mirrors.is_empty();
         for service in &services {

@@ -5,11 +5,11 @@
 //! - Never does: guess. An address outside of every range belongs to nobody.
 //! - Numbers: one hash look-up for each distinct prefix length, at most 33 for IPv4 and 129 for IPv6, longest first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use linkspan_proto::configuration::Workloads;
+use linkspan_proto::configuration::Workload;
 use linkspan_proto::identity::{Assurance, Source, SpiffeId, TrustDomain};
 
 /// All configured ranges.
@@ -24,21 +24,22 @@ pub struct WorkloadTable {
 impl WorkloadTable {
     /// Of two ranges that are equal the first one stands.
     #[must_use]
-    pub fn build(workloads: &Workloads, trust_domain: &TrustDomain) -> Self {
+    pub fn build<'a>(workloads: impl IntoIterator<Item = &'a Workload>, trust_domain: &TrustDomain) -> Self {
         let mut table = Self::default();
-        for range in &workloads.ranges {
-            let cidr = range.cidr.trunc();
-            let identity = SpiffeId::workload(trust_domain, &range.namespace, &range.service_account);
-            table.ranges.entry(cidr).or_insert_with(|| Source::new(identity, Assurance::Network));
-            match cidr {
-                IpNet::V4(net) => table.lengths_v4.push(net.prefix_len()),
-                IpNet::V6(net) => table.lengths_v6.push(net.prefix_len()),
+        let (mut lengths_v4, mut lengths_v6) = (BTreeSet::new(), BTreeSet::new());
+        for workload in workloads {
+            let identity = SpiffeId::workload(trust_domain, &workload.namespace, &workload.service_account);
+            let source = Source::new(identity, Assurance::Network);
+            for cidr in workload.ranges.iter().map(IpNet::trunc) {
+                table.ranges.entry(cidr).or_insert_with(|| source.clone());
+                match cidr {
+                    IpNet::V4(net) => lengths_v4.insert(net.prefix_len()),
+                    IpNet::V6(net) => lengths_v6.insert(net.prefix_len()),
+                };
             }
         }
-        for lengths in [&mut table.lengths_v4, &mut table.lengths_v6] {
-            lengths.sort_unstable_by(|one, two| two.cmp(one));
-            lengths.dedup();
-        }
+        table.lengths_v4 = lengths_v4.into_iter().rev().collect();
+        table.lengths_v6 = lengths_v6.into_iter().rev().collect();
         table
     }
 
@@ -59,15 +60,15 @@ mod tests {
     use super::*;
 
     fn table(ranges: &[(&str, &str)]) -> WorkloadTable {
-        let ranges = ranges
+        let workloads: Vec<_> = ranges
             .iter()
-            .map(|(cidr, account)| linkspan_proto::configuration::WorkloadRange {
-                cidr: cidr.parse().expect("cidr"),
+            .map(|(cidr, account)| Workload {
                 namespace: "shop".parse().expect("namespace"),
                 service_account: account.parse().expect("account"),
+                ranges: vec![cidr.parse().expect("cidr")],
             })
             .collect();
-        WorkloadTable::build(&Workloads { ranges }, &"east.linkspan.internal".parse().expect("domain"))
+        WorkloadTable::build(&workloads, &"east.linkspan.internal".parse().expect("domain"))
     }
 
     fn who(table: &WorkloadTable, address: &str) -> Option<String> {

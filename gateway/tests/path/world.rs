@@ -18,7 +18,7 @@ use linkspan_gateway::remote::Limits;
 use linkspan_gateway::route::{Own, RouteTable};
 use linkspan_proto::configuration::{
     Capacity, DefaultPolicy, Endpoint, Export, ExportPort, ExportRule, Mirror, MirrorPort, Peer, Resource, Tier,
-    WorkloadRange, Workloads,
+    Workload,
 };
 use linkspan_proto::identity::{SpiffeId, TrustDomain};
 use linkspan_proto::names::ClusterName;
@@ -307,12 +307,12 @@ impl Site {
 
     /// Clients of this machine are this workload.
     pub(crate) fn workload(&self, account: &str) {
-        let range = WorkloadRange {
-            cidr: "127.0.0.0/8".parse().expect("cidr"),
+        let workload = Workload {
             namespace: "shop".parse().expect("namespace"),
             service_account: account.parse().expect("account"),
+            ranges: vec!["127.0.0.0/8".parse().expect("cidr")],
         };
-        self.apply([Resource::Workloads(Workloads { ranges: vec![range] })]);
+        self.apply([Resource::Workload(workload)]);
     }
 
     /// A certificate and key of one of this cluster's workloads.

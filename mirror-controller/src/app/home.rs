@@ -1,12 +1,12 @@
 //! What a controller stands on: the folder of a site, or the API server of a Kubernetes cluster. Everything between the
 //! source of objects and the places where mirrors are written is the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use linkspan_proto::configuration::{Resource, Workloads};
+use linkspan_proto::configuration::{Resource, ResourceKey, ResourceKind, Workload};
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::{Guard, Signal};
 use linkspan_runtime::task;
@@ -20,13 +20,14 @@ use crate::ca::Ca;
 use crate::cluster::{self, TokenAttestor};
 use crate::config::{Config, Kubernetes};
 use crate::configuration::{Attestor, Store};
+use crate::diff::{Step, walk};
 use crate::door::tls::Authority;
 use crate::door::{Door, Port};
 use crate::exchange::store::Standing;
 use crate::leader::Leading;
 use crate::mirror::kubernetes::objects::Gateways;
 use crate::mirror::kubernetes::{self, ClusterIps};
-use crate::mirror::{self, Fronts, Seniority};
+use crate::mirror::{self, Changes, Fronts, Seniority};
 use crate::pressure::Pressure;
 use crate::watch::directory::{self, Directory};
 use crate::watch::{self as source, Event};
@@ -64,9 +65,9 @@ pub(super) struct Feeds {
     /// What happens to objects.
     pub(super) events: mpsc::Sender<Event>,
     /// Who has which address, once that is known. A site does not tell: it is known from the start.
-    pub(super) workloads: watch::Sender<Option<Workloads>>,
+    pub(super) workloads: watch::Sender<Option<Vec<Workload>>>,
     /// The same as it was told.
-    pub(super) pods: watch::Receiver<Option<Workloads>>,
+    pub(super) pods: watch::Receiver<Option<Vec<Workload>>>,
 }
 
 /// Where objects come from and go to.
@@ -252,15 +253,28 @@ async fn known(store: &Store) -> bool {
 }
 
 /// Keeps the gateways' idea of who has which address as it is, once they know mirrors.
-async fn tell_workloads(store: Store, mut workloads: watch::Receiver<Option<Workloads>>) {
+async fn tell_workloads(store: Store, mut workloads: watch::Receiver<Option<Vec<Workload>>>) {
     if !known(&store).await {
         return;
     }
+    let all = store.resources().into_iter().map(|resource| (resource.key(), Arc::unwrap_or_clone(resource)));
+    let mut told: BTreeMap<ResourceKey, Resource> = all.filter(|(key, _)| key.kind == ResourceKind::Workload).collect();
     loop {
         let newest = workloads.borrow_and_update().clone();
         if let Some(newest) = newest {
-            let resource = Resource::Workloads(newest);
-            store.apply([(resource.key(), Some(resource))].into());
+            let newest =
+                newest.into_iter().map(Resource::Workload).map(|resource| (resource.key(), resource)).collect();
+            let changes: Changes = walk(&told, &newest)
+                .filter_map(|step| match step {
+                    Step::Left(key, _) => Some((key.clone(), None)),
+                    Step::Both(_, old, new) if old == new => None,
+                    Step::Both(key, _, new) | Step::Right(key, new) => Some((key.clone(), Some(new.clone()))),
+                })
+                .collect();
+            if !changes.is_empty() {
+                store.apply(changes);
+            }
+            told = newest;
         }
         if workloads.changed().await.is_err() {
             return;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_proto::configuration::{Resource, Workloads};
+use linkspan_proto::configuration::{Resource, Workload};
 use linkspan_runtime::drain::{Guard, Signal};
 use linkspan_runtime::{build_info, task};
 use serde_json::json;
@@ -117,7 +117,7 @@ fn keep_mirrors(
     state: mirror::State,
     channels: &Channels,
     mut completed: watch::Receiver<bool>,
-    mut clients: watch::Receiver<Option<Workloads>>,
+    mut clients: watch::Receiver<Option<Vec<Workload>>>,
 ) -> impl Future<Output = ()> + Send + 'static + use<> {
     let (store, sets) = (channels.store.clone(), channels.mirrors.clone());
     let (snapshots, peers) = (channels.snapshots.subscribe(), channels.peers.subscribe());
@@ -128,9 +128,8 @@ fn keep_mirrors(
         let mut told = false;
         mirror::run(context, state, snapshots, peers, sets, |mut changes| {
             let workloads = if std::mem::replace(&mut told, true) { None } else { clients.borrow().clone() };
-            if let Some(workloads) = workloads.map(Resource::Workloads) {
-                changes.insert(workloads.key(), Some(workloads));
-            }
+            let workloads = workloads.into_iter().flatten().map(Resource::Workload);
+            changes.extend(workloads.map(|workload| (workload.key(), Some(workload))));
             store.apply(changes);
         })
         .await;
@@ -288,9 +287,14 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(*generation.borrow(), 0, "gateways keep what they know");
-        sender.send_replace(Some(Workloads::default()));
+        let client = Workload {
+            namespace: "shop".parse().unwrap(),
+            service_account: "web".parse().unwrap(),
+            ranges: vec!["10.244.0.7/32".parse().unwrap()],
+        };
+        sender.send_replace(Some(vec![client]));
         generation.wait_for(|generation| *generation > 0).await.unwrap();
         let first = channels.store.since(None);
-        assert_eq!(first.upserts.iter().map(|it| it.key().kind).collect::<Vec<_>>(), [ResourceKind::Workloads]);
+        assert_eq!(first.upserts.iter().map(|it| it.key().kind).collect::<Vec<_>>(), [ResourceKind::Workload]);
     }
 }

@@ -34,7 +34,7 @@ async fn a_service_of_one_site_becomes_a_name_of_the_other() {
     assert_eq!(address.port(), 80);
     let Resource::Capacity(capacity) = gateway.resources["capacity west/shop/web"].clone() else { panic!() };
     assert_eq!(capacity.ready, BTreeMap::from([(80, 1)]));
-    for expected in ["peer west", "mirror web.shop.svc.clusterset.local", "workloads workloads"] {
+    for expected in ["peer west", "mirror web.shop.svc.clusterset.local", "workload shop/web"] {
         assert!(gateway.resources.contains_key(expected), "{expected} in {:?}", names(&gateway.resources));
     }
 

@@ -14,7 +14,7 @@
 //! - **Never does**: write without being the leader, or before the gateways are known; delete without our label or on an
 //!   incomplete view; take an edited label for another mirror's object; hold up one mirror for another: each place has a pause of
 //!   its own.
-//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`]; see [`crate::pressure`] for an API server that has too much to do.
+//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`], [`PATIENCE`], [`CALM`]; see [`crate::pressure`] for an API server that has too much to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -62,6 +62,11 @@ pub const BATCH: usize = 64;
 pub const WRITE: Duration = Duration::from_secs(5);
 /// Pause of one mirror whose write failed: first and longest.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Repairs of one mirror at once, each within [`CALM`] of the one before. After them they come in the pauses of [`RETRY`]: another
+/// program that puts its own back at once would keep both, and the API server, busy for good.
+pub const PATIENCE: u32 = 5;
+/// A mirror that nobody changed for so long is put back at once again.
+pub const CALM: Duration = Duration::from_secs(60);
 
 /// The ClusterIPs of what imports are reached by, by Service: that of the import, or of an endpoint of a headless one.
 pub type ClusterIps = Arc<Given>;
@@ -101,6 +106,13 @@ enum Stale {
     All,
 }
 
+/// How often a mirror was put back as it should be.
+#[derive(Clone, Copy, Debug)]
+struct Repairs {
+    count: u32,
+    last: Instant,
+}
+
 struct Keeper {
     api: Api,
     present: BTreeMap<Place, Present>,
@@ -127,6 +139,8 @@ struct Keeper {
     pauses: BTreeMap<Place, (Instant, u32)>,
     /// Of those, the ones that need a name which something of somebody else's has.
     blocked: BTreeSet<Place>,
+    /// Places that somebody else changes.
+    repairs: BTreeMap<Place, Repairs>,
     gateways: Gateways,
     /// Before, an empty slice would take the backends of everything that is there.
     gateways_known: bool,
@@ -202,6 +216,7 @@ impl Keeper {
             at_once: AT_ONCE,
             pauses: BTreeMap::new(),
             blocked: BTreeSet::new(),
+            repairs: BTreeMap::new(),
             gateways: Gateways::default(),
             gateways_known: false,
             namespaces: Arc::default(),

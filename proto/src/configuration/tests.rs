@@ -39,12 +39,10 @@ fn resources() -> Vec<Resource> {
             total: BTreeMap::new(),
             ready_endpoints: Vec::new(),
         }),
-        Resource::Workloads(Workloads {
-            ranges: vec![WorkloadRange {
-                cidr: "10.0.0.0/24".parse().unwrap(),
-                namespace: Namespace::parse("shop").unwrap(),
-                service_account: ServiceAccountName::parse("web").unwrap(),
-            }],
+        Resource::Workload(Workload {
+            namespace: Namespace::parse("shop").unwrap(),
+            service_account: ServiceAccountName::parse("web").unwrap(),
+            ranges: vec!["10.0.0.0/24".parse().unwrap()],
         }),
     ]
 }
@@ -52,7 +50,7 @@ fn resources() -> Vec<Resource> {
 #[test]
 fn keys_name_their_resources() {
     let keys: Vec<_> = resources().iter().map(|resource| resource.key().name).collect();
-    assert_eq!(keys, ["east", "web-east.shop.svc.cluster.local", "shop/web", "east/shop/web", "workloads"]);
+    assert_eq!(keys, ["east", "web-east.shop.svc.cluster.local", "shop/web", "east/shop/web", "shop/web"]);
 }
 
 #[test]

@@ -350,7 +350,7 @@ async fn what_went_while_no_watch_stood_is_made_again() {
 }
 
 /// `kubectl label svc web-west linkspan.io/cluster-`: an object whose label was edited is neither another's nor nobody's.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn labels_of_ours_that_somebody_edits_are_put_back_and_nothing_is_deleted() {
     let mut world = World::new();
     world.namespaces(&["shop"]);
@@ -366,6 +366,7 @@ async fn labels_of_ours_that_somebody_edits_are_put_back_and_nothing_is_deleted(
         ("ServiceImport", "web", labels::SERVICE),
     ] {
         for edit in [None, Some("other")] {
+            tokio::time::advance(CALM).await;
             let before = world.object(kind, name);
             let mut edited = before.clone();
             let all = edited["metadata"]["labels"].as_object_mut().unwrap();
@@ -387,6 +388,43 @@ async fn labels_of_ours_that_somebody_edits_are_put_back_and_nothing_is_deleted(
     world.exports([]);
     world.settle().await;
     assert!(world.objects().is_empty(), "nothing stays");
+}
+
+/// Another program that puts its own back at once: neither gives in, and the API server must not be what they fight on.
+#[tokio::test(start_paused = true)]
+async fn what_somebody_changes_again_and_again_is_put_back_less_often() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    let fight = async |world: &mut World, lasts: Duration| {
+        let end = Instant::now() + lasts;
+        let mut repairs = 0;
+        while Instant::now() < end {
+            let mut edited = world.object("Service", "web-west");
+            edited["spec"]["ports"] = json!([]);
+            world.see(Said::Object(edited));
+            repairs += world.settle().await.iter().filter(|call| *call == "PATCH web-west").count();
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        repairs
+    };
+    let repairs = fight(&mut world, Duration::from_secs(60)).await;
+    assert!((8..=16).contains(&repairs), "{repairs} in a minute, of 600 changes");
+    // What is wanted now does not wait for that.
+    world.exports([entry("shop/web", &["81"], 1)]);
+    assert!(world.settle().await.contains(&"PATCH web-west".to_owned()));
+    let mut edited = world.object("Service", "web-west");
+    edited["spec"]["ports"] = json!([]);
+    world.see(Said::Object(edited.clone()));
+    assert_eq!(world.settle().await, [""; 0], "it rests");
+    let next = world.keeper.next_try().expect("it is put back then") - Instant::now();
+    assert!(next <= RETRY.1, "{next:?}");
+    tokio::time::advance(next).await;
+    assert!(!world.settle().await.is_empty());
+    tokio::time::advance(CALM).await;
+    world.see(Said::Object(edited));
+    assert!(!world.settle().await.is_empty(), "after a time of calm it is put back at once");
 }
 
 /// The same before this run: then the label says another mirror, and nothing else is known.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use super::super::desired::{MirrorId, Shape, Wanted};
 use super::super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::super::state::MirrorSet;
 use super::objects::{self, Given, Reference, Rendered, Resource};
-use super::{AT_ONCE, BATCH, Keeper, RETRY, Stale, api};
+use super::{AT_ONCE, BATCH, CALM, Keeper, PATIENCE, RETRY, Repairs, Stale, api};
 
 /// What came of a write.
 #[derive(Default)]
@@ -26,11 +27,16 @@ impl Keeper {
     /// When to work again without any news: at once while there is more to do, later for what failed.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let now = Instant::now();
-        let mut places = self.due.keys().chain(self.stale.keys());
-        let next = if places.any(|place| !self.pauses.contains_key(place)) {
+        let waits = |place: &Place| self.pauses.contains_key(place);
+        let mut stale =
+            self.stale.iter().filter(|(place, _)| !waits(place)).map(|(place, what)| self.rest(place, *what));
+        let is_pressing =
+            self.due.keys().any(|place| !waits(place)) || stale.any(|rest| rest.is_none_or(|at| at <= now));
+        let next = if is_pressing {
             Some(now)
         } else {
-            self.pauses.values().map(|(at, _)| *at).min()
+            let rests = self.stale.iter().filter_map(|(place, what)| self.rest(place, *what));
+            self.pauses.values().map(|(at, _)| *at).chain(rests).min()
         };
         next.map(|next| self.api.busy_until().map_or(next, |until| next.max(until)))
     }
@@ -123,6 +129,7 @@ impl Keeper {
             due.contains_key(place) || stale.contains_key(place) || present.get(place) == Some(&Present::Foreign)
         });
         self.blocked.retain(|place| self.pauses.contains_key(place));
+        self.repairs.retain(|_, repairs| repairs.last + CALM > now);
         self.planned = set.clone();
         self.unplanned = false;
     }
@@ -131,9 +138,32 @@ impl Keeper {
     fn batch(&mut self, now: Instant) -> Vec<(Item, Option<Stale>)> {
         let ready = |place: &&Place| self.pauses.get(*place).is_none_or(|(at, _)| *at <= now);
         let mut places: Vec<Place> = self.due.keys().filter(ready).take(BATCH).cloned().collect();
-        let stale = self.stale.keys().filter(|place| !self.due.contains_key(*place)).filter(ready);
+        let rested = |(place, what): &(&Place, &Stale)| self.rest(place, **what).is_none_or(|at| at <= now);
+        let stale = self.stale.iter().filter(rested).map(|(place, _)| place);
+        let stale = stale.filter(|place| !self.due.contains_key(*place)).filter(ready);
         places.extend(stale.take(BATCH - places.len()).cloned());
         places.into_iter().filter_map(|place| self.take(place)).collect()
+    }
+
+    /// When a mirror that somebody changes again and again is put back next; `None`: at once.
+    fn rest(&self, place: &Place, what: Stale) -> Option<Instant> {
+        let repairs = self.repairs.get(place).filter(|_| what == Stale::All)?;
+        let over = repairs.count.checked_sub(PATIENCE)?;
+        Some(repairs.last + pause(over))
+    }
+
+    /// Counts a repair of what somebody changed.
+    fn repaired(&mut self, place: &Place) {
+        let now = Instant::now();
+        let repairs = self.repairs.entry(place.clone()).or_insert(Repairs { count: 0, last: now });
+        let count = if repairs.last + CALM > now { repairs.count.saturating_add(1) } else { 1 };
+        *repairs = Repairs { count, last: now };
+        if count == PATIENCE {
+            tracing::warn!(
+                object = %place.object,
+                "a mirrored object is changed by somebody else again and again; it is put back less often from now on"
+            );
+        }
     }
 
     fn take(&mut self, place: Place) -> Option<(Item, Option<Stale>)> {
@@ -208,6 +238,9 @@ impl Keeper {
                 self.blocked.remove(&place);
                 written.into_iter().for_each(|reference| self.claim(reference, &place));
                 self.metrics.applied(&item.action);
+                if item.reason == Reason::Drifted && stale == Some(Stale::All) {
+                    self.repaired(&place);
+                }
                 tracing::debug!(object = %place.object, reason = ?item.reason, "mirrored object written");
                 match item.action {
                     Action::Create(wanted) | Action::Patch(wanted) => {
@@ -241,11 +274,15 @@ impl Keeper {
             Err(error) => {
                 self.metrics.failed();
                 let failures = self.pauses.get(&place).map_or(0, |(_, failures)| *failures);
-                let pause = (RETRY.0 * 2_u32.saturating_pow(failures.min(16))).min(RETRY.1);
                 tracing::warn!(object = %place.object, %error, "a mirrored object cannot be written; trying again");
-                self.pauses.insert(place, (Instant::now() + pause, failures.saturating_add(1)));
+                self.pauses.insert(place, (Instant::now() + pause(failures), failures.saturating_add(1)));
                 self.put_back(item, stale);
             }
         }
     }
+}
+
+/// The pause after so many failures before.
+fn pause(failures: u32) -> Duration {
+    (RETRY.0 * 2_u32.saturating_pow(failures.min(16))).min(RETRY.1)
 }
