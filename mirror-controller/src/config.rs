@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(config.trust_domain.as_str(), "east.linkspan.internal");
         assert_eq!(config.manifests, dir.path().join("manifests"));
         assert_eq!(config.state("ca"), Path::new("/var/lib/east/ca"));
-        assert_eq!(config.workloads.ranges.len(), 1);
+        assert_eq!(config.workloads.len(), 1);
         assert_eq!(config.admin_listen, None);
         fs::write(dir.path().join(SITE_FILE), text.replace("dns:", "dsn:")).unwrap();
         let broken = Config::load(dir.path()).unwrap_err().to_string();

@@ -10,6 +10,7 @@ use linkspan_proto::resources::PROXY_PROTOCOL_ANNOTATION;
 use proptest::prelude::*;
 
 use super::*;
+use crate::watch::{Kind, Object};
 
 fn catalog() -> Catalog {
     restarted(Accepted::default())

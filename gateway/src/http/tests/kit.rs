@@ -16,7 +16,7 @@ use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use linkspan_proto::configuration::{
-    Capacity, Endpoint, Export, ExportPort, Mirror, MirrorPort, Resource, Tier, WorkloadRange, Workloads,
+    Capacity, Endpoint, Export, ExportPort, Mirror, MirrorPort, Resource, Tier, Workload,
 };
 use linkspan_proto::names::{ClusterName, Namespace, ServiceAccountName, ServiceKey};
 use linkspan_proto::refusal::Refusal;
@@ -85,12 +85,10 @@ impl World {
             mirror(address, &tiers),
             capacity("west", plan.west.len()),
             export(&plan.east),
-            Resource::Workloads(Workloads {
-                ranges: vec![WorkloadRange {
-                    cidr: "127.0.0.0/8".parse().unwrap(),
-                    namespace: Namespace::parse("shop").unwrap(),
-                    service_account: ServiceAccountName::parse("client").unwrap(),
-                }],
+            Resource::Workload(Workload {
+                namespace: Namespace::parse("shop").unwrap(),
+                service_account: ServiceAccountName::parse("client").unwrap(),
+                ranges: vec!["127.0.0.0/8".parse().unwrap()],
             }),
         ]);
         west.configure(vec![export(&plan.west)]);

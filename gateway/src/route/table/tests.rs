@@ -1,6 +1,6 @@
 use std::time::Instant as Clock;
 
-use linkspan_proto::configuration::{Capacity, Endpoint, MirrorPort, WorkloadRange, Workloads};
+use linkspan_proto::configuration::{Capacity, Endpoint, MirrorPort, Workload};
 
 use super::*;
 use crate::route::tests::{capacity, cluster, down, export, mirror, own, service, snapshot, tier};
@@ -193,12 +193,12 @@ fn an_endpoint_mirror_follows_its_one_endpoint() {
 
 #[test]
 fn clients_without_a_range_are_the_node() {
-    let range = WorkloadRange {
-        cidr: "10.0.0.0/24".parse().expect("cidr"),
+    let workload = Workload {
         namespace: "shop".parse().expect("namespace"),
         service_account: "web".parse().expect("account"),
+        ranges: vec!["10.0.0.0/24".parse().expect("cidr")],
     };
-    let table = RouteTable::build(&snapshot([Resource::Workloads(Workloads { ranges: vec![range] })]), &own());
+    let table = RouteTable::build(&snapshot([Resource::Workload(workload)]), &own());
     let known = table.source_of("10.0.0.9".parse().expect("ip"));
     assert_eq!(known.identity.as_str(), "spiffe://east.linkspan.internal/ns/shop/sa/web");
     assert_eq!(known.assurance, Assurance::Network);
