@@ -29,35 +29,62 @@ const MAX_KEY_NAME_LEN: usize = 63;
 
 /// Domains, with everything below them, whose keys are instructions to somebody: Kubernetes itself, meshes, tools that
 /// deploy and prune by label or annotation, and controllers that act on Services.
-const OWNED_DOMAINS: [&str; 30] = [
+const OWNED_DOMAINS: [&str; 57] = [
+    "alibabacloud.com",
+    "aliyun.com",
     "amazonaws.com",
     "argoproj.io",
     "cattle.io",
     "cert-manager.io",
     "cilium.io",
     "cloud.google.com",
-    "consul.hashicorp.com",
+    "co.elastic.hints",
+    "co.elastic.logs",
+    "co.elastic.metrics",
+    "co.elastic.monitor",
+    "dapr.io",
+    "datadoghq.com",
+    "dynatrace.com",
     "fluxcd.io",
     "getambassador.io",
     "gke.io",
-    "gloo.solo.io",
+    "haproxy.com",
+    "haproxy.org",
+    "hashicorp.com",
     "helm.sh",
+    "hetzner.cloud",
+    "io.cilium",
     "istio.io",
     "k8s.io",
+    "keda.sh",
     "kiali.io",
+    "knative.dev",
     "konghq.com",
+    "kube-vip.io",
     "kubernetes.io",
+    "kubesphere.io",
     "kubevip.io",
     "kuma.io",
     "linkerd.io",
     "linkspan.io",
+    "loxilb.io",
     "metallb.io",
     "metallb.universe.tf",
+    "newrelic.com",
+    "nginx.com",
+    "nginx.org",
+    "ngrok.com",
     "openshift.io",
+    "oraclecloud.com",
+    "pomerium.io",
     "projectcalico.org",
+    "projectcontour.io",
     "prometheus.io",
     "skupper.io",
+    "solo.io",
+    "stakater.com",
     "submariner.io",
+    "tailscale.com",
     "traefik.io",
     "x-k8s.io",
 ];
@@ -114,23 +141,25 @@ fn is_name(text: &str, max: usize) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// Keys that an operator excludes: one key, or as `domain/*` all keys of a domain.
+/// Keys that an operator excludes: one key, as `domain/*` all keys of a domain, or as `*` all keys.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyPattern(String);
 
 /// Why a text is no pattern of keys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is neither a key such as `team` or `example.com/team`, nor all keys of a domain as in `example.com/*`")]
+#[error(
+    "`{0}` is neither a key such as `team` or `example.com/team`, nor all keys of a domain as in `example.com/*`, nor all as in `*`"
+)]
 pub struct KeyPatternError(String);
 
 impl KeyPattern {
     /// Checks and keeps `text`.
     ///
     /// # Errors
-    /// When it is neither a key nor `domain/*`.
+    /// When it is neither a key nor `domain/*` nor `*`.
     pub fn parse(text: &str) -> Result<Self, KeyPatternError> {
         let domain = text.strip_suffix("/*").filter(|domain| domain.len() < MAX_KEY_LEN);
-        if domain.map_or_else(|| is_key(text), crate::names::is_subdomain) {
+        if text == "*" || domain.map_or_else(|| is_key(text), crate::names::is_subdomain) {
             return Ok(Self(text.to_owned()));
         }
         Err(KeyPatternError(text.chars().take(80).collect()))
@@ -173,7 +202,7 @@ impl Serialize for KeyPattern {
 
 impl<'de> Deserialize<'de> for KeyPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(crate::text::ParseVisitor::new("a key, or domain/*"))
+        deserializer.deserialize_str(crate::text::ParseVisitor::new("a key, domain/*, or *"))
     }
 }
 
@@ -250,6 +279,11 @@ mod tests {
             "service.cilium.io/global",
             "getambassador.io/config",
             "prometheus.io/scrape",
+            "tailscale.com/expose",
+            "ad.datadoghq.com/service.checks",
+            "io.cilium/global-service",
+            "kube-vip.io/loadbalancerIPs",
+            "co.elastic.logs/enabled",
         ] {
             assert!(is_owned(key), "{key}");
         }
@@ -269,7 +303,9 @@ mod tests {
         assert_eq!((kept.into_keys().collect::<Vec<_>>(), left_out), (vec!["example.com/a".into(), "tier".into()], 0));
         let (kept, left_out) = exclusions.annotations(&all, 2);
         assert_eq!((kept.len(), left_out), (2, 2), "the cap counts what is copied");
-        for bad in ["", "*", "/*", "a b", "exa mple.com/*", "a/b/c", "-a", "Example.com/*"] {
+        let all_of_them = Exclusions { annotations: vec![KeyPattern::parse("*").unwrap()], ..exclusions };
+        assert_eq!(all_of_them.annotations(&all, 16), (BTreeMap::new(), 0));
+        for bad in ["", "**", "/*", "a b", "exa mple.com/*", "a/b/c", "-a", "Example.com/*"] {
             assert!(KeyPattern::parse(bad).unwrap_err().to_string().contains("example.com/*"), "{bad}");
         }
     }

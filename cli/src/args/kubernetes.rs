@@ -123,7 +123,7 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "CIDR")]
     pub(crate) endpoint_cidr: Vec<IpNet>,
     /// A label that exports of this cluster do not carry and mirrors in it do not get (several: repeat it): a key, or
-    /// example.com/* for all keys of a domain; beside those of Kubernetes and of tools that act on Services, which never do
+    /// example.com/* for all keys of a domain, or * for all; beside those of Kubernetes and of tools that act on Services, which never do
     #[arg(long, value_name = "KEY")]
     pub(crate) exclude_label: Vec<KeyPattern>,
     /// The same for an annotation

@@ -104,7 +104,7 @@ fn a_coredns_that_does_not_forward() {
         shop.a,
         "CoreDNS forwards clusterset.local",
         "nothing in its configuration names that zone",
-        &format!("clusterset.local:53 {{\n    forward . {DNS_IP}\n}}"),
+        &format!("clusterset.local:53 {{\n    # linkspan\n    forward . {DNS_IP}\n}}"),
     );
     set(text);
     eventually("the name resolves again", PATIENCE, || !dig(&shop.client, &name, "A").is_empty());

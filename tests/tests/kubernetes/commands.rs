@@ -66,7 +66,7 @@ fn the_documented_lines_let_coredns_answer_clusterset_names() {
     needs_kubernetes!();
     let bed = shared();
     let lines = documented_dns_lines();
-    assert_eq!(lines, "clusterset.local:53 {\n    forward . ADDRESS\n}");
+    assert_eq!(lines, "clusterset.local:53 {\n    # linkspan\n    forward . ADDRESS\n}");
     let corefile = std::fs::read_to_string(bed.a().corefile()).expect("Corefile");
     assert!(corefile.contains(&lines.replace("ADDRESS", "10.96.0.53")), "{corefile}");
 }

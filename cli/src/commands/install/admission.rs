@@ -1,8 +1,9 @@
 //! What the API server refuses from the controller, beyond its rights: RBAC knows no labels and no fields.
 //!
 //! One policy for each kind that the controller writes, bound by the name of its service account, so that even a stolen token of
-//! it can touch nothing but mirrors. CEL sees one object and the request, no other object: whether an address is that of a
-//! gateway pod it cannot know; networks and ports it can. The expressions need Kubernetes 1.31 (`ip` and `cidr` functions).
+//! it can change nothing but mirrors, and what is called as one. CEL sees one object and the request, no other object: whether
+//! an address is that of a gateway pod, or a Service of such a name a mirror, it cannot know; networks and ports it can. The
+//! expressions need Kubernetes 1.31 (`ip` and `cidr` functions).
 
 use linkspan_mirror_controller::labels;
 use linkspan_proto::names::CLUSTERSET;

@@ -1,8 +1,8 @@
 //! CoreDNS' configuration: the lines by which it hands names of the clusterset over to the controllers' DNS.
 //!
 //! In: a Corefile, or the ConfigMap that holds it. Out: where it forwards the zone; the ConfigMap with the lines, or without
-//! them. Refuses when: the zone is forwarded elsewhere, or differently from how we write it: that is somebody's decision. Never
-//! does: change anything else of it.
+//! them. Refuses when: the zone is forwarded elsewhere by lines without our [`MARK`]: that is somebody's decision, and other
+//! products write blocks of the same shape. Never does: change anything else of it.
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
@@ -14,12 +14,15 @@ use serde_json::Value;
 /// The zone of the multi-cluster services API (KEP-1645).
 pub(crate) const ZONE: &str = "clusterset.local";
 
+/// A comment in the lines that are ours.
+const MARK: &str = "# linkspan";
+
 /// A ConfigMap has 1 MiB at most; its YAML has some more.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// The lines to add.
 pub(crate) fn block(address: &str) -> String {
-    format!("{ZONE}:53 {{\n    forward . {address}\n}}\n")
+    format!("{ZONE}:53 {{\n    {MARK}\n    forward . {address}\n}}\n")
 }
 
 /// The ConfigMap with the lines in it, as YAML for `kubectl replace -f -`.
@@ -88,18 +91,19 @@ fn added(corefile: &str, address: &str) -> anyhow::Result<String> {
     Ok(format!("{rest}{gap}{}", block(address)))
 }
 
-/// A Corefile without our lines: a server block with nothing in it but `forward . ADDRESS`.
+/// A Corefile without our lines: a server block with nothing in it but our mark and `forward . ADDRESS`.
 fn removed(corefile: &str) -> String {
     let lines: Vec<&str> = corefile.split_inclusive('\n').collect();
     let mut kept = String::with_capacity(corefile.len());
     let mut at = 0;
     while let Some(line) = lines.get(at) {
-        if let [first, second, third, ..] = lines.get(at..).unwrap_or_default()
+        if let [first, second, third, fourth, ..] = lines.get(at..).unwrap_or_default()
             && first.trim() == format!("{ZONE}:53 {{")
-            && let ["forward", ".", _] = second.split_whitespace().collect::<Vec<_>>().as_slice()
-            && third.trim() == "}"
+            && second.trim() == MARK
+            && let ["forward", ".", _] = third.split_whitespace().collect::<Vec<_>>().as_slice()
+            && fourth.trim() == "}"
         {
-            at += 3;
+            at += 4;
             continue;
         }
         kept.push_str(line);
@@ -192,22 +196,28 @@ mod tests {
     #[test]
     fn the_lines_are_added_once_corrected_and_taken_out_again() {
         let with = added(KUBEADM, "10.96.0.20").unwrap();
-        assert_eq!(with, format!("{KUBEADM}clusterset.local:53 {{\n    forward . 10.96.0.20\n}}\n"));
+        assert_eq!(with, format!("{KUBEADM}clusterset.local:53 {{\n    # linkspan\n    forward . 10.96.0.20\n}}\n"));
         assert_eq!(added(&with, "10.96.0.20").unwrap(), with);
         assert_eq!(added(&with, "10.96.0.53").unwrap(), with.replace("0.20", "0.53"));
         assert_eq!(removed(&with), KUBEADM);
         // Without a line end at the end of the file.
         let with = added(KUBEADM.trim_end(), "fd00::20").unwrap();
-        assert_eq!(with, format!("{KUBEADM}clusterset.local:53 {{\n    forward . fd00::20\n}}\n"));
+        assert_eq!(with, format!("{KUBEADM}clusterset.local:53 {{\n    # linkspan\n    forward . fd00::20\n}}\n"));
     }
 
     #[test]
     fn what_somebody_else_wrote_for_the_zone_is_left_to_them() {
-        let theirs = format!("{KUBEADM}clusterset.local {{\n    cache 5\n    forward . 10.96.0.99\n}}\n");
-        let error = added(&theirs, "10.96.0.20").unwrap_err().to_string();
-        assert!(error.contains("10.96.0.99") && error.contains("by hand"), "{error}");
-        assert_eq!(added(&theirs, "10.96.0.99").unwrap(), theirs, "it does what it should");
-        assert_eq!(removed(&theirs), theirs);
+        for theirs in [
+            "clusterset.local {\n    cache 5\n    forward . 10.96.0.99\n}\n",
+            // As Submariner's operator writes it.
+            "#lighthouse-start AUTO-GENERATED SECTION. DO NOT EDIT\nclusterset.local:53 {\n    forward . 10.96.0.99\n}\n#lighthouse-end\n",
+        ] {
+            let theirs = format!("{KUBEADM}{theirs}");
+            let error = added(&theirs, "10.96.0.20").unwrap_err().to_string();
+            assert!(error.contains("10.96.0.99") && error.contains("by hand"), "{error}");
+            assert_eq!(added(&theirs, "10.96.0.99").unwrap(), theirs, "it does what it should");
+            assert_eq!(removed(&theirs), theirs);
+        }
     }
 
     #[test]

@@ -170,7 +170,10 @@ async fn dns_that_does_not_forward_is_named_with_the_lines() {
     let coredns = "GET /api/v1/namespaces/kube-system/configmaps/coredns";
     let mut recorded = healthy();
     recorded.set(coredns, json!({ "data": { "Corefile": ".:53 {\n  forward . /etc/resolv.conf\n}\n" } }));
-    says(&one(recorded).await, &["names that zone", "clusterset.local:53 {\n    forward . 10.96.0.20\n}"]);
+    says(
+        &one(recorded).await,
+        &["names that zone", "clusterset.local:53 {\n    # linkspan\n    forward . 10.96.0.20\n}"],
+    );
 
     let mut recorded = healthy();
     recorded.set(coredns, json!({ "data": { "Corefile": "clusterset.local {\n  forward . 10.96.0.99\n}\n" } }));
