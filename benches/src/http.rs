@@ -117,6 +117,20 @@ pub(crate) fn probe(target: SocketAddr) -> anyhow::Result<()> {
     Connection::open(target).map(drop)
 }
 
+/// How long a new connection takes to bring the first byte of an answer.
+pub(crate) fn first_byte(target: SocketAddr) -> anyhow::Result<Duration> {
+    let request = request(target);
+    let start = Instant::now();
+    let mut stream = connect(target)?;
+    stream.write_all(&request)?;
+    stream.read_exact(&mut [0; 1])?;
+    Ok(start.elapsed())
+}
+
+fn request(target: SocketAddr) -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nhost: {target}\r\nuser-agent: linkspan-bench\r\n\r\n").into_bytes()
+}
+
 /// One keep-alive connection and the answer's buffer.
 #[derive(Debug)]
 struct Connection {
@@ -129,8 +143,8 @@ struct Connection {
 impl Connection {
     /// Connects, and makes one request, so that nothing of the set-up falls into the measurement.
     fn open(target: SocketAddr) -> anyhow::Result<Self> {
-        let request = format!("GET / HTTP/1.1\r\nhost: {target}\r\nuser-agent: linkspan-bench\r\n\r\n").into_bytes();
-        let mut connection = Self { target, stream: connect(target)?, request, buffer: vec![0; 16 * 1024] };
+        let mut connection =
+            Self { target, stream: connect(target)?, request: request(target), buffer: vec![0; 16 * 1024] };
         connection.exchange().with_context(|| format!("first request to {target}"))?;
         Ok(connection)
     }
