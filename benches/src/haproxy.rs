@@ -70,6 +70,8 @@ fn ports(name: Name, setting: &Setting) -> anyhow::Result<Vec<Port>> {
 
 fn config(name: Name, ports: &[Port], near: bool, certificates: &Certificates, maximum: u64) -> String {
     let http = name == Name::HaproxyH2;
+    // What came over HTTP/2 has no reason phrase, and h2load takes an answer without one for none.
+    let reason = "http-response set-status 200 reason OK if { status 200 }";
     let mode = if http { "http\n  http-reuse always" } else { "tcp" };
     let alpn = if http { " alpn h2" } else { "" };
     let authority = certificates.authority().display().to_string();
@@ -91,6 +93,9 @@ fn config(name: Name, ports: &[Port], near: bool, certificates: &Certificates, m
             (format!("{far} {}", tls("west")), format!("{backend}{h2}"))
         };
         text.push_str(&format!("listen {name}\n  bind {bind}\n  server next {server}\n"));
+        if near && http {
+            text.push_str(&format!("  {reason}\n"));
+        }
     }
     text
 }

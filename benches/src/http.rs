@@ -67,11 +67,13 @@ fn parse_h2load(text: &str) -> Option<Seen> {
     let count = |name: &str| -> Option<u64> {
         counts.split(", ").find_map(|part| part.strip_suffix(name))?.trim().parse().ok()
     };
-    let (done, failed) = (count(" succeeded")?, count(" failed")?);
+    let (answered, done, failed) = (count(" done")?, count(" succeeded")?, count(" failed")?);
     // Statuses that are no success count as failures too: an error answered quickly is no throughput.
     let statuses = text.lines().find_map(|line| line.strip_prefix("status codes: "))?;
     let good: u64 = statuses.split(", ").find_map(|part| part.strip_suffix(" 2xx"))?.trim().parse().ok()?;
-    let elapsed = if rate > 0.0 { Duration::from_secs_f64(done as f64 / rate) } else { Duration::from_secs(1) };
+    // The rate is of all answers, good or bad; with none of either, how long it took does not matter.
+    let elapsed = if rate > 0.0 { answered as f64 / rate } else { 1.0 };
+    let elapsed = Duration::from_secs_f64(elapsed);
     Some(Seen { elapsed, done: good.min(done), failed: failed + done.saturating_sub(good), ..Seen::default() })
 }
 
@@ -203,8 +205,16 @@ mod tests {
                     0 4xx, 10 5xx\n";
         let seen = parse_h2load(text).expect("parses");
         assert_eq!((seen.done, seen.failed), (9980, 20));
-        assert!((seen.elapsed.as_secs_f64() - 1.998).abs() < 0.001);
+        assert!((seen.elapsed.as_secs_f64() - 2.0).abs() < 0.001);
         assert!(parse_h2load("nothing").is_none());
+    }
+
+    #[test]
+    fn a_path_whose_answers_are_all_bad_has_a_rate_of_zero() {
+        let text = "finished in 1.00s, 5000.00 req/s, 1.00MB/s\nrequests: 5000 total, 5032 started, 5000 done, 0 \
+                    succeeded, 5000 failed, 0 errored, 0 timeout\nstatus codes: 0 2xx, 0 3xx, 0 4xx, 0 5xx\n";
+        let seen = parse_h2load(text).expect("parses");
+        assert_eq!((seen.per_second(), seen.failed), (0.0, 5000));
     }
 
     #[test]

@@ -141,14 +141,11 @@ impl Network {
             ip(&["netns", "add", namespace])?;
             ip(&["-n", namespace, "link", "set", "lo", "up"])?;
             // A route's remembered window and threshold would carry one measurement's losses into the next.
-            let settings = format!(
-                "echo {} > /proc/sys/net/ipv4/tcp_congestion_control; echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save",
-                congestion.name()
-            );
-            ip(&["netns", "exec", namespace, "sh", "-ec", &settings])
-                .with_context(|| format!("cannot set {} in {namespace}", congestion.name()))?;
+            let forget = "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save";
+            ip(&["netns", "exec", namespace, "sh", "-ec", forget])?;
         }
         network.connect(mtu)?;
+        network.set_congestion(congestion)?;
         network.home = Some(File::open("/proc/thread-self/ns/net")?);
         enter(&File::open(format!("/run/netns/lsb{id}-east"))?)?;
         Ok(network)
@@ -180,6 +177,25 @@ impl Network {
         }
         if let Some(relay) = &mut self.relay {
             relay.start()?;
+        }
+        Ok(())
+    }
+
+    /// By route: the setting for all sockets takes only what the machine allows to those who are not root on it, and that
+    /// list is not a namespace's own.
+    fn set_congestion(&self, congestion: Congestion) -> anyhow::Result<()> {
+        let name = congestion.name();
+        for host in [&self.east, &self.west] {
+            let Some(namespace) = &host.namespace else { continue };
+            let own = host.address.to_string();
+            let wire = ["10.78.0.0/24", "dev", "wire", "proto", "kernel", "scope", "link", "src", &own];
+            ip(&[&["-n", namespace, "route", "replace"], wire.as_slice(), &["congctl", name]].concat())
+                .with_context(|| format!("the kernel has no congestion control {name}"))?;
+            for loopback in ["127.0.0.0/8", "127.0.0.1"] {
+                let route = ["local", loopback, "dev", "lo", "table", "local", "proto", "kernel", "scope", "host"];
+                let rest = ["src", "127.0.0.1", "congctl", name];
+                ip(&[&["-n", namespace, "route", "replace"], route.as_slice(), rest.as_slice()].concat())?;
+            }
         }
         Ok(())
     }

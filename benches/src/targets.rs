@@ -1,6 +1,6 @@
 //! What Linkspan must reach, on this class of machine: ratios to the best of the other pairs in the same run.
 
-use crate::cases::{Kind, Plan};
+use crate::cases::{Kind, Plan, Wan};
 use crate::network::Congestion;
 use crate::report::rows::{Against, Aspect, Target};
 
@@ -10,7 +10,8 @@ const JUMBO: u16 = 8_900;
 /// The targets of a case.
 pub(crate) fn of(plan: Plan, mtu: u16, congestion: Congestion) -> Vec<Target> {
     match plan.wan {
-        Some(_) => wan(plan.kind, congestion),
+        Some(Wan::Clean) => clean_wan(plan.kind),
+        Some(Wan::Lossy) => lossy_wan(plan.kind, congestion),
         None => lan(plan.kind, mtu),
     }
 }
@@ -30,9 +31,16 @@ fn lan(kind: Kind, mtu: u16) -> Vec<Target> {
     }
 }
 
-fn wan(kind: Kind, congestion: Congestion) -> Vec<Target> {
+fn clean_wan(kind: Kind) -> Vec<Target> {
     match kind {
         Kind::FirstByte { cold: false, .. } => vec![Target::at_most(Aspect::Value, Against::Bound, 1.05)],
+        Kind::Fairness => vec![Target::at_least(Aspect::Value, Against::Bound, 0.5)],
+        _ => Vec::new(),
+    }
+}
+
+fn lossy_wan(kind: Kind, congestion: Congestion) -> Vec<Target> {
+    match kind {
         Kind::Latency(_) => vec![Target::at_most(Aspect::P99, Against::BestTcpPair, 0.35)],
         Kind::Bulk(..) => {
             let mut targets = Vec::new();
@@ -43,7 +51,6 @@ fn wan(kind: Kind, congestion: Congestion) -> Vec<Target> {
             targets.push(Target::at_least(Aspect::Value, Against::Bound, 0.7));
             targets
         }
-        Kind::Fairness => vec![Target::at_least(Aspect::Value, Against::Bound, 0.5)],
         _ => Vec::new(),
     }
 }
@@ -51,7 +58,6 @@ fn wan(kind: Kind, congestion: Congestion) -> Vec<Target> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cases::Wan;
     use crate::tcp::Way;
 
     #[test]
@@ -62,5 +68,6 @@ mod tests {
         let wan = Plan { wan: Some(Wan::Lossy), ..lan };
         assert_eq!(of(wan, 1500, Congestion::Cubic).len(), 2);
         assert_eq!(of(wan, 1500, Congestion::Bbr)[0].against, Against::Bound);
+        assert!(of(Plan { wan: Some(Wan::Clean), ..lan }, 1500, Congestion::Cubic).is_empty());
     }
 }

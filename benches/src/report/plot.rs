@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 
 use super::Report;
-use super::rows::{Against, Row};
-use super::table::figure;
+use super::rows::{Against, Aspect, Row};
+use super::table::{figure, label};
 use crate::paths::Name;
 
 const WIDTH: usize = 960;
@@ -32,8 +32,10 @@ impl Report {
         let mut body = String::new();
         let mut y = 56;
         for case in &self.cases {
-            for (number, row) in case.rows.iter().enumerate() {
-                let label = if number == 0 { case.name.clone() } else { format!("{:?}", row.aspect) };
+            // A bar for both gateways together says enough.
+            let rows = case.rows.iter().filter(|row| !matches!(row.aspect, Aspect::CpuEast | Aspect::CpuWest));
+            for (number, row) in rows.enumerate() {
+                let label = if number == 0 { case.name.clone() } else { format!("    {}", label(row.aspect)) };
                 y = group(&mut body, y, &label, row);
             }
         }
@@ -130,7 +132,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::rows::{Aspect, Target};
+    use super::super::rows::Target;
     use super::super::{Case, Environment, Figure, Unit};
     use super::*;
 

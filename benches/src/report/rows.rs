@@ -19,6 +19,10 @@ pub(crate) enum Aspect {
     Pss,
     /// CPU time of both gateways.
     Cpu,
+    /// Of the client's.
+    CpuEast,
+    /// Of the backend's.
+    CpuWest,
     /// The transfer that ran beside.
     Beside,
 }
@@ -103,17 +107,16 @@ pub(crate) struct Row {
 
 /// All rows of a case that have figures.
 pub(crate) fn rows(unit: Unit, paths: &BTreeMap<Name, Figure>, targets: &[Target]) -> Vec<Row> {
-    [Aspect::Value, Aspect::P99, Aspect::Pss, Aspect::Beside, Aspect::Cpu]
-        .into_iter()
-        .filter_map(|aspect| row(aspect, unit, paths, targets))
-        .collect()
+    use Aspect::{Beside, Cpu, CpuEast, CpuWest, P99, Pss, Value};
+    let all = [Value, P99, Pss, Beside, Cpu, CpuEast, CpuWest];
+    all.into_iter().filter_map(|aspect| row(aspect, unit, paths, targets)).collect()
 }
 
 fn row(aspect: Aspect, unit: Unit, paths: &BTreeMap<Name, Figure>, targets: &[Target]) -> Option<Row> {
     let (short, factor) = match aspect {
         Aspect::Value | Aspect::P99 | Aspect::Pss => (unit.short(), 1.0),
         Aspect::Beside => ("Gbit/s", 1.0),
-        Aspect::Cpu => unit.cpu()?,
+        Aspect::Cpu | Aspect::CpuEast | Aspect::CpuWest => unit.cpu()?,
     };
     let figure = |figure: &Figure| match aspect {
         Aspect::Value => Some(figure.value),
@@ -122,6 +125,8 @@ fn row(aspect: Aspect, unit: Unit, paths: &BTreeMap<Name, Figure>, targets: &[Ta
         Aspect::Beside => figure.beside,
         Aspect::Cpu if figure.cpu.is_empty() => None,
         Aspect::Cpu => Some(figure.cpu.values().sum::<f64>() * factor),
+        Aspect::CpuEast => figure.cpu.get("east").map(|seconds| seconds * factor),
+        Aspect::CpuWest => figure.cpu.get("west").map(|seconds| seconds * factor),
     };
     let values: BTreeMap<Name, f64> = paths.iter().filter_map(|(name, path)| Some((*name, figure(path)?))).collect();
     if values.is_empty() {
@@ -203,7 +208,7 @@ mod tests {
             Target::at_most(Aspect::Cpu, Against::BestPair, 0.65),
         ];
         let rows = rows(Unit::RequestsPerSecond, &paths, &targets);
-        assert_eq!(rows.len(), 2);
+        assert_eq!(rows.len(), 4);
         assert_eq!((rows[0].best, rows[0].of_best, rows[0].of_direct), (Some("haproxy-tcp"), Some(2.0), Some(0.6)));
         assert!(rows[0].verdicts[0].met && rows[0].verdicts[0].target == ">= 1.5x");
         // Less CPU time is better: 20 of haproxy-h2, and 60.

@@ -57,12 +57,14 @@ impl Report {
     }
 }
 
-const fn label(aspect: Aspect) -> &'static str {
+pub(super) const fn label(aspect: Aspect) -> &'static str {
     match aspect {
         Aspect::Value => "value",
         Aspect::P99 => "p99",
         Aspect::Pss => "proportional (PSS)",
         Aspect::Cpu => "CPU of both gateways",
+        Aspect::CpuEast => "  east",
+        Aspect::CpuWest => "  west",
         Aspect::Beside => "the transfer beside it",
     }
 }
