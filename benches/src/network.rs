@@ -133,6 +133,7 @@ impl Network {
 
     /// Two namespaces; from here on the calling thread and the threads that it starts are in east's.
     pub(crate) fn namespaces(wire: Wire, mtu: u16, congestion: Congestion) -> anyhow::Result<Self> {
+        remove_stale();
         let id = std::process::id();
         let host = |name, last| Host::new(name, Ipv4Addr::new(10, 78, 0, last), Some(format!("lsb{id}-{name}")));
         let mut network = Self { east: host("east", 1), west: host("west", 2), wire, relay: None, home: None };
@@ -140,10 +141,9 @@ impl Network {
             cleanup::left().namespaces.insert(namespace.clone());
             ip(&["netns", "add", namespace])?;
             ip(&["-n", namespace, "link", "set", "lo", "up"])?;
-            // A route's remembered window and threshold would carry one measurement's losses into the next.
-            let forget = "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save";
-            ip(&["netns", "exec", namespace, "sh", "-ec", forget])?;
         }
+        // A route's remembered window and threshold would carry one measurement's losses into the next.
+        network.set("/proc/sys/net/ipv4/tcp_no_metrics_save", "1")?;
         network.connect(mtu)?;
         network.set_congestion(congestion)?;
         network.home = Some(File::open("/proc/thread-self/ns/net")?);
@@ -200,6 +200,32 @@ impl Network {
         Ok(())
     }
 
+    /// Runs `body` while the kernel's TCP may have so many bytes in flight in both namespaces. A direct transfer must be
+    /// able to fill a long path before another can take its share of it; 4 MB in the sender, as is usual, hold it at less
+    /// than half of 1 Gbit/s at 50 ms.
+    pub(crate) fn with_tcp_buffers<T>(
+        &self,
+        largest: u64,
+        body: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        const FILES: [&str; 2] = ["/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem"];
+        // This thread's namespace is east's, and west's was made alike.
+        let before = FILES.map(std::fs::read_to_string);
+        for file in FILES {
+            self.set(file, &format!("4096 131072 {largest}"))?;
+        }
+        let result = body();
+        for (file, before) in FILES.into_iter().zip(before) {
+            self.set(file, before?.trim())?;
+        }
+        result
+    }
+
+    fn set(&self, file: &str, value: &str) -> anyhow::Result<()> {
+        let command = format!("echo {value} > {file}");
+        self.names().try_for_each(|namespace| ip(&["netns", "exec", namespace, "sh", "-ec", &command]))
+    }
+
     /// Packets that the kernel dropped before the relay saw them, in both directions.
     pub(crate) fn dropped_before_relay(&self) -> anyhow::Result<u64> {
         let mut dropped = 0;
@@ -228,6 +254,26 @@ impl Drop for Network {
     }
 }
 
+/// Removes what runs left behind that were killed and could not clean up.
+fn remove_stale() {
+    let Ok(text) = process::output(Command::new("ip").args(["netns", "list"])) else { return };
+    for (name, process) in ours(&text) {
+        if !std::path::Path::new(&format!("/proc/{process}")).exists() {
+            cleanup::delete_namespace(name);
+        }
+    }
+}
+
+/// Namespaces of this program in the output of `ip netns list`, with the process that made each.
+fn ours(text: &str) -> Vec<(&str, u32)> {
+    let parse = |line| {
+        let name: &str = str::split_whitespace(line).next()?;
+        let (process, host) = name.strip_prefix("lsb")?.split_once('-')?;
+        matches!(host, "east" | "west").then_some((name, process.parse().ok()?))
+    };
+    text.lines().filter_map(parse).collect()
+}
+
 /// Moves this thread, and the threads that it starts, to a network namespace.
 fn enter(namespace: &File) -> anyhow::Result<()> {
     use std::os::fd::AsFd;
@@ -236,4 +282,15 @@ fn enter(namespace: &File) -> anyhow::Result<()> {
 
 fn ip(words: &[&str]) -> anyhow::Result<()> {
     process::output(Command::new("ip").args(words)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_its_own_namespaces_and_no_others() {
+        let text = "lsb17-east (id: 3)\nlsb18-west\nlsb18-wan\nls17x0-east\nlsbx-east\nother\n";
+        assert_eq!(ours(text), [("lsb17-east", 17), ("lsb18-west", 18)]);
+    }
 }
