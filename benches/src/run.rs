@@ -127,7 +127,11 @@ fn measure(
         }
         let figures: Option<BTreeMap<_, _>> = cases::measure(&mut bed, *plan, effort, &mut report.left_out)?;
         let targets = targets::of(*plan, args.mtu, args.congestion);
-        report.cases.extend(figures.map(|figures| cases::case(*plan, figures, &targets)));
+        if let Some(figures) = figures {
+            let case = cases::case(*plan, figures, &targets);
+            eprintln!("linkspan-bench: {}", case.summary());
+            report.cases.push(case);
+        }
         anyhow::Ok(())
     });
     if args.keep || result.is_err() {

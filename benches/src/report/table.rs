@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::rows::{Aspect, Row};
-use super::{Environment, Report};
+use super::{Case, Environment, Report};
 use crate::paths::Name;
 
 /// Columns before the paths, and after.
@@ -81,6 +81,20 @@ fn line(label: String, row: &Row, paths: &[&str]) -> Vec<String> {
     cells
 }
 
+impl Case {
+    /// One line for who waits: an interrupted run has shown what it saw.
+    pub(crate) fn summary(&self) -> String {
+        let rows = self.rows.iter().filter(|row| matches!(row.aspect, Aspect::Value | Aspect::P99));
+        let parts: Vec<String> = rows
+            .flat_map(|row| {
+                let name = if row.aspect == Aspect::P99 { "p99 of " } else { "" };
+                row.values.iter().map(move |(path, value)| format!("{name}{path} {}", figure(*value)))
+            })
+            .collect();
+        format!("{}, {}: {}", self.name, self.unit.short(), parts.join(", "))
+    }
+}
+
 impl Environment {
     fn lines(&self) -> String {
         format!(
@@ -145,7 +159,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::rows::{Against, Target};
-    use super::super::{Case, Figure, Unit};
+    use super::super::{Figure, Unit};
     use super::*;
 
     #[test]
@@ -163,6 +177,10 @@ mod tests {
             relay: Vec::new(),
             cases: vec![Case::new("latency".to_owned(), Unit::Milliseconds, paths, &targets)],
         };
+        assert_eq!(
+            report.cases[0].summary(),
+            "latency, ms: direct 0.10, linkspan 0.40, nginx 0.50, p99 of direct 0.20, p99 of linkspan 0.80, p99 of nginx 1.00"
+        );
         let table = report.table();
         assert!(table.contains("latency  ms    0.10   0.50      0.40     4.00   0.80"), "{table}");
         assert!(table.contains("  p99    ms    0.20   1.00      0.80     4.00   0.80  <= 0.85x  met"), "{table}");
