@@ -61,6 +61,9 @@ pub(super) enum WriteError {
     /// The API server did not answer in time.
     #[error("no answer within {} s", WRITE.as_secs())]
     Slow,
+    /// A Service that was deleted to be made anew is there still.
+    #[error("the Service that was deleted to make it anew, with or without an address, is still there")]
+    Left,
     /// The API server said no.
     #[error("{0}")]
     Refused(String),
@@ -170,13 +173,40 @@ impl Api {
 
     async fn write(&self, rendered: &Rendered, ours: &BTreeSet<Reference>) -> Result<Value, WriteError> {
         let reference = &rendered.reference;
-        if !ours.contains(reference)
+        // A Service is looked at each time: whether it has an address, or none, no patch changes.
+        if (reference.resource == Resource::Service || !ours.contains(reference))
             && let Some(found) = self.get(reference).await?
-            && !place::is_ours(&found)
         {
-            return Err(WriteError::Foreign);
+            if !place::is_ours(&found) {
+                return Err(WriteError::Foreign);
+            }
+            if is_of_another_kind(rendered, &found) {
+                self.discard(reference, &found).await?;
+            }
         }
-        self.patch(rendered, None).await
+        let answer = self.patch(rendered, None).await?;
+        // Something holds it back, a finalizer say, or put it there again.
+        let is_left = is_of_another_kind(rendered, &answer);
+        if is_left { Err(WriteError::Left) } else { Ok(answer) }
+    }
+
+    /// Deletes a Service of ours, to make it anew. Its slices go with it: what they say is meant for a Service of the other kind, and
+    /// would count for the new one until they are written.
+    async fn discard(&self, service: &Reference, found: &Value) -> Result<(), WriteError> {
+        tracing::info!(
+            object = %format_args!("{}/{}", service.namespace, service.name),
+            headless = objects::is_headless(found),
+            "a Service is deleted and made anew: whether it has an address cannot be changed"
+        );
+        self.delete_exactly(service, found).await?;
+        for slice in objects::slices_of(service) {
+            if let Some(found) = self.get(&slice).await?
+                && place::is_ours(&found)
+            {
+                self.delete_exactly(&slice, &found).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes these objects. A Service comes before its slices, which mean nothing without it.
@@ -193,7 +223,11 @@ impl Api {
         if place::identify(reference.resource, &found).is_none_or(|(_, its)| its != *place) {
             return Ok(());
         }
-        // Of exactly what was looked at: somebody may put another in its place in between.
+        self.delete_exactly(reference, &found).await
+    }
+
+    /// Deletes what was looked at and nothing else: somebody may put another in its place in between.
+    async fn delete_exactly(&self, reference: &Reference, found: &Value) -> Result<(), WriteError> {
         let text =
             |field: &str| found.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).map(str::to_owned);
         let params = DeleteParams {
@@ -261,6 +295,12 @@ impl Api {
             versions.remove(0)
         }
     }
+}
+
+/// Whether a Service is there that has an address where it should have none, or the other way round.
+fn is_of_another_kind(rendered: &Rendered, found: &Value) -> bool {
+    rendered.reference.resource == Resource::Service
+        && objects::is_headless(&rendered.value) != objects::is_headless(found)
 }
 
 /// A failed call.

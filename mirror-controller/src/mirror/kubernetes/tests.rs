@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context as Polled, Poll};
 
 use kube::client::Body;
@@ -67,27 +67,71 @@ impl Service<http::Request<Body>> for Server {
                 (200, object.clone())
             }
             http::Method::PATCH => {
+                let old = objects.get(&path);
                 let mut object: Value = serde_json::from_slice(&body).unwrap();
-                if let Some(status) = objects.get(&path).and_then(|old| old.get("status")) {
+                if head.headers[http::header::CONTENT_TYPE] == "application/merge-patch+json" {
+                    let mut merged = old.cloned().expect("only what is there is corrected");
+                    merge(&mut merged, &object);
+                    object = merged;
+                }
+                if let Some(status) = old.and_then(|old| old.get("status")) {
                     object["status"] = status.clone();
                 }
-                if object["kind"] == "Service" && object["spec"].get("clusterIP").is_none() {
-                    let next = format!("10.96.0.{}", objects.len() + 1);
-                    let ip = objects.get(&path).map_or_else(|| json!(next), |old| old["spec"]["clusterIP"].clone());
-                    object["spec"]["clusterIP"] = ip.clone();
-                    object["spec"]["clusterIPs"] = json!([ip]);
+                let next = NEXT.fetch_add(1, Ordering::Relaxed);
+                object["metadata"]["uid"] = old.map_or_else(|| json!(next.to_string()), |old| uid(old).clone());
+                let next = format!("10.96.{}.{}", next / 256, next % 256);
+                if object["kind"] == "Service" && !give_address(&mut object, old, &next) {
+                    status(422)
+                } else {
+                    objects.insert(path, object.clone());
+                    (200, object)
                 }
-                objects.insert(path, object.clone());
-                (200, object)
             }
-            http::Method::DELETE => match objects.remove(&path) {
-                Some(object) => (200, object),
-                None => status(404),
-            },
+            http::Method::DELETE => {
+                let said: Value = serde_json::from_slice(&body).unwrap();
+                match objects.get(&path).map(uid) {
+                    Some(uid) if *uid != said["preconditions"]["uid"] => status(409),
+                    Some(_) => (200, objects.remove(&path).unwrap()),
+                    None => status(404),
+                }
+            }
             _ => objects.get(&path).map_or_else(|| status(404), |object| (200, object.clone())),
         };
         ready(Ok(http::Response::builder().status(code).body(Body::from(answer.to_string().into_bytes())).unwrap()))
     }
+}
+
+/// For uids and addresses, which are never given twice.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+fn uid(object: &Value) -> &Value {
+    &object["metadata"]["uid"]
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else { return into.clone_from(patch) };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(into.as_object_mut().unwrap().remove(key)),
+            value => merge(&mut into[key], value),
+        }
+    }
+}
+
+/// As an API server does: an address is given once, and neither it nor that there is none changes; says whether that is kept to.
+fn give_address(service: &mut Value, old: Option<&Value>, next: &str) -> bool {
+    let said = service["spec"].get("clusterIP").cloned();
+    let before = old.map(|old| old["spec"]["clusterIP"].clone());
+    if said.is_some() && before.is_some() && said != before {
+        return false;
+    }
+    let ip = before.or(said).unwrap_or_else(|| json!(next));
+    service["spec"]["clusterIP"] = ip.clone();
+    service["spec"]["clusterIPs"] = json!([ip]);
+    true
 }
 
 struct World {
@@ -117,6 +161,17 @@ impl World {
             keeper.observe(&MirrorSet::default(), resource, Said::Listed);
         }
         Self { server, keeper, state, set: MirrorSet::default() }
+    }
+
+    /// Another run at the same API server.
+    fn restarted(&self) -> Self {
+        let mut again = Self::new();
+        again.server.0.lock().unwrap().0.clone_from(&self.server.0.lock().unwrap().0);
+        for object in self.objects() {
+            again.see(Said::Object(object));
+        }
+        again.keeper.landscape(None, Some(Arc::clone(&self.keeper.namespaces)));
+        again
     }
 
     fn exports(&mut self, all: impl IntoIterator<Item = Arc<CatalogueEntry>>) {
@@ -530,5 +585,68 @@ async fn an_import_whose_status_was_never_written_is_not_adopted() {
         assert!(calls.contains(&"PATCH web".to_owned()), "{part}: {calls:?}");
         assert!(again.object("ServiceImport", "web")["status"].get(part).is_some(), "{part}");
         assert_eq!(again.settle().await, [""; 0]);
+    }
+}
+
+/// A service of a peer that becomes headless, or ceases to be: in this run, or between two.
+#[tokio::test]
+async fn a_mirror_that_changes_between_an_address_and_none_is_made_anew() {
+    for restarts in [false, true] {
+        let with_address = || entry("shop/cache", &["6379"], 1);
+        let without = || headless("shop/cache", &["cache-0"]);
+        for (before, after, is_headless) in [(with_address(), without(), true), (without(), with_address(), false)] {
+            let mut world = World::new();
+            world.namespaces(&["shop"]);
+            world.exports([before]);
+            world.settle().await;
+            let old = world.object("Service", "cache-west");
+            assert_eq!(objects::is_headless(&old), !is_headless);
+            if restarts {
+                world = world.restarted();
+            }
+            world.exports([after]);
+            let calls = world.settle().await;
+            let context = format!("restarts {restarts}, headless {is_headless}: {calls:?}");
+            let count = |call: &str| calls.iter().filter(|one| *one == call).count();
+            assert_eq!(count("DELETE cache-west"), 1, "{context}");
+            let new = world.object("Service", "cache-west");
+            assert_eq!(objects::is_headless(&new), is_headless, "{context}");
+            assert_ne!(uid(&new), uid(&old), "{context}");
+            let slice = world.object("EndpointSlice", "cache-west-linkspan-ipv4");
+            let hosts = slice["endpoints"].as_array().unwrap().iter().filter(|it| it.get("hostname").is_some());
+            assert_eq!(hosts.count(), usize::from(is_headless), "{context}");
+            assert_eq!(world.settle().await, [""; 0], "and then no write more: {context}");
+        }
+    }
+}
+
+/// The same mirror, and somebody put a Service of the other kind in place of ours, with our labels.
+#[tokio::test]
+async fn a_service_of_the_other_kind_with_our_labels_does_not_count_as_written() {
+    for (export, name) in
+        [(entry("shop/web", &["80"], 1), "web-west"), (headless("shop/web", &["web-0"]), "web-west"), (headless("shop/web", &["web-0"]), "web-0-west")]
+    {
+        for restarts in [false, true] {
+            let mut world = World::new();
+            world.namespaces(&["shop"]);
+            world.exports([export.clone()]);
+            world.settle().await;
+            let right = objects::is_headless(&world.object("Service", name));
+            let path = format!("/api/v1/namespaces/shop/services/{name}");
+            let mut other = world.object("Service", name);
+            let ip = if right { "10.97.0.1" } else { "None" };
+            (other["spec"]["clusterIP"], other["spec"]["clusterIPs"]) = (json!(ip), json!([ip]));
+            other["metadata"]["uid"] = json!("other");
+            world.server.0.lock().unwrap().0.insert(path, other.clone());
+            if restarts {
+                world = world.restarted();
+                world.exports([export.clone()]);
+            } else {
+                world.see(Said::Object(other));
+            }
+            world.settle().await;
+            assert_eq!(objects::is_headless(&world.object("Service", name)), right, "{name}, restarts {restarts}");
+            assert_eq!(world.settle().await, [""; 0], "{name}, restarts {restarts}");
+        }
     }
 }
