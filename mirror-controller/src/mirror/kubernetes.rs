@@ -55,7 +55,7 @@ mod work;
 /// Mirrors that are written at the same time. An API server answers a write in some milliseconds; more at once would only
 /// queue there, and beside the writes of everybody else. Fewer for a while after it had too much to do.
 pub const AT_ONCE: usize = 8;
-/// Mirrors that are written between two looks at whether something newer is wanted.
+/// Mirrors that are written between two looks at whether something newer is wanted; and, after them, orphans that are deleted.
 pub const BATCH: usize = 64;
 /// Time for one write. What is sent in the last moment of a leadership is over before another one can begin
 /// ([`crate::leader::candidate`]).
@@ -113,6 +113,9 @@ struct Repairs {
     last: Instant,
 }
 
+/// An object, and the mirror that has it by its labels.
+type Orphan = (Place, Reference);
+
 struct Keeper {
     api: Api,
     present: BTreeMap<Place, Present>,
@@ -132,7 +135,8 @@ struct Keeper {
     due: BTreeMap<Place, Item>,
     stale: BTreeMap<Place, Stale>,
     /// Objects of mirrors that are written which these do not have (any more), such as the slice of a family that no gateway has.
-    orphans: BTreeSet<(Place, Reference)>,
+    /// When to try next to delete each, and how often that failed.
+    orphans: BTreeMap<Orphan, (Instant, u32)>,
     /// Mirrors that are written at the same time now.
     at_once: usize,
     /// Places whose last write failed: when to try again, and how often it failed.
@@ -212,7 +216,7 @@ impl Keeper {
             unplanned: true,
             due: BTreeMap::new(),
             stale: BTreeMap::new(),
-            orphans: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             at_once: AT_ONCE,
             pauses: BTreeMap::new(),
             blocked: BTreeSet::new(),
@@ -276,8 +280,9 @@ impl Keeper {
             });
             if all {
                 let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
-                let orphans = found.keys().filter(|reference| !theirs.contains(reference));
-                self.orphans.extend(orphans.map(|reference| (place.clone(), reference.clone())));
+                for reference in found.keys().filter(|reference| !theirs.contains(reference)) {
+                    self.orphaned(place.clone(), reference.clone());
+                }
                 self.present.insert(place, Present::Written(Arc::clone(wanted)));
                 self.unplanned = true;
             }

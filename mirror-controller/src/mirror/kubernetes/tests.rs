@@ -59,7 +59,9 @@ impl Service<http::Request<Body>> for Server {
             )
         };
         let (code, answer) = match head.method {
-            http::Method::PATCH if path.ends_with(&format!("/{}", self.2.lock().unwrap())) => status(422),
+            http::Method::PATCH | http::Method::DELETE if path.ends_with(&format!("/{}", self.2.lock().unwrap())) => {
+                status(422)
+            }
             http::Method::PATCH if path.ends_with("/status") => {
                 let said: Value = serde_json::from_slice(&body).unwrap();
                 let object = objects.get_mut(path.trim_end_matches("/status")).unwrap();
@@ -649,4 +651,72 @@ async fn a_service_of_the_other_kind_with_our_labels_does_not_count_as_written()
             assert_eq!(world.settle().await, [""; 0], "{name}, restarts {restarts}");
         }
     }
+}
+
+/// Slices of a mirror that it has not.
+fn orphans(world: &mut World, count: usize) {
+    let slice = world.object("EndpointSlice", "web-west-linkspan-ipv4");
+    for number in 0..count {
+        let mut orphan = slice.clone();
+        let name = format!("web-west-linkspan-{number}");
+        orphan["metadata"]["name"] = json!(name);
+        let path = format!("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/{name}");
+        world.server.0.lock().unwrap().0.insert(path, orphan.clone());
+        world.see(Said::Object(orphan));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orphan_that_cannot_be_deleted_is_tried_again_without_a_list() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    orphans(&mut world, 1);
+    "endpointslices/web-west-linkspan-0".clone_into(&mut world.server.2.lock().unwrap());
+    world.keeper.work(&world.set).await;
+    let next = world.keeper.next_try().expect("it is not forgotten") - Instant::now();
+    assert!(!next.is_zero() && next <= RETRY.1, "{next:?}");
+    world.keeper.work(&world.set).await;
+    let calls = || std::mem::take(&mut world.server.0.lock().unwrap().1);
+    assert_eq!(calls(), ["DELETE web-west-linkspan-0"], "not before its time");
+    "nobody".clone_into(&mut world.server.2.lock().unwrap());
+    tokio::time::advance(next).await;
+    world.keeper.work(&world.set).await;
+    assert_eq!(calls(), ["DELETE web-west-linkspan-0"]);
+    assert_eq!(world.keeper.next_try(), None);
+    // Its end is no news about the mirror.
+    let mut gone = world.object("EndpointSlice", "web-west-linkspan-ipv4");
+    gone["metadata"]["name"] = json!("web-west-linkspan-0");
+    world.see(Said::Gone(gone));
+    assert_eq!(world.settle().await, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_orphans_hold_up_no_repair_and_leave_an_api_server_alone_that_has_too_much_to_do() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    let exports = |port| [entry("shop/web", &["80"], 1), entry("shop/api", &[port], 1)];
+    world.exports(exports("80"));
+    world.settle().await;
+    orphans(&mut world, 3 * BATCH);
+    world.exports(exports("81"));
+    world.server.1.store(true, Ordering::Relaxed);
+    world.keeper.work(&world.set).await;
+    let calls = || std::mem::take(&mut world.server.0.lock().unwrap().1);
+    assert_eq!(calls(), vec!["429"; AT_ONCE], "those that were under way, and no more");
+    world.server.1.store(false, Ordering::Relaxed);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    world.keeper.work(&world.set).await;
+    let first = calls();
+    assert_eq!(first.iter().filter(|call| call.starts_with("DELETE")).count(), BATCH);
+    assert!(first.iter().take(AT_ONCE).any(|call| call == "PATCH api-west"), "what is wanted comes first: {first:?}");
+    for _ in 0..2 {
+        assert_eq!(world.keeper.next_try(), Some(Instant::now()), "there is more to do");
+        world.keeper.work(&world.set).await;
+    }
+    let objects = world.objects();
+    let names = objects.iter().filter_map(|it| it["metadata"]["name"].as_str());
+    assert_eq!(names.filter(|name| name.starts_with("web-west-linkspan-")).collect::<Vec<_>>(), ["web-west-linkspan-ipv4"]);
+    assert_eq!((world.keeper.next_try(), world.keeper.orphans.len()), (None, 0));
 }

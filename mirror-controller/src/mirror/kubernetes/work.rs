@@ -12,7 +12,7 @@ use super::super::desired::{MirrorId, Shape, Wanted};
 use super::super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::super::state::MirrorSet;
 use super::objects::{self, Given, Reference, Rendered, Resource};
-use super::{AT_ONCE, BATCH, CALM, Keeper, PATIENCE, RETRY, Repairs, Stale, api};
+use super::{AT_ONCE, BATCH, CALM, Keeper, Orphan, PATIENCE, RETRY, Repairs, Stale, api};
 
 /// What came of a write.
 #[derive(Default)]
@@ -23,6 +23,27 @@ struct Outcome {
     written: BTreeSet<Reference>,
 }
 
+/// One thing to do.
+enum Task {
+    Write(Item, Option<Stale>),
+    Remove(Orphan, u32),
+}
+
+/// What came of it.
+enum Done {
+    Written(Item, Option<Stale>, Result<Outcome, api::WriteError>),
+    Removed(Orphan, u32, Result<(), api::WriteError>),
+}
+
+impl Done {
+    const fn error(&self) -> Option<&api::WriteError> {
+        match self {
+            Self::Written(_, _, Err(error)) | Self::Removed(_, _, Err(error)) => Some(error),
+            Self::Written(..) | Self::Removed(..) => None,
+        }
+    }
+}
+
 impl Keeper {
     /// When to work again without any news: at once while there is more to do, later for what failed.
     pub(super) fn next_try(&self) -> Option<Instant> {
@@ -30,13 +51,15 @@ impl Keeper {
         let waits = |place: &Place| self.pauses.contains_key(place);
         let mut stale =
             self.stale.iter().filter(|(place, _)| !waits(place)).map(|(place, what)| self.rest(place, *what));
-        let is_pressing =
-            self.due.keys().any(|place| !waits(place)) || stale.any(|rest| rest.is_none_or(|at| at <= now));
+        let orphans = || self.orphans.iter().filter(|((place, _), _)| !self.is_due(place)).map(|(_, (at, _))| *at);
+        let is_pressing = self.due.keys().any(|place| !waits(place))
+            || stale.any(|rest| rest.is_none_or(|at| at <= now))
+            || orphans().any(|at| at <= now);
         let next = if is_pressing {
             Some(now)
         } else {
             let rests = self.stale.iter().filter_map(|(place, what)| self.rest(place, *what));
-            self.pauses.values().map(|(at, _)| *at).chain(rests).min()
+            self.pauses.values().map(|(at, _)| *at).chain(rests).chain(orphans()).min()
         };
         next.map(|next| self.api.busy_until().map_or(next, |until| next.max(until)))
     }
@@ -59,31 +82,48 @@ impl Keeper {
         if self.api.busy_until().is_some() {
             return plans;
         }
-        for (place, reference) in self.orphans(set) {
-            if let Err(error) = self.api.remove(&place, &reference).await {
-                // Not pressing: the next list shows it again.
-                tracing::debug!(object = reference.name, %error, "an orphan cannot be deleted");
-            }
-        }
+        let orphans = self.orphans(set, now);
         let batch = self.batch(now);
         let this = &*self;
-        let writes = batch.into_iter().map(|(item, stale)| async move {
-            let result = this.write(&item, stale).await;
-            (item, stale, result)
+        let writes = batch.into_iter().map(|(item, stale)| Task::Write(item, stale));
+        // Nobody misses them: after whatever is wanted.
+        let removals = orphans.into_iter().map(|(orphan, failures)| Task::Remove(orphan, failures));
+        let tasks: Vec<_> = writes.chain(removals).collect();
+        let tasks = tasks.into_iter().map(|task| async move {
+            match task {
+                Task::Write(item, stale) => {
+                    let result = this.write(&item, stale).await;
+                    Done::Written(item, stale, result)
+                }
+                Task::Remove(orphan, failures) => {
+                    let result = this.api.remove(&orphan.0, &orphan.1).await;
+                    Done::Removed(orphan, failures, result)
+                }
+            }
         });
-        let results: Vec<_> = stream::iter(writes).buffer_unordered(self.at_once).collect().await;
-        let busy = results.iter().any(|(_, _, result)| matches!(result, Err(api::WriteError::Busy)));
+        let results: Vec<_> = stream::iter(tasks).buffer_unordered(self.at_once).collect().await;
+        let busy = results.iter().any(|done| matches!(done.error(), Some(api::WriteError::Busy)));
         self.at_once = if busy { (self.at_once / 2).max(1) } else { (self.at_once + 1).min(AT_ONCE) };
-        for (item, stale, result) in results {
-            self.written(item, stale, result);
+        for done in results {
+            match done {
+                Done::Written(item, stale, result) => self.written(item, stale, result),
+                Done::Removed(orphan, failures, result) => self.removed(orphan, failures, result),
+            }
         }
         plans
     }
 
-    /// Takes what is to be deleted: objects that no mirror has. One whose labels say the wrong mirror is written again instead.
-    fn orphans(&mut self, set: &MirrorSet) -> Vec<(Place, Reference)> {
-        let orphans = std::mem::take(&mut self.orphans);
-        if orphans.is_empty() {
+    /// Whether something of a mirror is to be written.
+    fn is_due(&self, place: &Place) -> bool {
+        self.due.contains_key(place) || self.stale.contains_key(place)
+    }
+
+    /// Takes up to a batch of objects that no mirror has, to be deleted. One whose labels say the wrong mirror is written again
+    /// instead. Those of a mirror that is to be written wait for that, which removes what is left over, or may need it.
+    fn orphans(&mut self, set: &MirrorSet, now: Instant) -> Vec<(Orphan, u32)> {
+        let ready = self.orphans.iter().filter(|((place, _), (at, _))| *at <= now && !self.is_due(place));
+        let ready: Vec<Orphan> = ready.take(BATCH).map(|(orphan, _)| orphan.clone()).collect();
+        if ready.is_empty() {
             return Vec::new();
         }
         let mut owners: BTreeMap<String, &Arc<Wanted>> = BTreeMap::new();
@@ -92,19 +132,39 @@ impl Keeper {
             owners.extend(objects::services(wanted).chain(own).map(|service| (service.to_string(), wanted)));
         }
         let mut gone = Vec::new();
-        for (place, reference) in orphans {
+        for orphan in ready {
+            let Some((_, failures)) = self.orphans.remove(&orphan) else { continue };
+            let (place, reference) = &orphan;
+            if self.wants(set, place, reference) {
+                continue;
+            }
             // Slices are called after the Service that they belong to.
             let name = reference.name.split_once('.').or_else(|| reference.name.rsplit_once("-linkspan-"));
             let service = format!("{}/{}", reference.namespace, name.map_or(reference.name.as_str(), |(name, _)| name));
             let owner = owners.get(&service).filter(|_| reference.resource != Resource::ServiceImport);
-            let owner = owner.filter(|wanted| Place::of(wanted) != place);
-            let has = |wanted: &Wanted| objects::one(wanted, &self.gateways, &self.given, &reference).is_some();
+            let owner = owner.filter(|wanted| Place::of(wanted) != *place);
+            let has = |wanted: &Wanted| objects::one(wanted, &self.gateways, &self.given, reference).is_some();
             match owner.filter(|wanted| has(wanted)).map(|wanted| Place::of(wanted)) {
                 Some(owner) => self.spoil(owner, Stale::All),
-                None => gone.push((place, reference)),
+                None => gone.push((orphan, failures)),
             }
         }
         gone
+    }
+
+    /// Puts back what could not be deleted: no watch shows it again unless it breaks off.
+    fn removed(&mut self, orphan: Orphan, failures: u32, result: Result<(), api::WriteError>) {
+        let (at, failures) = match result {
+            Ok(()) => return,
+            // Everything waits then.
+            Err(api::WriteError::NotLeading | api::WriteError::Busy) => (Instant::now(), failures),
+            Err(error) => {
+                self.metrics.failed();
+                tracing::warn!(object = orphan.1.name, %error, "an orphan cannot be deleted; trying again");
+                (Instant::now() + pause(failures), failures.saturating_add(1))
+            }
+        };
+        self.orphans.insert(orphan, (at, failures));
     }
 
     /// Finds out what is due.
