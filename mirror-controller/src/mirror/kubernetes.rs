@@ -10,11 +10,11 @@
 //! - **Out**: Services, EndpointSlices and ServiceImports; the ClusterIPs of imports, which DNS answers with; what is not
 //!   written although it is wanted ([`Held`]).
 //! - **Refuses when**: an object of that name is there and not ours; its namespace is not there, or going (it is made when that
-//!   is there).
+//!   is there); the API server refuses it (it is tried less and less often).
 //! - **Never does**: write without being the leader, or before the gateways are known; delete without our label or on an
 //!   incomplete view; take an edited label for another mirror's object; hold up one mirror for another: each place has a pause of
 //!   its own.
-//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`], [`PATIENCE`], [`CALM`]; see [`crate::pressure`] for an API server that has too much to do.
+//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`], [`REFUSED`], [`PATIENCE`], [`CALM`]; see [`crate::pressure`] for an API server that has too much to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -62,6 +62,9 @@ pub const BATCH: usize = 64;
 pub const WRITE: Duration = Duration::from_secs(5);
 /// Pause of one mirror whose write failed: first and longest.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Longest pause of one that the API server refuses (admission, a quota, a role), which passes only when somebody does something:
+/// each try is one of all its objects. Short enough that nobody who did waits long for it.
+pub const REFUSED: Duration = Duration::from_secs(180);
 /// Repairs of one mirror at once, each within [`CALM`] of the one before. After them they come in the pauses of [`RETRY`]: another
 /// program that puts its own back at once would keep both, and the API server, busy for good.
 pub const PATIENCE: u32 = 5;
@@ -106,6 +109,22 @@ enum Stale {
     All,
 }
 
+/// Why a mirror is wanted and not written although its namespace is there.
+#[derive(Clone, Debug, PartialEq)]
+enum Blocked {
+    /// Something of somebody else has a name that it needs.
+    Foreign,
+    /// The API server refuses this.
+    Refused {
+        /// What was to be written; `None`: it was to be deleted.
+        wanted: Option<Arc<Wanted>>,
+        /// What the API server says.
+        why: String,
+        /// When it was tried last.
+        tried: Instant,
+    },
+}
+
 /// How often a mirror was put back as it should be.
 #[derive(Clone, Copy, Debug)]
 struct Repairs {
@@ -141,8 +160,8 @@ struct Keeper {
     at_once: usize,
     /// Places whose last write failed: when to try again, and how often it failed.
     pauses: BTreeMap<Place, (Instant, u32)>,
-    /// Of those, the ones that need a name which something of somebody else's has.
-    blocked: BTreeSet<Place>,
+    /// Of those, the ones that do not pass by themselves.
+    blocked: BTreeMap<Place, Blocked>,
     /// Places that somebody else changes.
     repairs: BTreeMap<Place, Repairs>,
     gateways: Gateways,
@@ -219,7 +238,7 @@ impl Keeper {
             orphans: BTreeMap::new(),
             at_once: AT_ONCE,
             pauses: BTreeMap::new(),
-            blocked: BTreeSet::new(),
+            blocked: BTreeMap::new(),
             repairs: BTreeMap::new(),
             gateways: Gateways::default(),
             gateways_known: false,
@@ -291,14 +310,15 @@ impl Keeper {
 
     /// What is wanted and not there.
     fn held(&self, set: &MirrorSet) -> BTreeMap<MirrorId, Verdict> {
-        // Whatever is blocked waits, and little does.
-        let foreign: BTreeSet<&Place> = self.pauses.keys().filter(|place| self.blocked.contains(*place)).collect();
-        let why = |wanted: &Wanted| {
-            place::held(wanted, &self.namespaces).or_else(|| {
-                let is_foreign = !foreign.is_empty() && foreign.contains(&Place::of(wanted));
-                is_foreign.then(|| place::foreign(wanted))
-            })
+        let blocked = |wanted: &Wanted| {
+            // Little is.
+            let place = (!self.blocked.is_empty()).then(|| Place::of(wanted))?;
+            match self.blocked.get(&place).filter(|_| self.pauses.contains_key(&place))? {
+                Blocked::Foreign => Some(place::foreign(wanted)),
+                Blocked::Refused { why, .. } => Some(place::refused(wanted, why)),
+            }
         };
+        let why = |wanted: &Wanted| place::held(wanted, &self.namespaces).or_else(|| blocked(wanted));
         set.wanted.iter().filter_map(|(id, wanted)| Some((id.clone(), why(wanted)?))).collect()
     }
 

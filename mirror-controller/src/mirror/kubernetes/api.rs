@@ -31,6 +31,10 @@ const CARRIERS_AT_ONCE: usize = 4;
 /// What an API server says when it has too much to do.
 const TOO_MANY_REQUESTS: u16 = 429;
 
+/// Other refusals that pass by themselves: a token that is not known yet, a namespace or a kind that is not there yet, somebody who
+/// was faster.
+const PASSING: [u16; 4] = [401, 404, 408, 409];
+
 /// Whose fields these are, in `managedFields`.
 const MANAGER: &str = "linkspan-mirror-controller";
 
@@ -64,9 +68,12 @@ pub(super) enum WriteError {
     /// A Service that was deleted to be made anew is there still.
     #[error("the Service that was deleted to make it anew, with or without an address, is still there")]
     Left,
-    /// The API server said no.
+    /// The API server says no, and will until somebody does something.
     #[error("{0}")]
     Refused(String),
+    /// It went wrong this time.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Calls with their types.
@@ -317,8 +324,12 @@ impl From<Failure> for WriteError {
             Failure::NotLeading => Self::NotLeading,
             Failure::Slow => Self::Slow,
             Failure::Api(status) if status.code == TOO_MANY_REQUESTS => Self::Busy,
-            Failure::Api(status) => Self::Refused(Clean(&status.message).to_string()),
-            Failure::Other(error) => Self::Refused(error),
+            Failure::Api(status) => {
+                let message = Clean(&status.message).to_string();
+                let lasts = matches!(status.code, 400..=499) && !PASSING.contains(&status.code);
+                if lasts { Self::Refused(message) } else { Self::Failed(message) }
+            }
+            Failure::Other(error) => Self::Failed(error),
         }
     }
 }

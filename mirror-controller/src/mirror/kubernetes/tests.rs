@@ -55,7 +55,7 @@ impl Service<http::Request<Body>> for Server {
         let status = |code: u16| {
             (
                 code,
-                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code, "message": "", "reason": "NotFound", "status": "Failure"}),
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code, "message": "denied\n", "reason": "NotFound", "status": "Failure"}),
             )
         };
         let (code, answer) = match head.method {
@@ -719,4 +719,60 @@ async fn many_orphans_hold_up_no_repair_and_leave_an_api_server_alone_that_has_t
     let names = objects.iter().filter_map(|it| it["metadata"]["name"].as_str());
     assert_eq!(names.filter(|name| name.starts_with("web-west-linkspan-")).collect::<Vec<_>>(), ["web-west-linkspan-ipv4"]);
     assert_eq!((world.keeper.next_try(), world.keeper.orphans.len()), (None, 0));
+}
+
+/// Admission, a quota, a role that lacks a verb: nothing of it passes by itself.
+#[tokio::test(start_paused = true)]
+async fn what_the_api_server_refuses_is_told_and_tried_less_and_less_often() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    "services/web-west".clone_into(&mut world.server.2.lock().unwrap());
+    world.exports([entry("shop/web", &["80"], 1)]);
+    let start = Instant::now();
+    let mut tries = 0;
+    while start.elapsed() < Duration::from_secs(600) {
+        world.keeper.work(&world.set).await;
+        assert_eq!(world.finding(), ["Refused"]);
+        let next = world.keeper.next_try().expect("it is not forgotten") - Instant::now();
+        assert!(!next.is_zero() && next <= REFUSED, "{next:?}");
+        tokio::time::advance(next).await;
+        tries += 1;
+    }
+    assert!((10..=18).contains(&tries), "{tries} in ten minutes");
+    let held = world.keeper.held(&world.set);
+    let message = &held.values().next().unwrap().message;
+    assert!(message.contains("denied\\u000a") && message.contains("shop/web-west"), "cleaned: {message}");
+
+    // What is wanted now does not wait for that, but neither does it make a storm of a service that changes all the time.
+    world.keeper.work(&world.set).await;
+    std::mem::take(&mut world.server.0.lock().unwrap().1);
+    for port in 81..181 {
+        world.exports([entry("shop/web", &[&port.to_string()], 1)]);
+        world.keeper.work(&world.set).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let calls = std::mem::take(&mut world.server.0.lock().unwrap().1);
+    let tries = calls.iter().filter(|call| *call == "PATCH web-west").count();
+    // Each try is an apply and a correction.
+    assert!((9..=11).contains(&(tries / 2)), "{tries}");
+    "nobody".clone_into(&mut world.server.2.lock().unwrap());
+    tokio::time::advance(RETRY.1).await;
+    world.exports([entry("shop/web", &["80"], 1)]);
+    assert!(world.settle().await.contains(&"PATCH web-west".to_owned()));
+    assert_eq!(world.finding(), [""; 0]);
+    assert_eq!(world.settle().await, [""; 0]);
+}
+
+/// What failed together must not come back together.
+#[tokio::test(start_paused = true)]
+async fn mirrors_that_failed_together_are_tried_again_at_different_times() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.exports((0..20).map(|number| entry(&format!("shop/web-{number}"), &["80"], 1)));
+    world.keeper.plan(&world.set, Instant::now());
+    let places: Vec<_> = world.keeper.due.keys().cloned().collect();
+    places.iter().for_each(|place| world.keeper.fails(place, RETRY.1));
+    let times: BTreeSet<_> = world.keeper.pauses.values().map(|(at, _)| *at - Instant::now()).collect();
+    assert!(times.len() > 20, "{times:?}");
+    assert!(times.iter().all(|time| (RETRY.0 / 2..=RETRY.0).contains(time)), "{times:?}");
 }

@@ -1,6 +1,7 @@
 //! What of the mirrors is to be written, and writing it: a plan when something changed, batches of it until nothing is left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::super::desired::{MirrorId, Shape, Wanted};
 use super::super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::super::state::MirrorSet;
 use super::objects::{self, Given, Reference, Rendered, Resource};
-use super::{AT_ONCE, BATCH, CALM, Keeper, Orphan, PATIENCE, RETRY, Repairs, Stale, api};
+use super::{AT_ONCE, BATCH, Blocked, CALM, Keeper, Orphan, PATIENCE, REFUSED, RETRY, Repairs, Stale, api};
 
 /// What came of a write.
 #[derive(Default)]
@@ -161,14 +162,15 @@ impl Keeper {
             Err(error) => {
                 self.metrics.failed();
                 tracing::warn!(object = orphan.1.name, %error, "an orphan cannot be deleted; trying again");
-                (Instant::now() + pause(failures), failures.saturating_add(1))
+                let longest = if matches!(error, api::WriteError::Refused(_)) { REFUSED } else { RETRY.1 };
+                (Instant::now() + pause(failures, longest), failures.saturating_add(1))
             }
         };
         self.orphans.insert(orphan, (at, failures));
     }
 
     /// Finds out what is due.
-    fn plan(&mut self, set: &MirrorSet, now: Instant) {
+    pub(super) fn plan(&mut self, set: &MirrorSet, now: Instant) {
         // Somebody else's object may be gone, and one that is in nobody's way is none of our business.
         let waits = |place: &Place, id: &MirrorId| {
             set.wanted.contains_key(id) && self.pauses.get(place).is_some_and(|(at, _)| *at > now)
@@ -185,10 +187,16 @@ impl Keeper {
         };
         self.due = items.into_iter().filter(may).map(|item| (item.place.clone(), item)).collect();
         let (due, stale, present) = (&self.due, &self.stale, &self.present);
-        self.pauses.retain(|place, _| {
+        self.pauses.retain(|place, (at, _)| {
+            // What is wanted now may be what is not refused; of a service that changes all the time not each change is tried.
+            if let Some(Blocked::Refused { wanted, tried, .. }) = self.blocked.get(place)
+                && due.get(place).is_some_and(|item| item.action.wanted() != wanted.as_ref())
+            {
+                *at = (*at).min(now.max(*tried + RETRY.1));
+            }
             due.contains_key(place) || stale.contains_key(place) || present.get(place) == Some(&Present::Foreign)
         });
-        self.blocked.retain(|place| self.pauses.contains_key(place));
+        self.blocked.retain(|place, _| self.pauses.contains_key(place));
         self.repairs.retain(|_, repairs| repairs.last + CALM > now);
         self.planned = set.clone();
         self.unplanned = false;
@@ -209,7 +217,7 @@ impl Keeper {
     fn rest(&self, place: &Place, what: Stale) -> Option<Instant> {
         let repairs = self.repairs.get(place).filter(|_| what == Stale::All)?;
         let over = repairs.count.checked_sub(PATIENCE)?;
-        Some(repairs.last + pause(over))
+        Some(repairs.last + pause(over, RETRY.1))
     }
 
     /// Counts a repair of what somebody changed.
@@ -295,7 +303,8 @@ impl Keeper {
         match result {
             Ok(Outcome { given, written }) => {
                 self.pauses.remove(&place);
-                self.blocked.remove(&place);
+                // Told again.
+                self.unplanned |= self.blocked.remove(&place).is_some();
                 written.into_iter().for_each(|reference| self.claim(reference, &place));
                 self.metrics.applied(&item.action);
                 if item.reason == Reason::Drifted && stale == Some(Stale::All) {
@@ -320,7 +329,7 @@ impl Keeper {
                 tracing::warn!(object = %place.object, "an object of this name is there and is not ours; it is left alone");
                 // It is looked for again after the longest pause: nobody watches what is not ours.
                 self.pauses.insert(place.clone(), (Instant::now() + RETRY.1, 0));
-                self.blocked.insert(place.clone());
+                self.blocked.insert(place.clone(), Blocked::Foreign);
                 if self.objects.contains_key(&place) {
                     // It has some of what it needs, which must not be forgotten.
                     self.put_back(item, stale);
@@ -331,18 +340,49 @@ impl Keeper {
             }
             // Everything waits then.
             Err(api::WriteError::NotLeading | api::WriteError::Busy) => self.put_back(item, stale),
+            Err(api::WriteError::Refused(why)) => {
+                self.metrics.failed();
+                self.fails(&place, REFUSED);
+                self.refused(&place, item.action.wanted().cloned(), why);
+                self.put_back(item, stale);
+            }
             Err(error) => {
                 self.metrics.failed();
-                let failures = self.pauses.get(&place).map_or(0, |(_, failures)| *failures);
                 tracing::warn!(object = %place.object, %error, "a mirrored object cannot be written; trying again");
-                self.pauses.insert(place, (Instant::now() + pause(failures), failures.saturating_add(1)));
+                self.fails(&place, RETRY.1);
                 self.put_back(item, stale);
             }
         }
     }
+
+    /// Notes when a place is tried again that failed.
+    pub(super) fn fails(&mut self, place: &Place, longest: Duration) {
+        let failures = self.pauses.get(place).map_or(0, |(_, failures)| *failures);
+        let next = Instant::now() + spread(place, failures, pause(failures, longest));
+        self.pauses.insert(place.clone(), (next, failures.saturating_add(1)));
+    }
+
+    /// Notes what the API server says of a place; told once.
+    fn refused(&mut self, place: &Place, wanted: Option<Arc<Wanted>>, why: String) {
+        let known = matches!(self.blocked.get(place), Some(Blocked::Refused { why: before, .. }) if *before == why);
+        if !known {
+            tracing::warn!(object = %place.object, error = why, "the API server refuses a mirrored object; trying again, less and less often");
+            self.unplanned = true;
+        }
+        self.blocked.insert(place.clone(), Blocked::Refused { wanted, why, tried: Instant::now() });
+    }
 }
 
 /// The pause after so many failures before.
-fn pause(failures: u32) -> Duration {
-    (RETRY.0 * 2_u32.saturating_pow(failures.min(16))).min(RETRY.1)
+fn pause(failures: u32, longest: Duration) -> Duration {
+    (RETRY.0 * 2_u32.saturating_pow(failures.min(16))).min(longest)
+}
+
+/// Between half of a pause and all of it, of one length for one place: what failed together does not come back together.
+fn spread(place: &Place, failures: u32, pause: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (place, failures).hash(&mut hasher);
+    // A thousand steps are finer than a call takes.
+    let step = u32::try_from(hasher.finish() % 1000).unwrap_or_default();
+    pause / 2 + pause / 2 * step / 1000
 }
