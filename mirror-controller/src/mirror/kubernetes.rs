@@ -172,7 +172,7 @@ struct Keeper {
     given: Given,
     /// They changed since they were told.
     given_changed: bool,
-    /// Resources whose list was complete once.
+    /// Resources whose list was complete once, or which are not served.
     listed: BTreeSet<Resource>,
     metrics: Applied,
 }

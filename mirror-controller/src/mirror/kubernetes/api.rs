@@ -4,6 +4,7 @@
 //! changes nothing. Before an object is made, one of its name is looked for: a patch would make somebody else's ours.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,13 +24,19 @@ use super::{WRITE, import, place};
 use crate::labels;
 use crate::leader::Leading;
 use crate::pressure::Pressure;
-use crate::watch::kubernetes::{PAGE, WATCH_SECONDS, service_imports, versioned};
+use crate::watch::kubernetes::{NOT_FOUND, PAGE, WATCH_SECONDS, code, complaint, service_imports, versioned};
 
 /// Endpoints of one headless mirror that are written at the same time: it is one of several mirrors.
 const CARRIERS_AT_ONCE: usize = 4;
 
 /// What an API server says when it has too much to do.
 const TOO_MANY_REQUESTS: u16 = 429;
+
+/// Why no import is written, where that is so.
+const NO_IMPORTS: &str = "it does not serve serviceimports: apply the CRDs (linkspan install --stage cluster | kubectl apply -f -)";
+
+/// What it says of a watch from so long ago that it does not know any more what happened since.
+const GONE: u16 = 410;
 
 /// Other refusals that pass by themselves: a token that is not known yet, a namespace or a kind that is not there yet, somebody who
 /// was faster.
@@ -48,6 +55,8 @@ pub(super) enum Said {
     Gone(Value),
     /// A list is complete.
     Listed,
+    /// The API server has no such thing, so far.
+    NotServed,
 }
 
 /// Why a write did not happen.
@@ -84,11 +93,13 @@ pub(super) struct Api {
     pressure: Pressure,
     /// Only the older version of ServiceImport is served.
     older_imports: Arc<AtomicBool>,
+    /// None is.
+    pub(super) no_imports: Arc<AtomicBool>,
 }
 
 impl Api {
     pub(super) fn new(client: Client, leading: Leading, pressure: Pressure) -> Self {
-        Self { client, leading, pressure, older_imports: Arc::default() }
+        Self { client, leading, pressure, older_imports: Arc::default(), no_imports: Arc::default() }
     }
 
     /// Until when the API server wants to be left alone, if it does.
@@ -103,12 +114,17 @@ impl Api {
             labels::MANAGED_BY,
             labels::MANAGED_BY_VALUE
         ));
-        let older = Arc::clone(&self.older_imports);
+        let (older, absent) = (Arc::clone(&self.older_imports), Arc::clone(&self.no_imports));
+        let mut fails = false;
         versioned(self.client.clone(), config, versions(resource))
             .filter_map(move |(version, event)| {
-                // A list begins before it is known whether the version is served.
-                if resource == Resource::ServiceImport && !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
-                    older.store(version.version != "v1beta1", Ordering::Relaxed);
+                // A list begins before it is known whether the version is served, or whether it can be read.
+                if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
+                    fails = false;
+                    if resource == Resource::ServiceImport {
+                        older.store(version.version != "v1beta1", Ordering::Relaxed);
+                        absent.store(false, Ordering::Relaxed);
+                    }
                 }
                 let said = match event {
                     Ok(watcher::Event::Init) => Some(Said::Listing),
@@ -118,8 +134,10 @@ impl Api {
                     Ok(watcher::Event::Delete(object)) => Some(Said::Gone(value(object))),
                     Ok(watcher::Event::InitDone) => Some(Said::Listed),
                     Err(error) => {
-                        tracing::debug!(?resource, error = %Clean(&error.to_string()), "a watch of mirrored objects failed; trying again");
-                        None
+                        fails = failed(&version.plural, &error, fails);
+                        let is_absent = resource == Resource::ServiceImport && code(&error) == NOT_FOUND;
+                        absent.fetch_or(is_absent, Ordering::Relaxed);
+                        is_absent.then_some(Said::NotServed)
                     }
                 };
                 async move { Some((resource, said?)) }
@@ -163,15 +181,32 @@ impl Api {
             }
         }
         for rendered in objects::derived(wanted, gateways, &ips).iter().filter(|rendered| !skip(rendered)) {
-            let answer = self.write(rendered, ours).await?;
-            let own = ips.get(&objects::service_of(wanted)).map_or(&[][..], Vec::as_slice);
-            if rendered.reference.resource == Resource::ServiceImport
-                && let Some(status) = import::status(wanted, own, &answer, Timestamp::now())
-            {
-                self.patch(&status, Some("status")).await?;
+            if rendered.reference.resource == Resource::ServiceImport {
+                let own = ips.get(&objects::service_of(wanted)).map_or(&[][..], Vec::as_slice);
+                self.write_import(wanted, rendered, own, ours).await?;
+            } else {
+                self.write(rendered, ours).await?;
             }
         }
         failed.map_or(Ok(ips), Err)
+    }
+
+    /// Writes a ServiceImport, and its status, which is written apart.
+    async fn write_import(
+        &self,
+        wanted: &Wanted,
+        rendered: &Rendered,
+        ips: &[IpAddr],
+        ours: &BTreeSet<Reference>,
+    ) -> Result<(), WriteError> {
+        if self.no_imports.load(Ordering::Relaxed) {
+            return Err(WriteError::Refused(NO_IMPORTS.to_owned()));
+        }
+        let answer = self.write(rendered, ours).await?;
+        if let Some(status) = import::status(wanted, ips, &answer, Timestamp::now()) {
+            self.patch(&status, Some("status")).await?;
+        }
+        Ok(())
     }
 
     fn may_ask(&self) -> Result<(), WriteError> {
@@ -302,6 +337,19 @@ impl Api {
             versions.remove(0)
         }
     }
+}
+
+/// Logs that a watch failed, loud when it worked before; says whether it counts as failing now.
+fn failed(plural: &str, error: &watcher::Error, before: bool) -> bool {
+    let detail = error.to_string();
+    // A watch from too long ago: it begins anew with a list.
+    if before || code(error) == GONE {
+        tracing::debug!(error = %Clean(&detail), "a watch of mirrored objects failed; trying again");
+        return before;
+    }
+    let complaint = complaint(plural, error);
+    tracing::warn!(error = %Clean(&detail), "mirrored objects are not kept up: {complaint}; trying again");
+    true
 }
 
 /// Whether a Service is there that has an address where it should have none, or the other way round.

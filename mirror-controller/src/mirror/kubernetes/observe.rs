@@ -31,8 +31,15 @@ impl Keeper {
                 self.seen(set, reference, &value);
             }
             Said::Gone(value) => self.gone(&place::reference(resource, &value)),
+            // Plain mirrors need no imports. Whatever was known stays until a list tells.
+            Said::NotServed => drop(self.listed.insert(resource)),
             Said::Listed => {
                 self.listed.insert(resource);
+                if resource == Resource::ServiceImport {
+                    // What was refused for want of them need not wait.
+                    self.pauses.retain(|place, _| !(place.import && self.blocked.contains_key(place)));
+                    self.unplanned |= !self.blocked.is_empty();
+                }
                 // What went while no watch stood is told by its absence alone.
                 let Some(listed) = self.listing.remove(&resource) else { return };
                 let of_it = self.places.keys().filter(|reference| reference.resource == resource);

@@ -776,3 +776,34 @@ async fn mirrors_that_failed_together_are_tried_again_at_different_times() {
     assert!(times.len() > 20, "{times:?}");
     assert!(times.iter().all(|time| (RETRY.0 / 2..=RETRY.0).contains(time)), "{times:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn mirrors_do_not_wait_for_a_kind_that_is_not_served_and_imports_are_made_when_it_is() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.keeper.listed.remove(&Resource::ServiceImport);
+    assert!(!world.keeper.is_ready());
+    let client = crate::testkit::api_server(|path, _| match path.ends_with("/serviceimports") {
+        true => (404, json!({"message": "the server could not find the requested resource"})),
+        false => (200, json!({"metadata": {"resourceVersion": "1"}, "items": []})),
+    });
+    let api = Api::new(client, Leading::always(), Pressure::default());
+    let mut watch = api.watch(Resource::ServiceImport);
+    while !matches!(watch.next().await, Some((Resource::ServiceImport, Said::NotServed))) {}
+    drop(watch);
+    assert!(api.no_imports.load(Ordering::Relaxed));
+    world.keeper.api.no_imports.store(true, Ordering::Relaxed);
+    world.keeper.observe(&world.set, Resource::ServiceImport, Said::NotServed);
+    assert!(world.keeper.is_ready());
+    world.exports([entry("shop/web", &["80"], 1)]);
+    world.settle().await;
+    world.object("Service", "web-west");
+    world.object("Service", "web-clusterset");
+    assert_eq!(world.finding(), ["Refused"]);
+    world.keeper.api.no_imports.store(false, Ordering::Relaxed);
+    world.keeper.observe(&world.set, Resource::ServiceImport, Said::Listed);
+    assert_eq!(world.keeper.next_try(), Some(Instant::now()));
+    world.settle().await;
+    world.object("ServiceImport", "web");
+    assert_eq!((world.finding(), world.settle().await), (vec![], vec![]));
+}
