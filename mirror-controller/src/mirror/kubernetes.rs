@@ -293,9 +293,11 @@ impl Keeper {
         for (place, found) in std::mem::take(&mut self.found) {
             let Some(Present::Found { id, .. }) = self.present.get(&place) else { continue };
             let Some(wanted) = set.wanted.get(id) else { continue };
-            let rendered = self.rendered(wanted);
+            let (rendered, plain) = (self.rendered(wanted), self.api.plain_imports());
             let all = rendered.iter().all(|rendered| {
-                found.get(&rendered.reference).is_some_and(|it| is_as(wanted, rendered, &it.value(), Exactly::Status))
+                found
+                    .get(&rendered.reference)
+                    .is_some_and(|it| is_as(wanted, rendered, &it.value(), Exactly::Status, plain))
             });
             if all {
                 let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
@@ -339,19 +341,26 @@ enum Exactly {
     Status,
 }
 
-/// Whether an object is as it should be, with what stands in its status where it is our part.
-fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value, exactly: Exactly) -> bool {
-    if !objects::is_as(&rendered.value, observed) {
-        return false;
-    }
+/// Whether an object is as it should be, with what stands in its status where it is our part. `plain`: imports have the fields
+/// that every definition of them has, and no others.
+fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value, exactly: Exactly, plain: bool) -> bool {
     if rendered.reference.resource != Resource::ServiceImport {
-        return true;
+        return objects::is_as(&rendered.value, observed);
+    }
+    let is_spec = if plain {
+        objects::is_as(&import::plain(rendered).value, observed)
+    } else {
+        objects::is_as(&rendered.value, observed)
+    };
+    if !is_spec {
+        return false;
     }
     // In any order, which the API server may not keep.
     let clusters: BTreeSet<_> = import::clusters(observed).into_iter().collect();
     let is_written = exactly == Exactly::Status || !clusters.is_empty();
     let is_right = || clusters == wanted.clusters.iter().cloned().collect();
-    !is_written || (is_right() && (exactly == Exactly::Spec || import::is_ready_as(rendered, wanted, observed)))
+    !is_written
+        || (is_right() && (plain || exactly == Exactly::Spec || import::is_ready_as(rendered, wanted, observed)))
 }
 
 /// Publishes what differs.

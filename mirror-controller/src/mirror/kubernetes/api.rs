@@ -33,13 +33,14 @@ const CARRIERS_AT_ONCE: usize = 4;
 const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Why no import is written, where that is so.
-const NO_IMPORTS: &str = "it does not serve serviceimports: apply the CRDs (linkspan install --stage cluster | kubectl apply -f -)";
+const NO_IMPORTS: &str =
+    "it does not serve serviceimports: apply the CRDs (linkspan install --stage cluster | kubectl apply -f -)";
 
 /// What it says of a watch from so long ago that it does not know any more what happened since.
 const GONE: u16 = 410;
 
-/// Other refusals that pass by themselves: a token that is not known yet, a namespace or a kind that is not there yet, somebody who
-/// was faster.
+/// Other refusals that pass by themselves: a token that is not known yet, a namespace or a kind that is not there yet, somebody
+/// who was faster.
 const PASSING: [u16; 4] = [401, 404, 408, 409];
 
 /// Whose fields these are, in `managedFields`.
@@ -85,6 +86,15 @@ pub(super) enum WriteError {
     Failed(String),
 }
 
+impl WriteError {
+    /// Whether an object does not fit the definition of its kind: a field that it has not, or too many of something.
+    fn is_of_schema(&self) -> bool {
+        // An API server has no code of its own for the first, not even a reason.
+        matches!(self, Self::Refused(why) | Self::Failed(why)
+            if why.contains("field not declared in schema") || why.contains("must have at most"))
+    }
+}
+
 /// Calls with their types.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -95,16 +105,30 @@ pub(super) struct Api {
     older_imports: Arc<AtomicBool>,
     /// None is.
     pub(super) no_imports: Arc<AtomicBool>,
+    /// The definition of ServiceImport that is served is not ours and has fewer fields ([`import::plain`]).
+    plain_imports: Arc<AtomicBool>,
 }
 
 impl Api {
     pub(super) fn new(client: Client, leading: Leading, pressure: Pressure) -> Self {
-        Self { client, leading, pressure, older_imports: Arc::default(), no_imports: Arc::default() }
+        Self {
+            client,
+            leading,
+            pressure,
+            older_imports: Arc::default(),
+            no_imports: Arc::default(),
+            plain_imports: Arc::default(),
+        }
     }
 
     /// Until when the API server wants to be left alone, if it does.
     pub(super) fn busy_until(&self) -> Option<Instant> {
         self.pressure.until()
+    }
+
+    /// Whether imports are written without the fields that not every definition of them has.
+    pub(super) fn plain_imports(&self) -> bool {
+        self.plain_imports.load(Ordering::Relaxed)
     }
 
     /// Everything with our label, kept up for ever.
@@ -115,6 +139,7 @@ impl Api {
             labels::MANAGED_BY_VALUE
         ));
         let (older, absent) = (Arc::clone(&self.older_imports), Arc::clone(&self.no_imports));
+        let plain = Arc::clone(&self.plain_imports);
         let mut fails = false;
         versioned(self.client.clone(), config, versions(resource))
             .filter_map(move |(version, event)| {
@@ -124,6 +149,8 @@ impl Api {
                     if resource == Resource::ServiceImport {
                         older.store(version.version != "v1beta1", Ordering::Relaxed);
                         absent.store(false, Ordering::Relaxed);
+                        // Where the definition was replaced, the list begins anew.
+                        plain.fetch_and(!matches!(event, Ok(watcher::Event::InitDone)), Ordering::Relaxed);
                     }
                 }
                 let said = match event {
@@ -202,9 +229,35 @@ impl Api {
         if self.no_imports.load(Ordering::Relaxed) {
             return Err(WriteError::Refused(NO_IMPORTS.to_owned()));
         }
-        let answer = self.write(rendered, ours).await?;
+        let is_plain = self.plain_imports();
+        match self.write_import_as(wanted, rendered, ips, ours, is_plain).await {
+            Err(error) if !is_plain && error.is_of_schema() => {
+                // If that does not fit either, the first refusal says more.
+                let plain = self.write_import_as(wanted, rendered, ips, ours, true).await;
+                plain.map_err(|second| if second.is_of_schema() { error } else { second })?;
+                if !self.plain_imports.swap(true, Ordering::Relaxed) {
+                    tracing::info!(
+                        "the ServiceImport that is served is not Linkspan's: imports have the fields that any has"
+                    );
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    async fn write_import_as(
+        &self,
+        wanted: &Wanted,
+        rendered: &Rendered,
+        ips: &[IpAddr],
+        ours: &BTreeSet<Reference>,
+        is_plain: bool,
+    ) -> Result<(), WriteError> {
+        let form = |full: &Rendered| if is_plain { import::plain(full) } else { full.clone() };
+        let answer = self.write(&form(rendered), ours).await?;
         if let Some(status) = import::status(wanted, ips, &answer, Timestamp::now()) {
-            self.patch(&status, Some("status")).await?;
+            self.patch(&form(&status), Some("status")).await?;
         }
         Ok(())
     }
@@ -232,8 +285,8 @@ impl Api {
         if is_left { Err(WriteError::Left) } else { Ok(answer) }
     }
 
-    /// Deletes a Service of ours, to make it anew. Its slices go with it: what they say is meant for a Service of the other kind, and
-    /// would count for the new one until they are written.
+    /// Deletes a Service of ours, to make it anew. Its slices go with it: what they say is meant for a Service of the other kind,
+    /// and would count for the new one until they are written.
     async fn discard(&self, service: &Reference, found: &Value) -> Result<(), WriteError> {
         tracing::info!(
             object = %format_args!("{}/{}", service.namespace, service.name),

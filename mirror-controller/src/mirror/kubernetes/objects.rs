@@ -42,7 +42,8 @@ pub enum Resource {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
-    /// `multicluster.x-k8s.io` ServiceImport, v1beta1 or where that is not served v1alpha1, which is the same.
+    /// `multicluster.x-k8s.io` ServiceImport, v1beta1 or where that is not served v1alpha1, which may lack fields
+    /// where another implementation defined it ([`import::plain`]).
     ServiceImport,
 }
 
@@ -472,7 +473,9 @@ pub fn is_as(rendered: &Value, observed: &Value) -> bool {
     let meant = |(key, _): &(&String, &Value)| !matches!(key.as_str(), "apiVersion" | "kind");
     let clean = NEVER.iter().all(|field| observed.pointer(&format!("/spec/{field}")).is_none_or(is_nothing));
     let mut fields = rendered.as_object().into_iter().flatten().filter(meant);
-    clean && is_headless(rendered) == is_headless(observed) && fields.all(|(key, value)| observed.get(key).is_some_and(|observed| covers(value, observed)))
+    clean
+        && is_headless(rendered) == is_headless(observed)
+        && fields.all(|(key, value)| observed.get(key).is_some_and(|observed| covers(value, observed)))
 }
 
 fn covers(wanted: &Value, observed: &Value) -> bool {

@@ -67,7 +67,8 @@ impl Keeper {
             Some(Present::Written(wanted)) => {
                 let wanted = Arc::clone(wanted);
                 let rendered = objects::one(&wanted, &self.gateways, &self.given, &reference);
-                match rendered.map(|rendered| super::is_as(&wanted, &rendered, value, Exactly::Spec)) {
+                let plain = self.api.plain_imports();
+                match rendered.map(|rendered| super::is_as(&wanted, &rendered, value, Exactly::Spec, plain)) {
                     Some(true) if !moved => {}
                     Some(_) => self.spoil(place, Stale::All),
                     None => self.orphaned(place, reference),

@@ -22,9 +22,9 @@ use crate::testkit::{cluster, entries, entry, headless, peer, peer_state};
 /// Objects by path, and what was asked of the server since last looked.
 type Held = (BTreeMap<String, Value>, Vec<String>);
 
-/// What it holds; whether it has too much to do; a name that it refuses.
+/// What it holds; whether it has too much to do; a name that it refuses; whether its ServiceImport is of the API's first version.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<Held>>, Arc<AtomicBool>, Arc<Mutex<String>>);
+struct Server(Arc<Mutex<Held>>, Arc<AtomicBool>, Arc<Mutex<String>>, Arc<AtomicBool>);
 
 impl Service<http::Request<Body>> for Server {
     type Response = http::Response<Body>;
@@ -55,10 +55,23 @@ impl Service<http::Request<Body>> for Server {
         let status = |code: u16| {
             (
                 code,
-                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code, "message": "denied\n", "reason": "NotFound", "status": "Failure"}),
+                json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code, "message": "denied\n", "reason": "NotFound",
+                    "status": "Failure",
+                }),
             )
         };
+        let fits =
+            || !self.3.load(Ordering::Relaxed) || !path.contains("/serviceimports/") || fits_first_version(&body);
         let (code, answer) = match head.method {
+            http::Method::PATCH if !fits() => {
+                let (_, mut answer) = status(500);
+                answer["message"] = json!(
+                    "failed to create typed patch object (shop/web; multicluster.x-k8s.io/v1alpha1, \
+                    Kind=ServiceImport): .spec.internalTrafficPolicy: field not declared in schema"
+                );
+                (500, answer)
+            }
             http::Method::PATCH | http::Method::DELETE if path.ends_with(&format!("/{}", self.2.lock().unwrap())) => {
                 status(422)
             }
@@ -121,6 +134,20 @@ fn merge(into: &mut Value, patch: &Value) {
             value => merge(&mut into[key], value),
         }
     }
+}
+
+/// Whether the first version of the multi-cluster services API has all fields of an import.
+fn fits_first_version(object: &[u8]) -> bool {
+    let object: Value = serde_json::from_slice(object).unwrap();
+    let has_only = |part: &str, fields: &[&str]| {
+        object
+            .get(part)
+            .and_then(Value::as_object)
+            .is_none_or(|all| all.keys().all(|key| fields.contains(&key.as_str())))
+    };
+    let ips = object.pointer("/spec/ips").and_then(Value::as_array).map_or(0, Vec::len);
+    let spec = ["ports", "ips", "type", "sessionAffinity", "sessionAffinityConfig"];
+    ips <= 1 && has_only("spec", &spec) && has_only("status", &["clusters"])
 }
 
 /// As an API server does: an address is given once, and neither it nor that there is none changes; says whether that is kept to.
@@ -625,9 +652,11 @@ async fn a_mirror_that_changes_between_an_address_and_none_is_made_anew() {
 /// The same mirror, and somebody put a Service of the other kind in place of ours, with our labels.
 #[tokio::test]
 async fn a_service_of_the_other_kind_with_our_labels_does_not_count_as_written() {
-    for (export, name) in
-        [(entry("shop/web", &["80"], 1), "web-west"), (headless("shop/web", &["web-0"]), "web-west"), (headless("shop/web", &["web-0"]), "web-0-west")]
-    {
+    for (export, name) in [
+        (entry("shop/web", &["80"], 1), "web-west"),
+        (headless("shop/web", &["web-0"]), "web-west"),
+        (headless("shop/web", &["web-0"]), "web-0-west"),
+    ] {
         for restarts in [false, true] {
             let mut world = World::new();
             world.namespaces(&["shop"]);
@@ -717,7 +746,10 @@ async fn many_orphans_hold_up_no_repair_and_leave_an_api_server_alone_that_has_t
     }
     let objects = world.objects();
     let names = objects.iter().filter_map(|it| it["metadata"]["name"].as_str());
-    assert_eq!(names.filter(|name| name.starts_with("web-west-linkspan-")).collect::<Vec<_>>(), ["web-west-linkspan-ipv4"]);
+    assert_eq!(
+        names.filter(|name| name.starts_with("web-west-linkspan-")).collect::<Vec<_>>(),
+        ["web-west-linkspan-ipv4"]
+    );
     assert_eq!((world.keeper.next_try(), world.keeper.orphans.len()), (None, 0));
 }
 
@@ -806,4 +838,37 @@ async fn mirrors_do_not_wait_for_a_kind_that_is_not_served_and_imports_are_made_
     world.settle().await;
     world.object("ServiceImport", "web");
     assert_eq!((world.finding(), world.settle().await), (vec![], vec![]));
+}
+
+/// Another implementation's definition of ServiceImport, which we do not replace.
+#[tokio::test]
+async fn beside_another_implementation_an_import_has_the_fields_that_its_definition_has() {
+    let mut world = World::new();
+    world.namespaces(&["shop"]);
+    world.server.3.store(true, Ordering::Relaxed);
+    world.exports([entry("shop/web", &["80"], 1), entry("shop/api", &["80"], 1)]);
+    world.settle().await;
+    assert_eq!(world.finding(), [""; 0]);
+    for _ in 0..2 {
+        for name in ["web", "api"] {
+            let import = world.object("ServiceImport", name);
+            assert_eq!(
+                (&import["spec"]["type"], &import["spec"]["ports"][0]["port"]),
+                (&json!("ClusterSetIP"), &json!(80))
+            );
+            assert_eq!(import["spec"]["ips"].as_array().map(Vec::len), Some(1));
+            assert_eq!(import["status"], json!({"clusters": [{"cluster": "west"}]}));
+        }
+        assert_eq!(world.settle().await, [""; 0], "and then no write more");
+        // The next run finds out anew, and is content as well.
+        world = world.restarted();
+        world.server.3.store(true, Ordering::Relaxed);
+        world.exports([entry("shop/web", &["80"], 1), entry("shop/api", &["80"], 1)]);
+        let calls = world.settle().await;
+        assert!(calls.iter().all(|call| !call.starts_with("DELETE")), "{calls:?}");
+    }
+    let mut edited = world.object("ServiceImport", "web");
+    edited["spec"]["ips"] = json!(["10.0.0.1"]);
+    world.see(Said::Object(edited));
+    assert!(world.settle().await.contains(&"PATCH web".to_owned()), "it is kept up");
 }

@@ -366,7 +366,11 @@ impl Keeper {
     fn refused(&mut self, place: &Place, wanted: Option<Arc<Wanted>>, why: String) {
         let known = matches!(self.blocked.get(place), Some(Blocked::Refused { why: before, .. }) if *before == why);
         if !known {
-            tracing::warn!(object = %place.object, error = why, "the API server refuses a mirrored object; trying again, less and less often");
+            tracing::warn!(
+                object = %place.object,
+                error = why,
+                "the API server refuses a mirrored object; trying again, less and less often"
+            );
             self.unplanned = true;
         }
         self.blocked.insert(place.clone(), Blocked::Refused { wanted, why, tried: Instant::now() });
