@@ -73,6 +73,15 @@ pub(super) fn foreign(wanted: &Wanted) -> Verdict {
     Verdict::new("Accepted", false, "NameInUse", message)
 }
 
+/// Why a wanted mirror is not as it should be: the API server refuses it, with these words.
+pub(super) fn refused(wanted: &Wanted, why: &str) -> Verdict {
+    let message = format!(
+        "the API server refuses an object of {}, and is asked again every few minutes and when the service changes: {why}",
+        wanted.object
+    );
+    Verdict::new("Accepted", false, "Refused", message)
+}
+
 /// What names an object.
 pub(super) fn reference(resource: Resource, value: &Value) -> Reference {
     let text = |field: &str| value.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or_default();
