@@ -208,6 +208,7 @@ impl Ground {
             sets: channels.mirrors.subscribe(),
             gateways: ready,
             namespaces: present,
+            only: config.mirrors.namespaces.iter().cloned().collect(),
             leading,
             cluster_ips: channels.cluster_ips.clone(),
             held: channels.held.clone(),

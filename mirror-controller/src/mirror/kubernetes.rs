@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
+use linkspan_proto::names::Namespace;
 use linkspan_runtime::drain::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -88,6 +89,8 @@ pub struct Context {
     pub gateways: watch::Receiver<Option<Gateways>>,
     /// The namespaces; `None` until they are known.
     pub namespaces: watch::Receiver<Option<Arc<BTreeSet<String>>>>,
+    /// Those that are mirrored into at all; empty: all. What is ours in another one is deleted, where the API server allows it.
+    pub only: BTreeSet<Namespace>,
     /// Whether this controller is the one that writes.
     pub leading: Leading,
     /// Told when they change.
@@ -112,8 +115,8 @@ enum Stale {
 /// Why a mirror is wanted and not written although its namespace is there.
 #[derive(Clone, Debug, PartialEq)]
 enum Blocked {
-    /// Something of somebody else has a name that it needs.
-    Foreign,
+    /// This object of somebody else has a name that it needs.
+    Foreign(Reference),
     /// The API server refuses this.
     Refused {
         /// What was to be written; `None`: it was to be deleted.
@@ -137,6 +140,7 @@ type Orphan = (Place, Reference);
 
 struct Keeper {
     api: Api,
+    only: BTreeSet<Namespace>,
     present: BTreeMap<Place, Present>,
     /// Everything of ours that is there.
     objects: BTreeMap<Place, BTreeSet<Reference>>,
@@ -179,12 +183,13 @@ struct Keeper {
 
 /// Keeps the objects until the drain.
 pub async fn run(context: Context) {
-    let Context { client, pressure, sets, gateways, namespaces, leading, cluster_ips, held, metrics, signal } = context;
+    let Context { client, pressure, sets, gateways, namespaces, only, leading, cluster_ips, held, metrics, signal } =
+        context;
     let (mut sets, mut gateways, mut namespaces, mut leading) = (sets, gateways, namespaces, leading);
     let api = Api::new(client, leading.clone(), pressure);
     let mut watches: stream::SelectAll<BoxStream<'static, (Resource, Said)>> =
         stream::select_all(Resource::ALL.map(|resource| api.watch(resource)));
-    let mut keeper = Keeper::new(api, metrics);
+    let mut keeper = Keeper::new(api, only, metrics);
     loop {
         let works = leading.holds() && keeper.is_ready();
         let next = keeper.next_try().filter(|_| works);
@@ -223,9 +228,10 @@ pub async fn run(context: Context) {
 }
 
 impl Keeper {
-    fn new(api: Api, metrics: Applied) -> Self {
+    fn new(api: Api, only: BTreeSet<Namespace>, metrics: Applied) -> Self {
         Self {
             api,
+            only,
             present: BTreeMap::new(),
             objects: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -316,7 +322,7 @@ impl Keeper {
             // Little is.
             let place = (!self.blocked.is_empty()).then(|| Place::of(wanted))?;
             match self.blocked.get(&place).filter(|_| self.pauses.contains_key(&place))? {
-                Blocked::Foreign => Some(place::foreign(wanted)),
+                Blocked::Foreign(what) => Some(place::foreign(wanted, what)),
                 Blocked::Refused { why, .. } => Some(place::refused(wanted, why)),
             }
         };

@@ -171,7 +171,7 @@ impl Unmade {
             reason: "MirrorNotMade",
             action: "Mirror",
             note: short(&format!(
-                "{first} cannot be mirrored{more}: an object of that name is there that Linkspan did not make; it is left alone"
+                "{first} cannot be mirrored{more}: something that Linkspan did not make has a name that it needs; linkspan services says what"
             )),
         });
         all.extend(news(&self.absent, &absent, |first, more| Told {

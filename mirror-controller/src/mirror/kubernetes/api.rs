@@ -65,7 +65,7 @@ pub(super) enum Said {
 pub(super) enum WriteError {
     /// Something of that name is there and has not our label.
     #[error("an object of this name is there and is not ours")]
-    Foreign,
+    Foreign(Reference),
     /// This controller is not the one that writes (any more).
     #[error("this controller does not lead")]
     NotLeading,
@@ -273,7 +273,7 @@ impl Api {
             && let Some(found) = self.get(reference).await?
         {
             if !place::is_ours(&found) {
-                return Err(WriteError::Foreign);
+                return Err(WriteError::Foreign(reference.clone()));
             }
             if is_of_another_kind(rendered, &found) {
                 self.discard(reference, &found).await?;

@@ -58,6 +58,12 @@ pub struct Reference {
     pub name: String,
 }
 
+impl std::fmt::Display for Reference {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} {}/{}", self.resource.type_meta().1, self.namespace, self.name)
+    }
+}
+
 /// An object as it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {

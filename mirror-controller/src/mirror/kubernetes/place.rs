@@ -65,9 +65,9 @@ pub(super) fn held(wanted: &Wanted, namespaces: &BTreeSet<String>) -> Option<Ver
 }
 
 /// Why a wanted mirror is not there: something else has its name.
-pub(super) fn foreign(wanted: &Wanted) -> Verdict {
+pub(super) fn foreign(wanted: &Wanted, what: &Reference) -> Verdict {
     let message = format!(
-        "an object that is not Linkspan's has a name that {} needs; it is left alone: rename it, or leave the mirror",
+        "{what} is not Linkspan's and has a name that the mirror {} needs; it is left alone: rename it, or leave the mirror",
         wanted.object
     );
     Verdict::new("Accepted", false, "NameInUse", message)

@@ -184,7 +184,7 @@ impl World {
         let metrics = crate::mirror::Metrics::register(&registry).applied;
         let pressure = Pressure::default();
         let client = Client::new(tower::Layer::layer(&pressure, server.clone()), "default");
-        let mut keeper = Keeper::new(Api::new(client, Leading::always(), pressure), metrics);
+        let mut keeper = Keeper::new(Api::new(client, Leading::always(), pressure), BTreeSet::new(), metrics);
         let state = State::new(cluster("east"), Ports::new(PortRange { first: 10_000, last: 10_099 }));
         for resource in Resource::ALL {
             keeper.observe(&MirrorSet::default(), resource, Said::Listed);
@@ -292,6 +292,32 @@ async fn a_mirror_comes_and_goes_with_its_namespace() {
         assert_eq!(world.settle().await, [""; 0], "nothing is tried in a namespace that goes");
         assert_eq!(world.finding(), ["NamespaceAbsent"]);
     }
+}
+
+/// `--import-namespace` after an installation without it: nobody would keep these mirrors up.
+#[tokio::test]
+async fn what_is_outside_of_the_mirrored_namespaces_goes() {
+    let mut world = World::new();
+    world.namespaces(&["bank", "shop"]);
+    let all = || [entry("shop/web", &["80"], 1), entry("bank/web", &["80"], 1)];
+    world.exports(all());
+    world.settle().await;
+    let objects = world.objects().len();
+    let mut again = world.restarted();
+    again.keeper.only = BTreeSet::from(["bank".parse().unwrap()]);
+    again.namespaces(&["bank", "kube-system"]);
+    again.exports(all());
+    again.settle().await;
+    let left = again.objects();
+    assert!(
+        left.len() == objects / 2 && left.iter().all(|object| object["metadata"]["namespace"] == "bank"),
+        "{left:?}"
+    );
+    assert_eq!(again.finding(), ["NamespaceAbsent"]);
+    for object in world.objects().into_iter().filter(|object| object["metadata"]["namespace"] == "shop") {
+        again.see(Said::Gone(object));
+    }
+    assert_eq!(again.settle().await, [""; 0]);
 }
 
 #[tokio::test]

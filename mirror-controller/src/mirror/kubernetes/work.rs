@@ -9,6 +9,7 @@ use futures::stream::{self, StreamExt};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::super::collect::Gone;
 use super::super::desired::{MirrorId, Shape, Wanted};
 use super::super::plan::{Action, Item, Place, Plan, Present, Reason, plan};
 use super::super::state::MirrorSet;
@@ -186,6 +187,12 @@ impl Keeper {
             item.action == Action::Delete || self.namespaces.contains(item.place.object.namespace.as_str())
         };
         self.due = items.into_iter().filter(may).map(|item| (item.place.clone(), item)).collect();
+        // What was made before a namespace was left out would lead to gateways that are gone.
+        let outside =
+            self.objects.keys().filter(|place| !self.only.is_empty() && !self.only.contains(&place.object.namespace));
+        let gone =
+            |place: &Place| Item { place: place.clone(), action: Action::Delete, reason: Reason::Gone(Gone::Refused) };
+        self.due.extend(outside.map(|place| (place.clone(), gone(place))));
         let (due, stale, present) = (&self.due, &self.stale, &self.present);
         self.pauses.retain(|place, (at, _)| {
             // What is wanted now may be what is not refused; of a service that changes all the time not each change is tried.
@@ -325,11 +332,11 @@ impl Keeper {
                     Action::Delete => drop(self.present.remove(&place)),
                 }
             }
-            Err(api::WriteError::Foreign) => {
-                tracing::warn!(object = %place.object, "an object of this name is there and is not ours; it is left alone");
+            Err(api::WriteError::Foreign(what)) => {
+                tracing::warn!(mirror = %place.object, object = %what, "an object of this name is there and is not ours; it is left alone");
                 // It is looked for again after the longest pause: nobody watches what is not ours.
                 self.pauses.insert(place.clone(), (Instant::now() + RETRY.1, 0));
-                self.blocked.insert(place.clone(), Blocked::Foreign);
+                self.blocked.insert(place.clone(), Blocked::Foreign(what));
                 if self.objects.contains_key(&place) {
                     // It has some of what it needs, which must not be forgotten.
                     self.put_back(item, stale);
