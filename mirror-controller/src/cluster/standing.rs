@@ -1,6 +1,7 @@
 //! What the mirrors in the API server tell of the catalogues that they were made from. A controller that has just won the lease
 //! and cannot hear a peer yet, whose controllers may be down while its gateways serve on, takes this for the peer's last word: or
-//! its own gateways would be told to close mirrors that work. It counts as outdated, so nothing is deleted by it.
+//! its own gateways would be told to close mirrors that work. It counts as outdated, so nothing is deleted by it; and what the
+//! peer has removed when it is heard is what is missing from this, so that a mass removal waits under a new leader too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
