@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use linkspan_proto::configuration::Mirror;
+use linkspan_proto::names::ServiceKey;
 use serde_json::Value;
 
 use super::super::Checks;
 use super::super::dns::covers;
 use super::super::report::Group;
+use crate::client::facts::Facts;
 use crate::client::kubernetes::Cluster;
 use crate::client::kubernetes::api::labelled;
 use crate::client::kubernetes::mirrors::{MirrorObjects, MirrorService, OURS};
@@ -135,13 +137,9 @@ fn left_over(checks: &mut Checks<'_>, objects: &MirrorObjects) -> usize {
         .services
         .iter()
         .filter(|service| !known.contains(service.hostname().as_str()))
-        // Of a headless service each endpoint may have a Service too; only the gateway knows those by other names.
-        .filter(|service| {
-            let host = format!("{}.{}", service.service, service.namespace);
-            !checks.facts.mirrors.iter().any(|mirror| {
-                mirror.endpoint.is_some() && format!("{}.{}", mirror.service.name, mirror.service.namespace) == host
-            })
-        })
+        // Of a headless service the gateways know the endpoints alone, and none of a service that has none. Its own Service
+        // stands for the export all the same; that of an endpoint goes a moment after the endpoint.
+        .filter(|service| !((service.headless || service.endpoint.is_some()) && is_exported(&checks.facts, service)))
         .filter(|service| {
             let cluster = checks.scope.cluster.as_deref();
             cluster.is_none_or(|wanted| service.cluster.as_deref() == Some(wanted)) && checks.scope.service.is_none()
@@ -150,15 +148,30 @@ fn left_over(checks: &mut Checks<'_>, objects: &MirrorObjects) -> usize {
         .collect();
     for service in &extra {
         let from = service.cluster.as_deref().unwrap_or("any cluster");
+        let reason = if is_exported(&checks.facts, service) {
+            format!("no gateway serves {}, and its mirror is still there", service.hostname())
+        } else {
+            format!("{} is not exported by {from}, and its mirror is still there", service.service)
+        };
         checks.fail(
             GROUP,
             format!("the Service {}/{} stands for an export", service.namespace, service.name),
-            format!("{} is not exported by {from}, and its mirror is still there", service.service),
+            reason,
             "wait a moment: the controller removes it once it has the peer's whole catalogue; if it stays, see that one \
              controller leads, and its log",
         );
     }
     extra.len()
+}
+
+/// Whether the cluster that a Service is a mirror of exports the service; any cluster, where it stands for all.
+fn is_exported(facts: &Facts, mirror: &MirrorService) -> bool {
+    let is_it = |key: &ServiceKey| key.name.as_str() == mirror.service && key.namespace.as_str() == mirror.namespace;
+    let mut exporters = facts.capacities.keys().filter(|(_, key)| is_it(key)).map(|(cluster, _)| cluster.as_str());
+    match &mirror.cluster {
+        Some(cluster) => exporters.any(|exporter| exporter == cluster),
+        None => exporters.next().is_some() || facts.exports.keys().any(is_it),
+    }
 }
 
 /// EndpointSlices that lead elsewhere than to the ready gateways and the ports they listen on.
