@@ -52,10 +52,13 @@ pub(crate) enum TrafficPolicy {
     long_about = "Prints plain YAML for `kubectl apply -f -`: namespace, resource definitions, service accounts, the rights of the \
 controller (the gateway has none), admission policies that bind the controller to its own objects, gateways, controllers, \
 services, network policies. Nothing in the cluster is read or changed by this command itself.\n\n\
+One installation per cluster. Its rights and admission policies have one name in the whole cluster and name the controller of one \
+namespace: applied for a second namespace, they are taken from the first, whose controller may do nothing from then on. \
+`linkspan check` in the first says so.\n\n\
 The certificate authority. A cluster has one root, which its peers trust by its certificate. Without --ca-secret and --ca-from a \
-new one is made and printed with the rest, as an immutable Secret: applying a second print does not replace it, the API server \
-refuses that one object and says so. From then on name it: --ca-secret linkspan-ca prints no key, is the same every time, and \
-is what belongs into Git. --ca-from DIR prints the root that lies in DIR (made by `linkspan ca create --out DIR`).\n\n\
+new one is made and printed with the rest, as an immutable Secret and ConfigMap: applying a second print does not replace them, \
+the API server refuses these two objects, and kubectl shows the unused new key on the terminal while it says so. From then on \
+name it: --ca-secret linkspan-ca prints no key, is the same every time, and is what belongs into Git. --ca-from DIR prints the root that lies in DIR (made by `linkspan ca create --out DIR`).\n\n\
 By privilege: --stage cluster prints what a cluster administrator has to grant, --stage namespaced all the rest, for the owner \
 of the namespace.",
     after_help = "Examples:\n  linkspan install --cluster-name east | kubectl apply -f -\n  linkspan install --cluster-name east --address east.example.com:4143 --ca-secret linkspan-ca > linkspan.yaml\n  linkspan install --stage cluster | kubectl --as=admin apply -f -\n  linkspan install --stage namespaced --cluster-name east | kubectl apply -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan install --coredns - --dns-cluster-ip 10.96.0.53 | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
@@ -161,10 +164,13 @@ pub(crate) struct InstallArgs {
 all links, so that the controller withdraws mirrors while it still runs; then the programs; then their rights; last the \
 namespace, with the cluster's root in it. No object of ours has a finalizer, so none keeps the others waiting.\n\n\
 kubectl deletes them one after the other without waiting, so the controller may end before it has withdrawn every mirror. What \
-is left has its label; delete it by that (the second example, which the end of the output repeats).\n\n\
-Deleting the definitions of the multi-cluster services API deletes every ServiceExport of the cluster, whoever made it: \
---keep-multi-cluster-crds where another implementation uses them.",
-    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  kubectl delete services,endpointslices --all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+is left has its label, and so have the controller's rights in namespaces that `linkspan install --import-namespace` named; delete it \
+by that (the second example, which the end of the output repeats).\n\n\
+A cluster has one installation: definitions, rights and admission policies go whichever namespace they are for. The definitions take \
+every Link, policy, ServiceExport and ServiceImport of the cluster along, whoever made it: --keep-crds leaves them, \
+--keep-multi-cluster-crds those of the multi-cluster services API, where another implementation uses them. --stage namespaced \
+prints what is in the one namespace alone.",
+    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  kubectl delete services,endpointslices,rolebindings --all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct UninstallArgs {
     /// The namespace of gateways and controllers
@@ -173,7 +179,7 @@ pub(crate) struct UninstallArgs {
     /// Which part to print
     #[arg(long, value_name = "STAGE", default_value = "all")]
     pub(crate) stage: Stage,
-    /// A namespace that was named to `linkspan install` (several: repeat it)
+    /// A namespace that was named to `linkspan install` (several: repeat it). Not needed where the second example is typed too
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) import_namespace: Vec<Namespace>,
     /// The Secret with the cluster's root
@@ -182,6 +188,9 @@ pub(crate) struct UninstallArgs {
     /// Leave the namespace and the cluster's root in it: peers go on to trust what is installed there later
     #[arg(long)]
     pub(crate) keep_ca: bool,
+    /// Leave all resource definitions, and with them all Links, policies, exports and imports
+    #[arg(long)]
+    pub(crate) keep_crds: bool,
     /// Leave ServiceExport and ServiceImport, and all objects of these kinds
     #[arg(long)]
     pub(crate) keep_multi_cluster_crds: bool,

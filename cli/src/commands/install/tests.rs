@@ -281,13 +281,34 @@ fn uninstall_names_everything_that_install_made() {
         leftovers(&args)
     };
     let rest = "--all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n";
-    assert!(said("").ends_with(&format!("kubectl delete services,endpointslices {rest}")), "{}", said(""));
+    assert!(said("").ends_with(&format!("kubectl delete services,endpointslices,rolebindings {rest}")), "{}", said(""));
     // Without their definition imports are gone, and kubectl does not know them; with it they are not.
     let kept = said("--keep-multi-cluster-crds");
-    assert!(kept.ends_with(&format!("kubectl delete services,endpointslices,serviceimports {rest}")), "{kept}");
+    assert!(kept.ends_with(&format!("services,endpointslices,rolebindings,serviceimports {rest}")), "{kept}");
+    assert_eq!(kept, said("--keep-crds"));
+    // Mirrors and rights are the whole cluster's.
+    assert_eq!(said("--stage namespaced"), "");
     let kept = departures("--keep-ca --keep-multi-cluster-crds");
     let stays = ["Namespace", "Secret"];
     assert!(kept.iter().all(|(kind, _, name)| !stays.contains(&kind.as_str()) && !name.contains("multicluster")));
+    assert!(departures("--keep-crds").iter().all(|(kind, ..)| kind != "CustomResourceDefinition"));
+}
+
+/// Whoever takes a second installation away takes the rights and the Links of the first, if nobody says so.
+#[test]
+fn uninstall_says_what_goes_besides() {
+    let said = |line: &str| {
+        let command = Cli::try_parse_from(format!("linkspan uninstall {line}").split_whitespace()).unwrap().command;
+        let Command::Uninstall(args) = command else { panic!("{command:?}") };
+        taken_along(&args)
+    };
+    assert_eq!(said("-n other --stage namespaced"), None);
+    let all = said("-n other").unwrap();
+    for words in ["every Link", "ServiceExport", "--keep-crds", "--keep-multi-cluster-crds", "namespace other alone", "rights"] {
+        assert!(all.contains(words), "{words} in {all}");
+    }
+    assert!(!said("--keep-multi-cluster-crds").unwrap().contains("ServiceExport"));
+    assert!(!said("--keep-crds").unwrap().contains("Link "));
 }
 
 #[test]
