@@ -35,10 +35,6 @@ use crate::output;
 use authority::Root;
 use options::Options;
 
-/// The namespaces into which nothing is mirrored, besides our own: they belong to Kubernetes, and `default` holds the API
-/// server's own Service.
-const RESERVED_NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
-
 /// The ConfigMap with `cluster.yaml`.
 const CONFIGURATION: &str = "linkspan-cluster";
 /// The ConfigMap with the root's certificate.

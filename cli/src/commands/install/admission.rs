@@ -11,7 +11,8 @@ use linkspan_proto::resources::{PortRange, SERVICE_NAME_LABEL};
 use serde_json::{Value, json};
 
 use super::options::Options;
-use super::{CONTROLLER, Item, RESERVED_NAMESPACES, cluster_metadata};
+use super::{CONTROLLER, Item, cluster_metadata};
+use crate::args::RESERVED_NAMESPACES;
 
 /// A rule that must hold, and what is said when it does not.
 type Rule = (String, String);

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::departures as departures_of;
 use super::*;
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, RESERVED_NAMESPACES};
 
 /// Kind, namespace, name.
 type Key = (String, String, String);
@@ -304,7 +304,9 @@ fn uninstall_says_what_goes_besides() {
     };
     assert_eq!(said("-n other --stage namespaced"), None);
     let all = said("-n other").unwrap();
-    for words in ["every Link", "ServiceExport", "--keep-crds", "--keep-multi-cluster-crds", "namespace other alone", "rights"] {
+    for words in
+        ["every Link", "ServiceExport", "--keep-crds", "--keep-multi-cluster-crds", "namespace other alone", "rights"]
+    {
         assert!(all.contains(words), "{words} in {all}");
     }
     assert!(!said("--keep-multi-cluster-crds").unwrap().contains("ServiceExport"));
@@ -415,25 +417,57 @@ fn pods_change_with_their_configuration_only() {
     assert_eq!(hash("").len(), 64);
 }
 
+/// Each ends with exit code 2, and names the argument and its value.
 #[test]
-fn what_cannot_work_is_refused() {
+fn what_cannot_work_is_a_wrong_argument() {
     for (line, words) in [
-        ("", "--cluster-name"),
-        ("--stage namespaced", "--cluster-name is missing"),
-        ("--cluster-name East", "East"),
-        ("--cluster-name east --namespace kube-system", "--namespace kube-system"),
-        ("--cluster-name east --import-namespace default", "--import-namespace default"),
-        ("--cluster-name east --import-namespace linkspan", "--import-namespace linkspan"),
-        ("--cluster-name east --node-port 30143 --service-type ClusterIP", "--node-port"),
-        ("--cluster-name east --image a;b", "a;b"),
-        ("--cluster-name east --address 0.0.0.0:4143", "spec.gateway.advertise[0]"),
-        ("--cluster-name east --controller-replicas 3", "3"),
-        ("--cluster-name east --service-annotation a", "KEY=VALUE"),
-        ("--cluster-name east --ca-secret a --ca-from b", "--ca-from"),
-        ("--cluster-name east --exclude-label a/b/c", "a/b/c"),
-        ("--cluster-name east --precedence west --precedence west", "spec.mirrors.precedence[1]"),
+        ("", &["--cluster-name"][..]),
+        ("--stage namespaced", &["--cluster-name is missing", "--cluster-name east"]),
+        ("--cluster-name East", &["--cluster-name", "East"]),
+        ("--cluster-name clusterset", &["--cluster-name", "clusterset", "give the cluster another name"]),
+        ("--cluster-name east --namespace kube-system", &["--namespace", "kube-system", "name another one"]),
+        ("--cluster-name east --import-namespace default", &["--import-namespace", "default"]),
+        ("--cluster-name east --import-namespace linkspan", &["--import-namespace linkspan", "leave it out"]),
+        ("--cluster-name east --import-namespace a --import-namespace a", &["--import-namespace a comes twice"]),
+        ("--cluster-name east --node-port 30143 --service-type ClusterIP", &["--node-port 30143", "--service-type"]),
+        ("--cluster-name east --image a;b", &["--image", "a;b"]),
+        ("--cluster-name east --image https://x", &["--image", "https://x", "without scheme"]),
+        ("--cluster-name east --image reg/x:1.0", &["--image", "reg/x:1.0", "--image-tag"]),
+        ("--cluster-name east --image reg/X", &["--image", "reg/X"]),
+        ("--cluster-name east --image-tag a/b", &["--image-tag", "a/b"]),
+        ("--cluster-name east --address 0.0.0.0:4143", &["--address", "0.0.0.0:4143", "host and port"]),
+        ("--cluster-name east --address foo:0", &["--address", "foo:0", "host and port"]),
+        ("--cluster-name east --address a:1 --address a:1", &["--address a:1 comes twice"]),
+        ("--cluster-name east --bind 127.0.0.1", &["--bind", "127.0.0.1", "0.0.0.0, or ::"]),
+        ("--cluster-name east --dns-cluster-ip 0.0.0.0", &["--dns-cluster-ip", "0.0.0.0", "service range"]),
+        ("--cluster-name east --dns-cluster-ip fe80::1", &["--dns-cluster-ip", "fe80::1"]),
+        ("--cluster-name east --controller-replicas 3", &["3"]),
+        ("--cluster-name east --service-annotation a", &["KEY=VALUE"]),
+        ("--cluster-name east --service-annotation foo|bar=x", &["--service-annotation", "foo|bar", "DOMAIN/NAME"]),
+        ("--cluster-name east --ca-secret a --ca-from b", &["--ca-from"]),
+        ("--cluster-name east --trust-domain ..", &["--trust-domain", "empty part"]),
+        ("--cluster-name east --exclude-label a/b/c", &["a/b/c"]),
+        ("--cluster-name east --precedence west --precedence west", &["--precedence west comes twice"]),
+        ("--cluster-name east --precedence clusterset", &["--precedence", "clusterset"]),
     ] {
-        let error = format!("{:#}", options(line).unwrap_err());
-        assert!(error.contains(words), "{line}: {error}");
+        let error = options(line).unwrap_err();
+        let refused = error.downcast_ref::<clap::Error>().map(clap::Error::exit_code);
+        assert!(refused == Some(2) || error.is::<crate::commands::WrongArguments>(), "{line}: {error:#}");
+        let error = format!("{error:#}");
+        for words in words {
+            assert!(error.contains(words), "{line}: `{words}` is not in: {error}");
+        }
+    }
+}
+
+#[test]
+fn places_of_images_are_taken_as_they_are_written() {
+    for (image, expected) in [
+        ("registry.example.com/linkspan", "registry.example.com/linkspan"),
+        ("localhost:5000", "localhost:5000"),
+        ("localhost:5000/a/b-c_d/", "localhost:5000/a/b-c_d"),
+        ("Linkspan", "Linkspan"),
+    ] {
+        assert_eq!(options(&format!("{EAST} --image {image}")).unwrap().image, expected);
     }
 }
