@@ -7,7 +7,7 @@
 //! compares object by object.
 
 /// What the API server refuses from the controller, beyond its rights.
-mod admission;
+pub(crate) mod admission;
 /// The root of the cluster.
 mod authority;
 /// What the cluster's DNS forwards.
@@ -34,6 +34,7 @@ use crate::commands::Exit;
 use crate::output;
 use authority::Root;
 use options::Options;
+pub(crate) use rights::WRITER;
 
 /// The ConfigMap with `cluster.yaml`.
 const CONFIGURATION: &str = "linkspan-cluster";
@@ -62,7 +63,7 @@ pub(crate) struct Right {
 impl Right {
     /// Whether `--import-namespace` grants it in single namespaces in place of the whole cluster.
     pub(crate) fn by_namespace(self) -> bool {
-        self.role == rights::WRITER
+        self.role == WRITER
     }
 }
 

@@ -66,7 +66,8 @@ const CLUSTER_ROLES: [(&str, &str, &[Rule]); 5] = [
     ),
 ];
 
-pub(super) const WRITER: &str = "linkspan-writer";
+/// The role to write mirrors, and its bindings.
+pub(crate) const WRITER: &str = "linkspan-writer";
 
 /// Server-side apply is a patch, and a creation where nothing is there.
 const WRITE: &[&str] = &["create", "patch", "delete"];

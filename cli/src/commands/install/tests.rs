@@ -333,6 +333,19 @@ fn the_policies_cover_what_the_controller_itself_refuses() {
     }
 }
 
+/// `linkspan check` names the arguments of an installation by what it finds in the cluster.
+#[test]
+fn policies_tell_whose_they_are_and_which_networks_were_named() {
+    let line = format!("{EAST} --endpoint-cidr 10.244.0.7/16 --endpoint-cidr fd00:1::/64 -n mesh");
+    let objects = by_key(installed(&line));
+    for name in admission::names() {
+        let policy = &objects[&("ValidatingAdmissionPolicy".to_owned(), String::new(), name.clone())];
+        assert_eq!(admission::installation(policy), Some("mesh"));
+        let networks = if admission::holds_networks(&name) { vec!["10.244.0.0/16", "fd00:1::/64"] } else { vec![] };
+        assert_eq!(admission::networks(policy), networks, "{name}");
+    }
+}
+
 /// A slice for another Service than a mirror's would add endpoints to it.
 #[test]
 fn a_slice_is_for_a_service_that_is_a_mirrors() {
