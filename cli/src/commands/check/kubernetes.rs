@@ -4,6 +4,7 @@
 //! install, what stands in the way. They say so.
 
 mod coredns;
+mod granted;
 mod mirrors;
 mod programs;
 mod rights;
@@ -58,7 +59,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
         format!("{}, trust domain {}", settings.cluster(), settings.trust_domain()),
     );
     rights::ours(checks, cluster).await;
-    rights::controllers(checks, cluster).await;
+    rights::controllers(checks, cluster, &settings).await;
     let gateways = programs::check(checks, cluster, &settings, ahead).await;
     checks.progress.say("certificates");
     root(checks, cluster, &settings).await;
@@ -67,7 +68,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
     if checks.facts.own.is_some() {
         links::judge(checks);
         catalogue::check(checks);
-        mirrors::check(checks, cluster, &gateways).await;
+        mirrors::check(checks, cluster, &settings.spec.mirrors.namespaces, &gateways).await;
     }
     coredns::check(checks, cluster).await;
     if checks.facts.own.is_some() {
@@ -170,10 +171,7 @@ async fn definitions(checks: &mut Checks<'_>, cluster: &Cluster, installed: bool
     if missing.is_empty() {
         checks.ok(GROUP, name, format!("{count} kinds"));
     } else if installed {
-        let remedy = format!(
-            "a cluster administrator applies them: linkspan crds | {} apply -f - (or linkspan install --stage cluster)",
-            cluster.kubectl()
-        );
+        let remedy = format!("a cluster administrator applies them: linkspan crds | {} apply -f -", cluster.kubectl());
         checks.fail(GROUP, name, format!("the API server does not serve {}", missing.join(", ")), remedy);
     }
     missing

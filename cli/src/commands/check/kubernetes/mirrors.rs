@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use linkspan_proto::configuration::Mirror;
+use linkspan_proto::names::Namespace;
 use linkspan_proto::names::ServiceKey;
 use serde_json::Value;
 
@@ -20,9 +21,9 @@ use crate::output::counted;
 const GROUP: Group = Group::Catalogue;
 
 /// Runs the checks. `gateways` are those that are ready.
-pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, gateways: &[OurPod]) {
+pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, only: &[Namespace], gateways: &[OurPod]) {
     checks.progress.say("mirrors");
-    let objects = match cluster.mirror_objects().await {
+    let mut objects = match cluster.mirror_objects().await {
         Ok(objects) => objects,
         Err(error) => {
             let remedy = "ask for the right to list services and serviceimports in all namespaces";
@@ -34,8 +35,9 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, gateways: 
         names.collect::<BTreeSet<String>>()
     });
     let slices = cluster.api().list("/apis/discovery.k8s.io/v1/endpointslices", &labelled(&OURS)).await;
+    let mut bad = stranded(checks, cluster, only, &mut objects);
     let served = served(checks);
-    let mut bad = missing(checks, &served, &objects, namespaces.as_ref());
+    bad += missing(checks, &served, &objects, namespaces.as_ref(), only);
     bad += bent(checks, &served, &objects);
     bad += left_over(checks, &objects);
     if let Ok(slices) = slices {
@@ -45,6 +47,29 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, gateways: 
         checks.ok(GROUP, "mirrors are as the exports say", counted(objects.services.len(), "Service"));
     }
     checks.facts.fronts = Some(objects.fronts());
+}
+
+/// Whether nothing is mirrored into a namespace, as the cluster's configuration says.
+fn is_outside(only: &[Namespace], namespace: &str) -> bool {
+    !only.is_empty() && !only.iter().any(|one| one.as_str() == namespace)
+}
+
+/// Takes out the Services in namespaces that nothing is mirrored into: they were made before these were left out.
+fn stranded(checks: &mut Checks<'_>, cluster: &Cluster, only: &[Namespace], objects: &mut MirrorObjects) -> usize {
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for service in objects.services.extract_if(.., |service| is_outside(only, &service.namespace)) {
+        *left.entry(service.namespace).or_default() += 1;
+    }
+    let label = OURS.map(|(key, value)| format!("{key}={value}")).join(",");
+    for (namespace, count) in &left {
+        checks.fail(
+            GROUP,
+            format!("nothing of Linkspan's is in {namespace}, which is not mirrored into"),
+            format!("{} of mirrors made earlier is still there, kept up by nobody", counted(*count, "Service")),
+            format!("{} -n {namespace} delete services,endpointslices,serviceimports -l {label}", cluster.kubectl()),
+        );
+    }
+    left.len()
 }
 
 /// What the gateways serve and has an object of its own, by the name that clients use.
@@ -62,6 +87,7 @@ fn missing(
     served: &BTreeMap<String, Mirror>,
     objects: &MirrorObjects,
     namespaces: Option<&BTreeSet<String>>,
+    only: &[Namespace],
 ) -> usize {
     let fronts = objects.fronts();
     let held: BTreeMap<String, bool> = checks
@@ -78,9 +104,10 @@ fn missing(
             *absent.entry((namespace, "does not exist here")).or_default() += 1;
             continue;
         }
+        let is_outside = is_outside(only, &namespace);
         match held.get(name) {
-            None => {}
-            Some(true) => {
+            None if !is_outside => {}
+            None | Some(true) => {
                 *absent.entry((namespace, "is none of those to mirror into, or on its way out")).or_default() += 1;
                 continue;
             }

@@ -133,6 +133,117 @@ async fn missing_rights_of_the_controller_are_named() {
     says(&one(recorded).await, &["not bound to it: linkspan-events"]);
 }
 
+const ROLES: [&str; 5] =
+    ["linkspan-reader", "linkspan-identity", "linkspan-status", "linkspan-events", "linkspan-writer"];
+
+fn bound_to(namespace: &str) -> serde_json::Value {
+    json!({ "subjects": [{ "kind": "ServiceAccount", "name": "linkspan-controller", "namespace": namespace }] })
+}
+
+/// All bindings in the cluster, and the policy that knows networks, as those of a namespace.
+fn granted(recorded: &mut Recorded, namespace: &str, networks: &[&str]) {
+    for role in ROLES {
+        let path = format!("GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{role}");
+        recorded.set(&path, bound_to(namespace));
+    }
+    let inside: Vec<_> = networks.iter().map(|network| format!("cidr('{network}').containsIP(address)")).collect();
+    let user = format!("request.userInfo.username == 'system:serviceaccount:{namespace}:linkspan-controller'");
+    recorded.set(
+        "GET /apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/linkspan-controller-endpointslices",
+        json!({ "spec": {
+            "matchConditions": [{ "name": "controller", "expression": user }],
+            "validations": [{ "expression": inside.join(" || ") }],
+        } }),
+    );
+}
+
+/// East, confined to one namespace.
+fn confined() -> Recorded {
+    let mut recorded = healthy();
+    let cluster = "apiVersion: linkspan.io/v1alpha1\nkind: Cluster\nmetadata: {name: east}\n\
+                   spec: {mirrors: {namespaces: [shop]}}\n";
+    recorded.set(&format!("{OWN}/configmaps/linkspan-cluster"), json!({ "data": { "cluster.yaml": cluster } }));
+    granted(&mut recorded, "linkspan", &["10.244.0.0/16", "fd00:1::/64"]);
+    let empty = json!({ "subjects": [] });
+    recorded.set("GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/linkspan-writer", empty);
+    bind_single(&mut recorded, &["shop"]);
+    recorded
+}
+
+fn bind_single(recorded: &mut Recorded, namespaces: &[&str]) {
+    let bindings = namespaces.iter().map(|namespace| {
+        let mut binding = bound_to("linkspan");
+        binding["metadata"] = json!({ "name": "linkspan-writer", "namespace": namespace });
+        binding
+    });
+    recorded.list("GET /apis/rbac.authorization.k8s.io/v1/rolebindings", bindings.collect());
+}
+
+/// A command that grants more than the installation had would undo the hardening of it.
+#[tokio::test]
+async fn the_remedy_for_missing_rights_has_the_arguments_of_the_installation() {
+    let mut recorded = confined();
+    recorded.denied = vec!["patch services"];
+    let failure = one(recorded).await;
+    let command = "policies again: linkspan install --stage cluster --no-multi-cluster-crds --import-namespace shop \
+                   --endpoint-cidr 10.244.0.0/16 --endpoint-cidr fd00:1::/64 | kubectl --context east apply -f -";
+    says(&failure, &["patch services in shop (role linkspan-writer)", command]);
+
+    // What cannot be read back is asked for.
+    let mut recorded = healthy();
+    recorded.denied = vec!["patch services"];
+    says(&one(recorded).await, &["with the --endpoint-cidr arguments of this installation too if it had any"]);
+}
+
+#[tokio::test]
+async fn a_second_installation_that_took_the_rights_is_named() {
+    let mut recorded = healthy();
+    granted(&mut recorded, "mesh", &["10.9.0.0/16"]);
+    // That nothing is allowed any more has the same cause, and is not said twice.
+    recorded.denied = vec!["patch services", "watch links"];
+    let failure = one(recorded).await;
+    says(
+        &failure,
+        &[
+            "the rights of this cluster are for this installation",
+            "ClusterRoleBinding linkspan-reader",
+            "ValidatingAdmissionPolicy linkspan-controller-endpointslices",
+            "for the controller of the namespace mesh, not of linkspan",
+            "linkspan uninstall -n mesh --stage namespaced | kubectl --context east delete --ignore-not-found -f -",
+            "with the --endpoint-cidr arguments of this installation too if it had any",
+            "linkspan install --stage cluster",
+        ],
+    );
+    assert!(!failure.contains("10.9.0.0"), "the networks are the other one's: {failure}");
+}
+
+#[tokio::test]
+async fn rights_beyond_the_namespaces_that_were_named_are_seen() {
+    let (failures, warnings, page) = round(confined()).await;
+    assert!(failures.is_empty() && warnings.is_empty(), "{page}");
+    says(&page, &["the controller may write in the namespaces that were named"]);
+
+    let mut recorded = confined();
+    granted(&mut recorded, "linkspan", &[]);
+    says(
+        &one(recorded).await,
+        &[
+            "the ClusterRoleBinding linkspan-writer lets it write everywhere",
+            "named shop",
+            "--import-namespace shop | ",
+        ],
+    );
+
+    let mut recorded = confined();
+    bind_single(&mut recorded, &["old", "shop"]);
+    let (failures, warnings, page) = round(recorded).await;
+    assert!(failures.is_empty() && warnings.len() == 1, "{page}");
+    says(
+        &warnings[0],
+        &["lets it write in old too", "kubectl --context east -n old delete rolebinding linkspan-writer"],
+    );
+}
+
 /// What the controller itself may not watch it says, whoever asks.
 #[tokio::test]
 async fn what_the_controller_complains_about_is_shown() {
@@ -188,6 +299,16 @@ async fn dns_that_does_not_forward_is_named_with_the_lines() {
     let mut recorded = healthy();
     recorded.set(coredns, json!({ "data": { "Corefile": "clusterset.local {\n  forward . 10.96.0.99\n}\n" } }));
     says(&one(recorded).await, &["10.96.0.99", "linkspan-dns is at 10.96.0.20"]);
+}
+
+#[tokio::test]
+async fn mirrors_in_a_namespace_that_is_left_out_now_are_named_with_the_line_that_takes_them_out() {
+    let mut recorded = healthy();
+    let cluster = "apiVersion: linkspan.io/v1alpha1\nkind: Cluster\nmetadata: {name: east}\n\
+                   spec: {mirrors: {namespaces: [bank]}}\n";
+    recorded.set(&format!("{OWN}/configmaps/linkspan-cluster"), json!({ "data": { "cluster.yaml": cluster } }));
+    let line = "kubectl --context east -n shop delete services,endpointslices,serviceimports -l mirror.linkspan.io/managed-by=mirror-controller";
+    says(&one(recorded).await, &["nothing of Linkspan's is in shop", line]);
 }
 
 #[tokio::test]
