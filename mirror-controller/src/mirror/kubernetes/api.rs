@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use jiff::Timestamp;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GetParams, Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api as KubeApi, Client};
 use linkspan_runtime::text::Clean;
@@ -269,9 +269,14 @@ impl Api {
     async fn write(&self, rendered: &Rendered, ours: &BTreeSet<Reference>) -> Result<Value, WriteError> {
         let reference = &rendered.reference;
         // A Service is looked at each time: whether it has an address, or none, no patch changes.
-        if (reference.resource == Resource::Service || !ours.contains(reference))
-            && let Some(found) = self.get(reference).await?
-        {
+        let found = match (ours.contains(reference), reference.resource) {
+            (true, Resource::Service) => self.get(reference).await?,
+            (true, _) => None,
+            // Of thousands that are made, each would ask etcd. What the API server remembers is some milliseconds older, as it is
+            // when the write comes anyway.
+            (false, _) => self.remembered(reference).await?,
+        };
+        if let Some(found) = found {
             if !place::is_ours(&found) {
                 return Err(WriteError::Foreign(reference.clone()));
             }
@@ -340,6 +345,19 @@ impl Api {
         self.may_ask()?;
         let found = in_time(self.of(reference).get_opt(&reference.name)).await?;
         Ok(found.map(value))
+    }
+
+    /// The same from the API server's watch cache.
+    async fn remembered(&self, reference: &Reference) -> Result<Option<Value>, WriteError> {
+        self.may_ask()?;
+        let api = self.of(reference);
+        let asked = async {
+            match api.get_with(&reference.name, &GetParams::any()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
+                found => found.map(Some),
+            }
+        };
+        Ok(in_time(asked).await?.map(value))
     }
 
     async fn patch(&self, rendered: &Rendered, subresource: Option<&str>) -> Result<Value, WriteError> {
