@@ -46,7 +46,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
             return rights::ours(checks, cluster).await;
         }
         Err(error) => {
-            let remedy = "correct the ConfigMap, or apply what `linkspan install` prints again; with another namespace: \
+            let remedy = "correct the ConfigMap, or apply again what `linkspan install` prints with the same arguments; with another namespace: \
                           --linkspan-namespace";
             return checks.fail(GROUP, "the cluster's configuration is valid", format!("{error:#}"), remedy);
         }

@@ -73,7 +73,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
 
 /// The addresses of the Service in front of the controllers' DNS.
 async fn service(cluster: &Cluster) -> Result<Vec<String>, (String, &'static str)> {
-    let apply = "apply what `linkspan install` prints again";
+    let apply = "apply again what `linkspan install` prints with the same arguments";
     match cluster.api().find(&cluster.own("v1", &format!("services/{DNS}"))).await {
         Ok(Some(service)) => {
             let ips = service["spec"]["clusterIPs"].as_array().into_iter().flatten();

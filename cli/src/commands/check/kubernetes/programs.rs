@@ -282,7 +282,7 @@ async fn endpoints(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settin
             "ready gateways are endpoints of mirrors",
             format!("the Service {service} has no ready endpoint, although gateways are ready: mirrors lead nowhere"),
             format!(
-                "see that the Service's selector fits the pods: apply what `linkspan install` prints again ({} -n {} get \
+                "see that the Service's selector fits the pods: apply again what `linkspan install` prints with the same arguments ({} -n {} get \
                  endpointslices)",
                 cluster.kubectl(),
                 cluster.namespace()
@@ -383,7 +383,7 @@ async fn address(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings
             GROUP,
             name,
             format!("the gateways have no address: there is no Service {service}"),
-            "apply what `linkspan install` prints again",
+            "apply again what `linkspan install` prints with the same arguments",
         ),
         Err(error) => checks.warn(
             GROUP,
