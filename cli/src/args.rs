@@ -19,7 +19,7 @@ pub(crate) use kubernetes::{
     CaCommand, CaCreateArgs, CrdsArgs, InstallArgs, ServiceType, Stage, TrafficPolicy, UninstallArgs,
 };
 pub(crate) use place::Place;
-pub(crate) use values::Workload;
+pub(crate) use values::{RESERVED_NAMESPACES, Workload};
 use values::{range, seconds, socket, window, workload};
 
 /// Joins clusters and sites into one mesh: services of one cluster under names of the other.

@@ -10,10 +10,13 @@
 //! - **In**: connections.
 //! - **Out**: the same, decrypted, with what is known of the other end ([`Caller`]).
 //! - **Refuses when**: there is no TLS 1.3 handshake within [`HANDSHAKE`], a certificate is shown that is not a gateway's of
-//!   this cluster, or too many are open: [`HANDSHAKES_MAX`] not yet decided, [`STRANGERS_MAX`] without a certificate,
-//!   [`CONNECTIONS_MAX`] with one. Whoever has none takes no place of those who have.
+//!   this cluster, or too many are open: [`HANDSHAKES_MAX`] not yet decided, [`HANDSHAKES_OF_SOURCE_MAX`] of them of one
+//!   address, [`STRANGERS_MAX`] without a certificate, [`CONNECTIONS_MAX`] with one. After its handshake, whoever has none takes
+//!   no place of those who have. Until then only its address is known: one address holds an eighth of the places at most, and
+//!   eight that do nothing but begin handshakes keep gateways waiting that begin one.
 //! - **Never does**: ask a caller without a certificate for anything; what it may do is decided where it asks.
-//! - **Numbers**: [`HANDSHAKE`], [`HANDSHAKES_MAX`], [`STRANGER`], [`STRANGERS_MAX`], [`CONNECTIONS_MAX`], [`WAITING`].
+//! - **Numbers**: [`HANDSHAKE`], [`HANDSHAKES_MAX`], [`HANDSHAKES_OF_SOURCE_MAX`], [`STRANGER`], [`STRANGERS_MAX`],
+//!   [`CONNECTIONS_MAX`], [`WAITING`].
 
 use std::io;
 use std::sync::Arc;
@@ -27,13 +30,20 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
+// Places for handshakes.
+mod handshakes;
 // Who is believed, and what is shown.
 pub mod tls;
+
+use handshakes::Handshakes;
 
 /// From the first byte to the end of the handshake (S-27).
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes at once. All gateways of a cluster may come in one second, and a handshake takes milliseconds.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Of these, of one source address. A gateway begins a few at once, two for each of its peers when there is a new leader, and
+/// tries again where it finds no place.
+pub const HANDSHAKES_OF_SOURCE_MAX: usize = 32;
 /// How long a connection without a certificate may last: a token is judged in 5 s at most, and a certificate signed.
 pub const STRANGER: Duration = Duration::from_secs(10);
 /// Connections without a certificate. A gateway needs one for a moment, once in its life.
@@ -129,7 +139,7 @@ impl Port {
 
     /// Accepts until the drain.
     pub async fn serve(self, signal: Signal) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let handshakes = Handshakes::default();
         let mut pause = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
         let port = Arc::new(self);
         loop {
@@ -137,8 +147,8 @@ impl Port {
                 accepted = port.listener.accept() => accepted,
                 () = signal.draining() => return,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, source) = match accepted {
+                Ok((stream, address)) => (stream, address.ip()),
                 Err(error) => {
                     tracing::warn!(%error, "the gateways' port: accept failed");
                     tokio::time::sleep(pause.next()).await;
@@ -146,9 +156,12 @@ impl Port {
                 }
             };
             pause.reset();
-            let Ok(shaking) = Arc::clone(&handshakes).try_acquire_owned() else {
-                tracing::warn!("the gateways' port: too many handshakes at once; a connection is closed");
-                continue;
+            let shaking = match handshakes.begin(source) {
+                Ok(shaking) => shaking,
+                Err(full) => {
+                    tracing::warn!(%source, %full, "the gateways' port: too many handshakes at once; a connection is closed");
+                    continue;
+                }
             };
             let port = Arc::clone(&port);
             drop(task::spawn("door", async move {

@@ -10,6 +10,10 @@ use linkspan_proto::metadata::KeyPattern;
 use linkspan_proto::names::{ClusterName, Namespace, ServiceName};
 use linkspan_proto::resources::HostPort;
 
+use super::values::{
+    annotation, cluster, dialled, everywhere, image, image_tag, namespace, service_address, trust_domain,
+};
+
 /// Whose part of the installation is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Stage {
@@ -52,10 +56,13 @@ pub(crate) enum TrafficPolicy {
     long_about = "Prints plain YAML for `kubectl apply -f -`: namespace, resource definitions, service accounts, the rights of the \
 controller (the gateway has none), admission policies that bind the controller to its own objects, gateways, controllers, \
 services, network policies. Nothing in the cluster is read or changed by this command itself.\n\n\
+One installation per cluster. Its rights and admission policies have one name in the whole cluster and name the controller of one \
+namespace: applied for a second namespace, they are taken from the first, whose controller may do nothing from then on. \
+`linkspan check` in the first says so.\n\n\
 The certificate authority. A cluster has one root, which its peers trust by its certificate. Without --ca-secret and --ca-from a \
-new one is made and printed with the rest, as an immutable Secret: applying a second print does not replace it, the API server \
-refuses that one object and says so. From then on name it: --ca-secret linkspan-ca prints no key, is the same every time, and \
-is what belongs into Git. --ca-from DIR prints the root that lies in DIR (made by `linkspan ca create --out DIR`).\n\n\
+new one is made and printed with the rest, as an immutable Secret and ConfigMap: applying a second print does not replace them, \
+the API server refuses these two objects, and kubectl shows the unused new key on the terminal while it says so. From then on \
+name it: --ca-secret linkspan-ca prints no key, is the same every time, and is what belongs into Git. --ca-from DIR prints the root that lies in DIR (made by `linkspan ca create --out DIR`).\n\n\
 By privilege: --stage cluster prints what a cluster administrator has to grant, --stage namespaced all the rest, for the owner \
 of the namespace.",
     after_help = "Examples:\n  linkspan install --cluster-name east | kubectl apply -f -\n  linkspan install --cluster-name east --address east.example.com:4143 --ca-secret linkspan-ca > linkspan.yaml\n  linkspan install --stage cluster | kubectl --as=admin apply -f -\n  linkspan install --stage namespaced --cluster-name east | kubectl apply -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan install --coredns - --dns-cluster-ip 10.96.0.53 | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
@@ -63,13 +70,13 @@ of the namespace.",
 pub(crate) struct InstallArgs {
     /// The cluster's name: lower-case letters, digits and '-', 63 at most. Peers see it; mirrored names end in it. Needed for
     /// all but --stage cluster and --coredns
-    #[arg(long, value_name = "NAME", required_unless_present_any = ["stage", "coredns"])]
+    #[arg(long, value_name = "NAME", value_parser = cluster, required_unless_present_any = ["stage", "coredns"])]
     pub(crate) cluster_name: Option<ClusterName>,
     /// The trust domain of the cluster's identities [default: NAME.linkspan.internal]
-    #[arg(long, value_name = "DOMAIN")]
+    #[arg(long, value_name = "DOMAIN", value_parser = trust_domain)]
     pub(crate) trust_domain: Option<TrustDomain>,
     /// The namespace of gateways and controllers; nothing is mirrored into it
-    #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "linkspan")]
+    #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "linkspan", value_parser = namespace)]
     pub(crate) namespace: Namespace,
     /// Which part to print [default: all]
     #[arg(long, value_name = "STAGE")]
@@ -82,13 +89,13 @@ pub(crate) struct InstallArgs {
     pub(crate) controller_replicas: u16,
     /// Where the images are: /gateway and /mirror-controller are appended. The default means images that were loaded onto
     /// the nodes; deploy/docker/Dockerfile builds them
-    #[arg(long, value_name = "REGISTRY/PATH", default_value = "localhost/linkspan")]
+    #[arg(long, value_name = "REGISTRY/PATH", default_value = "localhost/linkspan", value_parser = image)]
     pub(crate) image: String,
     /// The tag of the images
-    #[arg(long, value_name = "TAG", default_value = env!("CARGO_PKG_VERSION"))]
+    #[arg(long, value_name = "TAG", default_value = env!("CARGO_PKG_VERSION"), value_parser = image_tag)]
     pub(crate) image_tag: String,
     /// An address at which peers dial this cluster (several: repeat it). Without it, what the load balancer got
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = dialled)]
     pub(crate) address: Vec<HostPort>,
     /// How peers reach the gateways
     #[arg(long, value_name = "TYPE", default_value = "LoadBalancer")]
@@ -104,7 +111,7 @@ pub(crate) struct InstallArgs {
     pub(crate) external_traffic_policy: TrafficPolicy,
     /// The address of the DNS service, so that CoreDNS' configuration can name it beforehand; of the cluster's service range
     /// [default: the API server chooses]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = service_address)]
     pub(crate) dns_cluster_ip: Option<IpAddr>,
     /// Print CoreDNS' ConfigMap with the lines that let it forward clusterset.local to --dns-cluster-ip, in place of an
     /// installation, for `kubectl replace -f -`. FILE is what `kubectl -n kube-system get configmap coredns -o yaml` printed, -
@@ -112,11 +119,11 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "FILE", requires = "dns_cluster_ip", conflicts_with_all = ["stage", "cluster_name"])]
     pub(crate) coredns: Option<PathBuf>,
     /// The address on which the pods listen: 0.0.0.0, or :: on clusters with IPv6
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", value_parser = everywhere)]
     pub(crate) bind: IpAddr,
     /// Mirror into this namespace only (several: repeat it); it has to exist. Without it, into every namespace that exists,
     /// except those of Kubernetes itself
-    #[arg(long, value_name = "NAMESPACE")]
+    #[arg(long, value_name = "NAMESPACE", value_parser = namespace)]
     pub(crate) import_namespace: Vec<Namespace>,
     /// A network that endpoints of mirrors lie in: the pod network, and the service network for headless services (several:
     /// repeat it). The API server then refuses every other address. Without it, all but loopback, link-local and multicast
@@ -131,7 +138,7 @@ pub(crate) struct InstallArgs {
     pub(crate) exclude_annotation: Vec<KeyPattern>,
     /// A cluster whose word counts first where clusters disagree about a service (several: repeat it, in their order; this
     /// cluster may be among them) [default: the one whose export was seen here first]
-    #[arg(long, value_name = "CLUSTER")]
+    #[arg(long, value_name = "CLUSTER", value_parser = cluster)]
     pub(crate) precedence: Vec<ClusterName>,
     /// A network that peers dial from (several: repeat it) [default: all]
     #[arg(long, value_name = "CIDR")]
@@ -161,20 +168,23 @@ pub(crate) struct InstallArgs {
 all links, so that the controller withdraws mirrors while it still runs; then the programs; then their rights; last the \
 namespace, with the cluster's root in it. No object of ours has a finalizer, so none keeps the others waiting.\n\n\
 kubectl deletes them one after the other without waiting, so the controller may end before it has withdrawn every mirror. What \
-is left has its label; delete it by that (the second example, which the end of the output repeats).\n\n\
-Deleting the definitions of the multi-cluster services API deletes every ServiceExport of the cluster, whoever made it: \
---keep-multi-cluster-crds where another implementation uses them.",
-    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  kubectl delete services,endpointslices --all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
+is left has its label, and so have the controller's rights in namespaces that `linkspan install --import-namespace` named; delete it \
+by that (the second example, which the end of the output repeats).\n\n\
+A cluster has one installation: definitions, rights and admission policies go whichever namespace they are for. The definitions take \
+every Link, policy, ServiceExport and ServiceImport of the cluster along, whoever made it: --keep-crds leaves them, \
+--keep-multi-cluster-crds those of the multi-cluster services API, where another implementation uses them. --stage namespaced \
+prints what is in the one namespace alone.",
+    after_help = "Examples:\n  linkspan uninstall | kubectl delete --ignore-not-found -f -\n  kubectl delete services,endpointslices,rolebindings --all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n  linkspan uninstall --keep-ca | kubectl delete --ignore-not-found -f -\n  kubectl -n kube-system get configmap coredns -o yaml | linkspan uninstall --coredns - | kubectl replace -f -\n\nExit codes: 0 printed, 1 failed, 2 wrong arguments."
 )]
 pub(crate) struct UninstallArgs {
     /// The namespace of gateways and controllers
-    #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "linkspan")]
+    #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "linkspan", value_parser = namespace)]
     pub(crate) namespace: Namespace,
     /// Which part to print
     #[arg(long, value_name = "STAGE", default_value = "all")]
     pub(crate) stage: Stage,
-    /// A namespace that was named to `linkspan install` (several: repeat it)
-    #[arg(long, value_name = "NAMESPACE")]
+    /// A namespace that was named to `linkspan install` (several: repeat it). Not needed where the second example is typed too
+    #[arg(long, value_name = "NAMESPACE", value_parser = namespace)]
     pub(crate) import_namespace: Vec<Namespace>,
     /// The Secret with the cluster's root
     #[arg(long, value_name = "NAME", default_value = "linkspan-ca")]
@@ -182,6 +192,9 @@ pub(crate) struct UninstallArgs {
     /// Leave the namespace and the cluster's root in it: peers go on to trust what is installed there later
     #[arg(long)]
     pub(crate) keep_ca: bool,
+    /// Leave all resource definitions, and with them all Links, policies, exports and imports
+    #[arg(long)]
+    pub(crate) keep_crds: bool,
     /// Leave ServiceExport and ServiceImport, and all objects of these kinds
     #[arg(long)]
     pub(crate) keep_multi_cluster_crds: bool,
@@ -222,10 +235,10 @@ or for `linkspan install --ca-from`.",
 )]
 pub(crate) struct CaCreateArgs {
     /// The cluster's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = cluster)]
     pub(crate) cluster_name: ClusterName,
     /// The trust domain that the root speaks for [default: NAME.linkspan.internal]
-    #[arg(long, value_name = "DOMAIN")]
+    #[arg(long, value_name = "DOMAIN", value_parser = trust_domain)]
     pub(crate) trust_domain: Option<TrustDomain>,
     /// The namespace of the Secret
     #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "linkspan")]
@@ -236,12 +249,4 @@ pub(crate) struct CaCreateArgs {
     /// Write root.pem and root.key into this folder and print nothing
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-}
-
-/// Reads `key=value`.
-fn annotation(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write KEY=VALUE, as in service.beta.kubernetes.io/aws-load-balancer-type=nlb".to_owned()),
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use linkspan_proto::configuration::{Capacity, Export, LinkReport, Mirror, MirrorPort, Peer, Resource};
-use linkspan_proto::names::{ClusterName, ServiceKey};
+use linkspan_proto::names::{ClusterName, ServiceKey, mirror_name};
 use serde::{Deserialize, Serialize};
 
 use super::occupant::Occupant;
@@ -192,6 +192,19 @@ impl Facts {
         self.capacities.keys().filter(move |(_, exported)| exported == service).map(|(cluster, _)| cluster)
     }
 
+    /// The name by which clients know the mirror of one peer's service.
+    pub(crate) fn name_of(&self, cluster: &ClusterName, service: &ServiceKey) -> String {
+        let linked = self.peers.keys().cloned().collect();
+        let name = mirror_name(&service.name, cluster, &linked);
+        format!("{name}.{}.svc.cluster.local", service.namespace)
+    }
+
+    /// Whether a peer has no endpoint of a service that is ready. Of a headless one no name is left then.
+    pub(crate) fn has_none_ready(&self, cluster: &ClusterName, service: &ServiceKey) -> bool {
+        let capacity = self.capacities.get(&(cluster.clone(), service.clone()));
+        capacity.is_some_and(|it| it.ready_endpoints.is_empty() && it.ready.values().all(|ready| *ready == 0))
+    }
+
     /// The clusters behind one port of a mirror, by tier.
     pub(crate) fn backings(&self, mirror: &Mirror, port: u16) -> Vec<Backing> {
         let tiers = mirror.tiers.iter().enumerate();
@@ -238,6 +251,13 @@ impl Facts {
         (!fronts.contains_key(&mirror.name)).then(|| {
             format!("no Service stands for it: is there a namespace {namespace} in this cluster, and may the controller write to it?")
         })
+    }
+
+    /// How one port of a headless service stands as a whole, which nobody listens for: its endpoints have names of their own.
+    pub(crate) fn health_of_whole(&self, mirror: &Mirror, port: &MirrorPort) -> PortHealth {
+        let backings = self.backings(mirror, port.port);
+        let (state, message) = judge(&backings);
+        PortHealth { state, message, backings, occupant: None, unbound: String::new() }
     }
 
     /// How one port of a mirror stands.

@@ -17,6 +17,7 @@ pub(crate) mod pods;
 pub(crate) mod reach;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use futures::future;
@@ -25,6 +26,7 @@ use linkspan_proto::manifest;
 use linkspan_proto::resources::Cluster as Settings;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::facts::{ConfigPage, Facts, Front};
 use super::merge::{self, Said};
@@ -34,7 +36,7 @@ use crate::args::Place;
 use crate::output;
 use api::{Answer, Api, ApiError};
 use mirrors::MirrorObjects;
-use pods::{Component, OurPod};
+use pods::{Component, OurPod, Unreached};
 use reach::Reach;
 
 /// Where Linkspan is installed unless somebody says otherwise.
@@ -45,6 +47,9 @@ const CONFIGURATION: &str = "linkspan-cluster";
 
 /// The ConfigMap with the root's certificate.
 const ROOT: &str = "linkspan-root";
+
+/// How long a pod counts as silent that did not answer: longer than one round of checks, and shorter than anybody watches.
+const SILENT_FOR: Duration = Duration::from_secs(60);
 
 /// The Lease by which one controller leads.
 const LEASE: &str = "linkspan-controller";
@@ -58,6 +63,8 @@ pub(crate) struct Cluster {
     flags: String,
     /// How kubectl is told the same.
     kubectl: String,
+    /// Pods that answered by no way, and when that was found. Many pages are asked of each; the time is lost once.
+    silent: Mutex<BTreeMap<String, (Instant, Unreached)>>,
 }
 
 /// Which controller leads, as the Lease says.
@@ -87,14 +94,14 @@ impl Cluster {
         if namespace != NAMESPACE {
             words.push(format!("--linkspan-namespace {namespace}"));
         }
-        Ok(Self { api: connected.api, namespace, flags: words.join(" "), kubectl })
+        Ok(Self { api: connected.api, namespace, flags: words.join(" "), kubectl, silent: Mutex::default() })
     }
 
     /// A cluster behind a client that a test made.
     #[cfg(test)]
     pub(crate) fn for_test(api: Api) -> Self {
         let (flags, kubectl) = ("--context east".to_owned(), "kubectl --context east".to_owned());
-        Self { api, namespace: NAMESPACE.to_owned(), flags, kubectl }
+        Self { api, namespace: NAMESPACE.to_owned(), flags, kubectl, silent: Mutex::default() }
     }
 
     /// How a remedy names it: `--context east`.
@@ -178,12 +185,22 @@ impl Cluster {
 
     /// `GET path` of a pod's admin listener, whatever the status.
     pub(crate) async fn page(&self, pod: &OurPod, path: &str) -> anyhow::Result<Answer> {
-        pods::fetch(&self.api, &self.namespace, pod, path).await
+        if let Some((since, error)) = self.silent.lock().await.get(&pod.name)
+            && since.elapsed() < SILENT_FOR
+        {
+            return Err(error.clone().into());
+        }
+        let answer = pods::fetch(&self.api, &self.namespace, &self.kubectl, pod, path).await;
+        let unreached = answer.as_ref().err().and_then(|error| error.downcast_ref::<Unreached>());
+        if let Some(error) = unreached.filter(|error| error.silent) {
+            self.silent.lock().await.insert(pod.name.clone(), (Instant::now(), error.clone()));
+        }
+        answer
     }
 
     /// `GET path` of a pod's admin listener, read as JSON.
     pub(crate) async fn json<T: DeserializeOwned>(&self, pod: &OurPod, path: &str) -> anyhow::Result<T> {
-        pods::json(&self.api, &self.namespace, pod, path).await
+        pods::read(pod, path, &self.page(pod, path).await?)
     }
 
     /// `GET path` of the controller that leads, or of another where that does not answer.

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use linkspan_proto::names::{ClusterName, ServiceKey};
-use linkspan_proto::resources::{ClusterTrafficPolicy, Site};
+use linkspan_proto::resources::{ClusterTrafficPolicy, ExportPolicy, Site};
 
 use crate::args::{CheckArgs, Format};
 use crate::client::catalogues::PeerCatalogue;
@@ -79,8 +79,15 @@ async fn round(args: &CheckArgs, progress: &Progress) -> Report {
     let source = match Source::open(&args.place).await {
         Ok(source) => source,
         Err(error) => {
-            let remedy = "a site is named by --dir, a Kubernetes cluster by --context";
-            report.fail(Group::Site, "there is something to check", format!("{error:#}"), remedy);
+            let place = &args.place;
+            let is_cluster =
+                place.context.is_some() || place.kubeconfig.is_some() || place.linkspan_namespace.is_some();
+            let (group, remedy) = if is_cluster {
+                (Group::Cluster, "`kubectl config get-contexts` shows what --context takes; another file: --kubeconfig")
+            } else {
+                (Group::Site, "a site is named by --dir, a Kubernetes cluster by --context")
+            };
+            report.fail(group, "there is something to check", format!("{error:#}"), remedy);
             return report;
         }
     };
@@ -135,6 +142,8 @@ struct Checks<'a> {
     peers: Option<Result<Vec<PeerCatalogue>, String>>,
     /// What users wish for traffic.
     policies: Vec<ClusterTrafficPolicy>,
+    /// Who may call what is exported here.
+    export_policies: Vec<ExportPolicy>,
 }
 
 /// What the user narrowed the checks to.
@@ -171,6 +180,7 @@ impl<'a> Checks<'a> {
             mirrors: Vec::new(),
             peers: None,
             policies: Vec::new(),
+            export_policies: Vec::new(),
         }
     }
 

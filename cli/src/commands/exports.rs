@@ -60,9 +60,14 @@ struct Policy {
 pub(crate) async fn run(args: &ExportsArgs) -> anyhow::Result<Exit> {
     let source = Source::open(&args.place).await?;
     let (facts, statuses) = (source.facts().await?, source.statuses(Of::Exports).await?);
-    let rows = rows(&facts, statuses, args.namespace.as_ref().map(Namespace::as_str));
+    let all = rows(&facts, statuses);
+    let nothing = all.is_empty();
+    let rows = within(all, args.namespace.as_ref().map(Namespace::as_str));
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
+        Format::Table | Format::Wide if rows.is_empty() && !nothing => {
+            output::print("Nothing of what is exported matches.\n")?;
+        }
         Format::Table | Format::Wide if rows.is_empty() => output::print(&format!(
             "Nothing is exported. A ServiceExport beside the Service exports it, {}:\n\n{}",
             source.manifests(),
@@ -76,11 +81,11 @@ pub(crate) async fn run(args: &ExportsArgs) -> anyhow::Result<Exit> {
 /// The manifest that exports a service.
 pub(crate) fn manifest(namespace: &str, name: &str) -> String {
     format!(
-        "apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata:\n  name: {name}\n  namespace: {namespace}\n"
+        "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata:\n  name: {name}\n  namespace: {namespace}\n"
     )
 }
 
-fn rows(facts: &Facts, statuses: Vec<Status>, namespace: Option<&str>) -> Vec<Row> {
+fn rows(facts: &Facts, statuses: Vec<Status>) -> Vec<Row> {
     let mut rows: BTreeMap<String, Row> =
         facts.exports.values().map(|export| (export.service.to_string(), Row::of(export, facts))).collect();
     for status in statuses {
@@ -88,8 +93,12 @@ fn rows(facts: &Facts, statuses: Vec<Status>, namespace: Option<&str>) -> Vec<Ro
         let row = rows.entry(key.clone()).or_insert_with(|| Row::refused(key));
         row.conditions = status.conditions().to_vec();
     }
+    rows.into_values().collect()
+}
+
+fn within(rows: Vec<Row>, namespace: Option<&str>) -> Vec<Row> {
     let wanted = |row: &Row| namespace.is_none_or(|name| row.service.split('/').next() == Some(name));
-    rows.into_values().filter(wanted).collect()
+    rows.into_iter().filter(wanted).collect()
 }
 
 impl Row {
@@ -235,19 +244,20 @@ mod tests {
     #[test]
     fn people_read_a_table() {
         assert_eq!(
-            table(&rows(&facts(), vec![invalid()], None), false).render(false),
+            table(&rows(&facts(), vec![invalid()]), false).render(false),
             "SERVICE   PORTS    READY  ALLOWED    STATE\n\
              shop/api  -        -      -          NotExported: Valid=False (NoService): there is no Service shop/api\n\
              shop/web  80/http    1/2  all peers  Exported\n"
         );
-        assert!(rows(&facts(), vec![invalid()], Some("other")).is_empty());
+        let all = rows(&facts(), vec![invalid()]);
+        assert!(within(all, Some("other")).is_empty());
     }
 
     #[test]
     fn who_may_call_is_told() {
         let mut facts = facts();
         facts.peers.get_mut(&cluster("north")).expect("peer").default_policy = DefaultPolicy::Deny;
-        let shown = |facts: &Facts, wide| rows(facts, Vec::new(), None)[0].policy.shown(wide);
+        let shown = |facts: &Facts, wide| rows(facts, Vec::new())[0].policy.shown(wide);
         assert_eq!(shown(&facts, false), "west");
         let export = facts.exports.get_mut(&service("shop/web")).expect("export");
         export.rules = Some(Vec::new());
@@ -268,12 +278,12 @@ mod tests {
         let mut facts = facts();
         let export = facts.exports.get_mut(&service("shop/web")).expect("export");
         export.ports[0].endpoints.iter_mut().for_each(|endpoint| endpoint.ready = false);
-        assert_eq!(rows(&facts, Vec::new(), None)[0].state().0, "NoReadyEndpoints");
+        assert_eq!(rows(&facts, Vec::new())[0].state().0, "NoReadyEndpoints");
     }
 
     #[test]
     fn programs_read_json() {
-        let json = serde_json::to_value(rows(&facts(), vec![invalid()], None)).expect("serialises");
+        let json = serde_json::to_value(rows(&facts(), vec![invalid()])).expect("serialises");
         assert_eq!(json[0]["exported"], false);
         assert_eq!(json[0]["conditions"][0]["type"], "Valid");
         assert_eq!(json[1]["ports"][0]["ready"], 1);

@@ -1,5 +1,6 @@
 //! `linkspan gateways`: one line for each link.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use linkspan_proto::configuration::{LinkPhase, LinkReport};
@@ -7,39 +8,101 @@ use serde::Serialize;
 
 use crate::args::{Format, GatewaysArgs};
 use crate::client::facts::Facts;
-use crate::client::source::Source;
+use crate::client::source::{Of, Source};
+use crate::client::status::{Condition, Status};
 use crate::commands::Exit;
 use crate::output;
 use crate::output::table::{Cell, Table};
 
 /// One link, for programs.
 #[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Row {
+    /// One that is in force.
+    InForce(InForce),
+    /// One that is not: no gateway knows of it.
+    Refused(Refused),
+}
+
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+struct InForce {
     /// Services that the peer exports to us.
     num_svc: usize,
     /// What the gateway says of the link.
     #[serde(flatten)]
     link: LinkReport,
+    /// Why the Link as it stands now is refused; an earlier version of it is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<Condition>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Refused {
+    cluster: String,
+    alive: bool,
+    /// Why the Link is refused.
+    refused: Condition,
 }
 
 /// Runs the command.
 pub(crate) async fn run(args: &GatewaysArgs) -> anyhow::Result<Exit> {
     let source = Source::open(&args.place).await?;
-    let rows = rows(&source.facts().await?);
+    let facts = source.facts().await?;
+    // Whoever may not list Links still sees those in force.
+    let statuses = source.statuses(Of::Links).await.unwrap_or_default();
+    let rows = rows(&facts, &statuses);
     match args.output.output {
         Format::Json => output::json::print(&rows)?,
-        Format::Table | Format::Wide if rows.is_empty() => output::print(
+        Format::Table | Format::Wide if rows.is_empty() => output::print(&format!(
             "No links. Import the Link of a peer: on the peer `linkspan link export > peer.yaml`, here `linkspan link import \
-             peer.yaml`, and the same the other way round.\n",
-        )?,
-        format => table(&rows, format == Format::Wide, SystemTime::now()).print()?,
+             peer.yaml {}`, and the same the other way round.\n",
+            source.flags()
+        ))?,
+        format => {
+            table(&rows, format == Format::Wide, SystemTime::now()).print()?;
+            for remark in rows.iter().filter_map(Row::remark) {
+                output::print(&format!("\n{}\n", output::safe(&remark)))?;
+            }
+        }
     }
     Ok(Exit::Done)
 }
 
-fn rows(facts: &Facts) -> Vec<Row> {
-    facts.links.values().map(|link| Row { num_svc: facts.services_of(&link.cluster), link: link.clone() }).collect()
+fn rows(facts: &Facts, statuses: &[Status]) -> Vec<Row> {
+    let refused = |status: &Status| Some((status.metadata.name.clone(), status.complaint("Accepted")?.clone()));
+    let mut refused: BTreeMap<String, Condition> = statuses.iter().filter_map(refused).collect();
+    let in_force = facts.links.values().map(|link| InForce {
+        num_svc: facts.services_of(&link.cluster),
+        link: link.clone(),
+        refused: refused.remove(link.cluster.as_str()),
+    });
+    let mut rows: Vec<Row> = in_force.map(Row::InForce).collect();
+    let refused = refused.into_iter().map(|(cluster, refused)| Refused { cluster, alive: false, refused });
+    rows.extend(refused.map(Row::Refused));
+    rows.sort_by(|one, other| one.cluster().cmp(other.cluster()));
+    rows
+}
+
+impl Row {
+    fn cluster(&self) -> &str {
+        match self {
+            Self::InForce(InForce { link, .. }) => link.cluster.as_str(),
+            Self::Refused(Refused { cluster, .. }) => cluster,
+        }
+    }
+
+    /// What no column has room for: why a Link is refused.
+    fn remark(&self) -> Option<String> {
+        let (what, refused) = match self {
+            Self::InForce(InForce { refused, .. }) => {
+                ("its Link as it stands is refused, and the version before is in force", refused.as_ref()?)
+            }
+            Self::Refused(Refused { refused, .. }) => ("its Link is refused", refused),
+        };
+        Some(format!("{}: {what}: {}", self.cluster(), refused.sentence()))
+    }
 }
 
 fn table(rows: &[Row], wide: bool, now: SystemTime) -> Table {
@@ -61,7 +124,14 @@ fn table(rows: &[Row], wide: bool, now: SystemTime) -> Table {
     } else {
         Table::new(["CLUSTER", "ALIVE", "NUM_SVC", "LATENCY", "RTT", "LOSS", "VERSION", "SINCE"])
     };
-    for Row { num_svc, link } in rows {
+    for row in rows {
+        let InForce { num_svc, link, .. } = match row {
+            Row::InForce(row) => row,
+            Row::Refused(row) => {
+                table.row(refused(row, wide));
+                continue;
+            }
+        };
         let alive = if link.alive { Cell::text("True").good() } else { Cell::text("False").bad() };
         let mut cells = vec![
             Cell::text(link.cluster.as_str()),
@@ -83,6 +153,17 @@ fn table(rows: &[Row], wide: bool, now: SystemTime) -> Table {
         table.row(cells);
     }
     table
+}
+
+/// The cells of a Link that is not in force.
+fn refused(row: &Refused, wide: bool) -> Vec<Cell> {
+    let mut cells = vec![Cell::text(&row.cluster), Cell::text("Refused").bad()];
+    cells.extend(std::iter::repeat_with(Cell::none).take(6));
+    if wide {
+        cells.extend(std::iter::repeat_with(Cell::none).take(3));
+        cells.push(Cell::text(row.refused.sentence()).faint());
+    }
+    cells
 }
 
 /// As conditions and JSON spell it.
@@ -130,7 +211,7 @@ mod tests {
 
     #[test]
     fn people_read_a_table() {
-        let rows = rows(&facts());
+        let rows = rows(&facts(), &[]);
         assert_eq!(
             table(&rows, false, at(75)).render(false),
             "CLUSTER  ALIVE  NUM_SVC  LATENCY    RTT  LOSS  VERSION  SINCE\n\
@@ -143,11 +224,33 @@ mod tests {
 
     #[test]
     fn programs_read_json() {
-        let json = serde_json::to_value(rows(&facts())).expect("serialises");
+        let json = serde_json::to_value(rows(&facts(), &[])).expect("serialises");
         assert_eq!(json[1]["cluster"], "west");
         assert_eq!(json[1]["alive"], true);
         assert_eq!(json[1]["numSvc"], 1);
         assert_eq!(json[0]["reason"], "Unreachable");
+    }
+
+    #[test]
+    fn a_refused_link_is_there_with_the_reason() {
+        let status = |name: &str, reason: &str| -> Status {
+            serde_saphyr::from_str(&format!(
+                "kind: Link\nmetadata: {{name: {name}}}\nstatus:\n  conditions:\n    - {{type: Accepted, status: 'False', \
+                 reason: {reason}, message: no}}\n"
+            ))
+            .expect("a status")
+        };
+        let rows = rows(&facts(), &[status("east", "SelfLink"), status("west", "Invalid")]);
+        let page = table(&rows, false, at(75)).render(false);
+        assert_eq!(page.lines().nth(1), Some("east     Refused  -        -        -      -     -        -"), "{page}");
+        let wide = table(&rows, true, at(75)).render(false);
+        assert!(wide.contains("Accepted=False (SelfLink): no"), "{wide}");
+        let remarks: Vec<String> = rows.iter().filter_map(Row::remark).collect();
+        assert_eq!(remarks[0], "east: its Link is refused: Accepted=False (SelfLink): no");
+        assert!(remarks[1].starts_with("west: its Link as it stands is refused"), "{remarks:?}");
+        let json = serde_json::to_value(&rows).expect("serialises");
+        assert_eq!((&json[0]["alive"], &json[0]["refused"]["reason"]), (&false.into(), &"SelfLink".into()));
+        assert_eq!((&json[2]["alive"], &json[2]["refused"]["reason"]), (&true.into(), &"Invalid".into()));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! compares object by object.
 
 /// What the API server refuses from the controller, beyond its rights.
-mod admission;
+pub(crate) mod admission;
 /// The root of the cluster.
 mod authority;
 /// What the cluster's DNS forwards.
@@ -34,10 +34,7 @@ use crate::commands::Exit;
 use crate::output;
 use authority::Root;
 use options::Options;
-
-/// The namespaces into which nothing is mirrored, besides our own: they belong to Kubernetes, and `default` holds the API
-/// server's own Service.
-const RESERVED_NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
+pub(crate) use rights::WRITER;
 
 /// The ConfigMap with `cluster.yaml`.
 const CONFIGURATION: &str = "linkspan-cluster";
@@ -66,7 +63,7 @@ pub(crate) struct Right {
 impl Right {
     /// Whether `--import-namespace` grants it in single namespaces in place of the whole cluster.
     pub(crate) fn by_namespace(self) -> bool {
-        self.role == rights::WRITER
+        self.role == WRITER
     }
 }
 
@@ -122,18 +119,47 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Exit> {
         output::print(&coredns::without_lines(file)?)?;
         return Ok(Exit::Done);
     }
-    output::print(&format!("{}{}", yaml(&departures(args)?)?, leftovers(args)))?;
+    let text = format!("{}{}", yaml(&departures(args)?)?, leftovers(args));
+    if let Some(warning) = taken_along(args) {
+        output::note(&warning);
+    }
+    output::print(&text)?;
     Ok(Exit::Done)
 }
 
-/// What may be left when all that is printed is gone. `kubectl delete` asks for one end after the other and waits for all of
-/// them together, so the controller may lose its rights and its pod before it has withdrawn every mirror.
+/// What goes besides the installation in that namespace, for whoever reads the terminal: the YAML goes to kubectl unread.
+fn taken_along(args: &UninstallArgs) -> Option<String> {
+    let UninstallArgs { namespace, stage, keep_crds, keep_multi_cluster_crds, .. } = args;
+    if *stage == Stage::Namespaced {
+        return None;
+    }
+    let kinds = match (keep_crds, keep_multi_cluster_crds) {
+        (true, _) => String::new(),
+        (false, true) => " The definitions take every Link and policy of the cluster along (--keep-crds leaves them).".to_owned(),
+        (false, false) => " The definitions take every Link, policy, ServiceExport and ServiceImport of the cluster along, whoever made \
+                           it (--keep-crds leaves them; --keep-multi-cluster-crds leaves those of the multi-cluster services API)."
+            .to_owned(),
+    };
+    Some(format!(
+        "linkspan: this ends the one installation of the cluster: rights and admission policies too, whichever namespace they are \
+         for.{kinds} What is in the namespace {namespace} alone: --stage namespaced."
+    ))
+}
+
+/// What may be left when all that is printed is gone, with what lies in namespaces that nobody names here. `kubectl delete` asks
+/// for one end after the other and waits for all of them together, so the controller may lose its rights and its pod before it
+/// has withdrawn every mirror.
 fn leftovers(args: &UninstallArgs) -> String {
-    let imports = if args.keep_multi_cluster_crds { ",serviceimports" } else { "" };
+    let UninstallArgs { stage, keep_crds, keep_multi_cluster_crds, .. } = args;
+    // Mirrors are the whole cluster's, and so are the rights to write them.
+    if *stage == Stage::Namespaced {
+        return String::new();
+    }
+    let imports = if *keep_crds || *keep_multi_cluster_crds { ",serviceimports" } else { "" };
     let (key, value) = (labels::MANAGED_BY, labels::MANAGED_BY_VALUE);
     format!(
-        "# Then what the controller had no time to withdraw:\n\
-         #   kubectl delete services,endpointslices{imports} --all-namespaces -l {key}={value}\n"
+        "# Then what the controller had no time to withdraw, and its rights in namespaces that --import-namespace named:\n\
+         #   kubectl delete services,endpointslices,rolebindings{imports} --all-namespaces -l {key}={value}\n"
     )
 }
 
@@ -222,7 +248,8 @@ fn configuration(options: &Options) -> Item {
 
 /// Everything in the order in which it goes.
 fn departures(args: &UninstallArgs) -> anyhow::Result<Vec<Item>> {
-    let UninstallArgs { namespace, stage, import_namespace, ca_secret, keep_ca, keep_multi_cluster_crds, .. } = args;
+    let UninstallArgs { namespace, stage, import_namespace, ca_secret, keep_ca, .. } = args;
+    let keep_multi_cluster_crds = args.keep_multi_cluster_crds || args.keep_crds;
     let options = Options::for_departure(namespace, import_namespace)?;
     let stub = |note: &str, object: &Value| {
         let mut metadata = json!({ "name": object["metadata"]["name"] });
@@ -234,7 +261,7 @@ fn departures(args: &UninstallArgs) -> anyhow::Result<Vec<Item>> {
     let is = |item: &Item, kind: &str| item.object["kind"] == kind;
     let (granted, run) = (cluster_stage(&options)?, namespaced_stage(&options));
     let mut items = Vec::new();
-    if *stage != Stage::Namespaced {
+    if *stage != Stage::Namespaced && !args.keep_crds {
         let ours = |item: &&Item| is(item, "CustomResourceDefinition") && item.object["spec"]["group"] == "linkspan.io";
         let note = "First: with the links the controller withdraws mirrors, as far as it gets while it runs.";
         items.extend(
@@ -271,7 +298,7 @@ fn departures(args: &UninstallArgs) -> anyhow::Result<Vec<Item>> {
             .iter()
             .filter(|item| item.object["spec"]["group"] != "linkspan.io")
             .filter(|item| !(*keep_ca && is(item, "Namespace")))
-            .filter(|item| !(*keep_multi_cluster_crds && is(item, "CustomResourceDefinition")))
+            .filter(|item| !(keep_multi_cluster_crds && is(item, "CustomResourceDefinition")))
             .collect();
         rest.sort_by_key(order);
         for item in rest {

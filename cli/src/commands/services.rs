@@ -1,14 +1,14 @@
 //! `linkspan services`: what is mirrored here, from where, at which name and address, and whether it is healthy.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::Mirror;
-use linkspan_proto::names::{ClusterName, EndpointName, Namespace};
+use linkspan_proto::configuration::{Mirror, MirrorPort, Tier};
+use linkspan_proto::names::{ClusterName, EndpointName, Namespace, ServiceKey};
 use serde::Serialize;
 
 use crate::args::{Format, ServicesArgs};
-use crate::client::facts::{Backing, Facts, State};
+use crate::client::facts::{Backing, Facts, PortHealth, State};
 use crate::client::occupant::Occupant;
 use crate::client::source::{Of, Source};
 use crate::client::status::{Condition, Status};
@@ -59,6 +59,21 @@ struct Port {
     occupant: Option<Occupant>,
     /// The clusters behind it, in order of preference.
     clusters: Vec<Backing>,
+}
+
+impl Port {
+    fn of(port: &MirrorPort, address: Option<SocketAddr>, health: PortHealth) -> Self {
+        Self {
+            port: port.port,
+            name: port.name.as_ref().map(ToString::to_string),
+            app_protocol: port.app_protocol.clone(),
+            address,
+            state: health.state,
+            message: health.message,
+            occupant: health.occupant,
+            clusters: health.backings,
+        }
+    }
 }
 
 /// Runs the command.
@@ -123,7 +138,15 @@ fn rows(facts: &Facts, statuses: &[Status], namespace: Option<&str>, cluster: Op
     });
     // In a cluster the gateways may know a name already that nobody has made yet.
     let refused: Vec<Row> = refused.filter(|row| !names.contains(row.name.as_str())).collect();
-    let mut rows: Vec<Row> = made.into_iter().chain(refused).collect();
+    let whole = statuses.iter().filter(|status| !names.contains(status.hostname()));
+    let whole: Vec<Row> = whole
+        .filter_map(|status| Row::headless(status, facts))
+        .filter(|row| {
+            let mut clusters = row.ports.iter().flat_map(|port| &port.clusters);
+            cluster.is_none_or(|name| clusters.any(|backing| backing.cluster.as_str() == name))
+        })
+        .collect();
+    let mut rows: Vec<Row> = made.into_iter().chain(refused).chain(whole).collect();
     rows.retain(|row| namespace.is_none_or(|name| row.service.split('/').next() == Some(name)));
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
@@ -159,16 +182,7 @@ impl Row {
                 if let Some(removed) = removed.filter(|_| health.state.serves()) {
                     (health.state, health.message) = (State::NotExported, removed.message.clone());
                 }
-                Port {
-                    port: port.port,
-                    name: port.name.as_ref().map(ToString::to_string),
-                    app_protocol: port.app_protocol.clone(),
-                    address: facts.address(mirror, port),
-                    state: health.state,
-                    message: health.message,
-                    occupant: health.occupant,
-                    clusters: health.backings,
-                }
+                Port::of(port, facts.address(mirror, port), health)
             })
             .collect();
         let worst = ports.iter().max_by_key(|port| port.state);
@@ -189,6 +203,63 @@ impl Row {
             ports,
             conditions: status.map(|status| status.conditions().to_vec()).unwrap_or_default(),
         }
+    }
+
+    /// A headless service as a whole. The gateways know its endpoints alone, each by its own name, and nothing of one that has
+    /// none; its name is there all the same.
+    fn headless(status: &Status, facts: &Facts) -> Option<Self> {
+        if status.complaint("Accepted").is_some() {
+            return None;
+        }
+        let service = ServiceKey::parse(status.service()).ok()?;
+        let below = format!(".{}", status.hostname());
+        let endpoints = facts.mirrors.iter().filter(|mirror| mirror.endpoint.is_some() && mirror.service == service);
+        let endpoints: Vec<&Mirror> = endpoints.filter(|mirror| mirror.name.ends_with(&below)).collect();
+        let mut clusters: BTreeMap<ClusterName, u32> = BTreeMap::new();
+        let mut ports: BTreeMap<u16, MirrorPort> = BTreeMap::new();
+        for mirror in &endpoints {
+            clusters.extend(mirror.tiers.iter().flat_map(|tier| tier.clusters.clone()));
+            ports.extend(mirror.ports.iter().map(|port| (port.port, port.clone())));
+        }
+        if endpoints.is_empty() {
+            let is_all = status.hostname().ends_with(".svc.clusterset.local");
+            let stands_for = |cluster: &ClusterName| is_all || facts.name_of(cluster, &service) == status.hostname();
+            let exporters = facts.exporters_of(&service).filter(|cluster| stands_for(cluster)).cloned();
+            let exporters: Vec<ClusterName> = exporters.collect();
+            // Any other service is known to the gateways, or was not made.
+            if !exporters.iter().all(|cluster| facts.has_none_ready(cluster, &service)) {
+                return None;
+            }
+            let capacities = exporters.iter().filter_map(|it| facts.capacities.get(&(it.clone(), service.clone())));
+            let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+            for port in capacities.flat_map(|capacity| capacity.ready.keys().copied()) {
+                ports.insert(port, MirrorPort { listen: nowhere, port, name: None, app_protocol: None });
+            }
+            clusters.extend(exporters.into_iter().map(|cluster| (cluster, 1)));
+        }
+        if clusters.is_empty() || ports.is_empty() {
+            return None;
+        }
+        let whole = Mirror {
+            name: status.hostname().to_owned(),
+            service,
+            endpoint: None,
+            ports: ports.into_values().collect(),
+            tiers: vec![Tier { clusters, min_healthy_percent: 1 }],
+        };
+        let health = |port: &MirrorPort| facts.health_of_whole(&whole, port);
+        let ports: Vec<Port> = whole.ports.iter().map(|port| Port::of(port, None, health(port))).collect();
+        let worst = ports.iter().max_by_key(|port| port.state)?;
+        Some(Self {
+            service: whole.service.to_string(),
+            endpoint: None,
+            healthy: ports.iter().all(|port| port.state.serves()),
+            state: worst.state,
+            message: worst.message.clone(),
+            ports,
+            conditions: status.conditions().to_vec(),
+            name: whole.name,
+        })
     }
 
     /// A mirror that the controller did not make.
@@ -396,6 +467,41 @@ mod tests {
             [status("web-west.shop.svc.cluster.local", stale), status("b-west.shop.svc.cluster.local", stale)];
         assert_eq!(rows(&facts, &statuses, None, None)[0].conditions.len(), 1);
         assert!(rows(&facts, &statuses[1..], None, None)[0].conditions.is_empty());
+    }
+
+    /// The gateways know its endpoints alone, and nothing of one that has none.
+    #[test]
+    fn a_headless_service_has_a_row_as_a_whole() {
+        let mut facts = facts();
+        for mirror in facts.mirrors.iter_mut().filter(|mirror| mirror.name.starts_with("web-west")) {
+            mirror.name = "db-0.web-west.shop.svc.cluster.local".to_owned();
+            mirror.endpoint = EndpointName::parse("db-0").ok();
+        }
+        let fine = "{type: Accepted, status: 'True', reason: Accepted, message: the mirror is made}";
+        let statuses = [status("web-west.shop.svc.cluster.local", fine)];
+        let of = |facts: &Facts| rows(facts, &statuses, None, Some("west"));
+        let page = table(&of(&facts), false).render(false);
+        let line = page.lines().find(|line| line.starts_with("web-west")).expect("a line");
+        assert_eq!(
+            line.split_whitespace().collect::<Vec<_>>()[1..],
+            ["-", "80/http", "west", "2", "Healthy"],
+            "{page}"
+        );
+
+        // None left: the name is there, and says so.
+        facts.mirrors.retain(|mirror| mirror.endpoint.is_none());
+        for capacity in facts.capacities.values_mut().filter(|capacity| capacity.cluster.as_str() == "west") {
+            capacity.ready.values_mut().for_each(|ready| *ready = 0);
+        }
+        let page = table(&of(&facts), false).render(false);
+        let line = page.lines().find(|line| line.starts_with("web-west")).expect("a line");
+        assert!(line.ends_with("NoReadyEndpoints: no endpoint is ready in west"), "{page}");
+
+        // Any other service that the gateways do not know has no row that says more than is known.
+        facts.capacities.values_mut().for_each(|capacity| {
+            capacity.ready.values_mut().for_each(|ready| *ready = 1);
+        });
+        assert!(!table(&of(&facts), false).render(false).contains("web-west"));
     }
 
     #[test]

@@ -81,9 +81,9 @@ impl From<GatewayRow> for Row {
             failures: row.failures,
             success_rate: row.success_rate,
             rps: row.rps,
-            p50_millis: row.p50_ms,
-            p95_millis: row.p95_ms,
-            p99_millis: row.p99_ms,
+            p50_millis: row.p50_ms.map(micros),
+            p95_millis: row.p95_ms.map(micros),
+            p99_millis: row.p99_ms.map(micros),
             tcp_opens: row.tcp_opens,
             tcp_closes: row.tcp_closes,
             tcp_failures: row.tcp_failures,
@@ -91,6 +91,11 @@ impl From<GatewayRow> for Row {
             write_bytes: row.write_bytes,
         }
     }
+}
+
+/// Whole microseconds: what lies behind is the rounding of an interpolation.
+fn micros(millis: f64) -> f64 {
+    (millis * 1e3).round() / 1e3
 }
 
 fn table(page: &Page, wide: bool) -> Table {
@@ -195,7 +200,7 @@ mod tests {
             rps: 100.0,
             p50_ms: Some(1.25),
             p95_ms: Some(12.4),
-            p99_ms: Some(250.0),
+            p99_ms: Some(249.999_999_999_999_97),
             tcp_opens: 0,
             tcp_closes: 0,
             tcp_failures: 0,

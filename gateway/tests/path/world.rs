@@ -312,6 +312,7 @@ impl Site {
             service_account: account.parse().expect("account"),
             ranges: vec!["127.0.0.0/8".parse().expect("cidr")],
         };
+        self.resources.lock().expect("lock").retain(|_, resource| !matches!(resource, Resource::Workload(_)));
         self.apply([Resource::Workload(workload)]);
     }
 

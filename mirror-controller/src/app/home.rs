@@ -44,8 +44,8 @@ pub(super) struct Home {
     pub(super) fronts: Fronts,
     /// Who exported what first.
     pub(super) seniority: Seniority,
-    /// What is known of peers that cannot be heard yet.
-    pub(super) standing: Standing,
+    /// What is known of peers that cannot be heard yet; `None` where the catalogues on disk tell: on a site.
+    pub(super) standing: Option<Standing>,
     /// Configuration and certificates.
     pub(super) configuration: Door,
     /// Pipes to peers.
@@ -120,7 +120,7 @@ impl Standby {
         Ok(Home {
             fronts: given.into(),
             seniority,
-            standing,
+            standing: Some(standing),
             configuration,
             exchange,
             attestor: Some(Arc::new(attestor)),
@@ -162,7 +162,7 @@ impl Home {
             fronts: given.into(),
             seniority: mirror::load_seniority(&config.state("addresses.json")),
             // On a site nobody else follows the peers: the catalogues on disk are the newest.
-            standing: Standing::new(),
+            standing: None,
             configuration,
             exchange,
             attestor: None,
@@ -208,6 +208,7 @@ impl Ground {
             sets: channels.mirrors.subscribe(),
             gateways: ready,
             namespaces: present,
+            only: config.mirrors.namespaces.iter().cloned().collect(),
             leading,
             cluster_ips: channels.cluster_ips.clone(),
             held: channels.held.clone(),

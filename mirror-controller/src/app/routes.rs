@@ -123,8 +123,8 @@ fn register_config(admin: &Admin, config: Config, from: Sources) {
     });
 }
 
-/// Mirrors that are not made: those that cannot exist, and on Kubernetes those whose namespace is not there or whose name
-/// somebody else has.
+/// Mirrors that are not made: those that cannot exist, and on Kubernetes those whose namespace is not there, whose name
+/// somebody else has, or which the API server refuses.
 fn unmade(set: &MirrorSet, held: &Held) -> Vec<Value> {
     let refused = set.refused.values();
     let refused = refused.map(|one| mirror(&one.object, &one.name, one.id.service(), one.verdicts.iter()));

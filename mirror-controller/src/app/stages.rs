@@ -68,10 +68,13 @@ impl Stages {
         let outputs = CatalogOutputs { snapshots: channels.snapshots.clone(), accepted, complete };
         drop(task::vital("catalog", &signal, keep_catalog(catalog, catalogued, outputs, signal.clone())));
 
+        let catalogues = exchange::store::Store::new(config.state("catalogues"), channels.saving.clone());
         let exchange = exchange::Context {
             own: config.cluster.clone(),
-            store: exchange::store::Store::new(config.state("catalogues"), channels.saving.clone())
-                .with_standing(standing),
+            store: match standing {
+                Some(standing) => catalogues.with_standing(standing),
+                None => catalogues,
+            },
             sole: config.kubernetes.is_none(),
             metrics: exchange::Metrics::register(&registry),
             signal: signal.clone(),

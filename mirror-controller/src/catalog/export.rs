@@ -73,7 +73,9 @@ impl Wish<'_> {
 
     fn build(self) -> Result<(CatalogueEntry, Export, String), Refusal> {
         let service = self.service.ok_or_else(|| {
-            Refusal::Invalid("NoService", format!("there is no Service {}; create it, or remove the export", self.key))
+            let what = "mirrors of other clusters' services do not count: they are never exported again";
+            let message = format!("there is no Service {} ({what}); create it, or remove the export", self.key);
+            Refusal::Invalid("NoService", message)
         })?;
         let spec = service.spec.clone().unwrap_or_default();
         if spec.type_.as_deref() == Some("ExternalName") {
@@ -158,8 +160,8 @@ struct Port {
     protocol: Protocol,
     name: Option<PortName>,
     app_protocol: Option<String>,
-    /// Where a slice without port numbers of its own is reached.
-    target: u16,
+    /// Where a slice without port numbers of its own is reached. `None`: at a port that pods name, which such a slice has not.
+    target: Option<u16>,
 }
 
 fn ports(ports: &[ServicePort], opaque: &OpaquePorts) -> Result<Vec<Port>, Refusal> {
@@ -178,8 +180,9 @@ fn ports(ports: &[ServicePort], opaque: &OpaquePorts) -> Result<Vec<Port>, Refus
             .transpose()
             .map_err(|error| failed("name", error.to_string()))?;
         let target = match &port.target_port {
-            Some(IntOrString::Int(target)) => positive(*target).unwrap_or(number),
-            _ => number,
+            Some(IntOrString::Int(target)) => Some(positive(*target).unwrap_or(number)),
+            Some(IntOrString::String(_)) => None,
+            None => Some(number),
         };
         // Whoever says both means "do not look into it" more than the protocol that nobody then looks for.
         let app_protocol = if opaque.contains(number) {
@@ -316,7 +319,7 @@ impl Backends {
 /// The port numbers at which a slice's endpoints serve `port`: slices name the port as the Service does.
 fn numbers(port: &Port, slice_ports: &[EndpointPort]) -> Vec<u16> {
     if slice_ports.is_empty() {
-        return vec![port.target];
+        return port.target.into_iter().collect();
     }
     let wanted = port.name.as_ref().map_or("", |name| name.as_str());
     slice_ports
@@ -326,7 +329,7 @@ fn numbers(port: &Port, slice_ports: &[EndpointPort]) -> Vec<u16> {
                 && slice_port.protocol.as_deref().unwrap_or("TCP") == port.protocol.as_str()
         })
         // A port without a number means all ports (EndpointSlice's own documentation).
-        .filter_map(|slice_port| slice_port.port.map_or(Some(port.target), positive))
+        .filter_map(|slice_port| slice_port.port.map_or(port.target, positive))
         .collect()
 }
 

@@ -95,6 +95,22 @@ fn expected(valid: &str, why_valid: &str, ready: &str, why_ready: &str) -> Vec<(
     vec![(format!("Valid={valid}"), why_valid.to_owned()), (format!("Ready={ready}"), why_ready.to_owned())]
 }
 
+/// A port that pods name and none of them has: Kubernetes writes a slice without ports, and the number of the Service is not
+/// what the pods offer.
+#[test]
+fn a_port_that_no_pod_has_is_reached_nowhere() {
+    let slice = SLICE.replace("ports:\n  - {name: http, port: 8080}\n", "ports: null\n");
+    for (target, reached) in [("targetPort: web, ", None), ("targetPort: 8080, ", Some(8080)), ("", Some(80))] {
+        let mut catalog = catalog();
+        let service = SERVICE.replace("targetPort: 8080, ", target);
+        apply(&mut catalog, &format!("{service}---{slice}---{EXPORT}"));
+        let snapshot = catalog.snapshot();
+        let endpoints = &snapshot.reachable[&key("shop/web")].ports[0].endpoints;
+        assert_eq!(endpoints.first().map(|endpoint| endpoint.address.port()), reached, "{target}");
+        assert_eq!(snapshot.exported[&key("shop/web")].ports[0].total, Some(if reached.is_some() { 3 } else { 0 }));
+    }
+}
+
 #[test]
 fn an_export_is_its_service_with_its_slices() {
     let mut catalog = catalog();

@@ -51,6 +51,13 @@ fn certificate(ca: &Ca, gateway: bool) -> (Vec<rustls_pki_types::CertificateDer<
     (vec![chain], PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap())
 }
 
+/// A connection from a source address of its own, on which nothing is said.
+async fn silent(world: &World, source: u8) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, source], 0).into()).unwrap();
+    socket.connect(world.address).await.unwrap()
+}
+
 async fn connect(
     world: &World,
     protocol: &[u8],
@@ -120,6 +127,34 @@ async fn callers_without_a_certificate_take_no_place_of_the_gateways() {
     held.pop();
     let _next = connect(&world, &tls::CONFIGURATION, None).await.unwrap();
     assert_eq!(world.configuration.accept().await.unwrap().1, Caller::Unknown);
+}
+
+/// Who says nothing is told from nobody, and holds its place for seconds: all places would be gone by one pod alone.
+#[tokio::test]
+async fn silent_connections_of_some_addresses_leave_places_for_the_gateways() {
+    let mut world = world().await;
+    let (mut held, started) = (Vec::new(), std::time::Instant::now());
+    // All places but those of one address, and more tries than there are places.
+    let sources = HANDSHAKES_MAX / HANDSHAKES_OF_SOURCE_MAX - 1;
+    let tries = HANDSHAKES_MAX / sources + 1;
+    for source in 0..sources {
+        let source = u8::try_from(source + 2).unwrap();
+        for number in 0..tries {
+            let mut stream = silent(&world, source).await;
+            if number < HANDSHAKES_OF_SOURCE_MAX {
+                held.push(stream);
+                continue;
+            }
+            let mut byte = [0];
+            let closed = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut byte)).await;
+            assert!(matches!(closed, Ok(Ok(0) | Err(_))), "one too many of 127.0.0.{source}");
+        }
+    }
+    let _gateway = connect(&world, &tls::CONFIGURATION, Some(true)).await.unwrap();
+    assert_eq!(world.configuration.accept().await.unwrap().1, Caller::Gateway);
+    let mut byte = [0];
+    let closed = held.iter_mut().filter_map(|stream| futures::FutureExt::now_or_never(stream.read(&mut byte))).count();
+    assert!(closed == 0 || started.elapsed() >= HANDSHAKE, "{closed} were closed for it");
 }
 
 #[tokio::test]

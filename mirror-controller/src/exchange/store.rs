@@ -1,7 +1,10 @@
 //! Last good catalogues on disk: a restart of this controller must not look like a peer without services.
 //!
-//! - **In**: verified catalogues, and what of them is withheld.
-//! - **Out**: the same after a restart.
+//! On a site nobody else follows the peers, and what is on disk is the newest. In a cluster others may have led since it was
+//! saved: there the mirrors tell of a peer ([`Standing`]), and of the copy counts only what no mirror can tell.
+//!
+//! - **In**: verified catalogues, and what of them is withheld; in a cluster, what the mirrors tell.
+//! - **Out**: what to begin with after a restart.
 //! - **Refuses when**: a file does not parse or its hash does not agree: then it counts as absent, and is reported.
 //! - **Never does**: wait for the disk on the way of a change; saving is put off up to [`SAVE_INTERVAL`].
 //! - **Numbers**: [`SAVE_INTERVAL`].
@@ -31,7 +34,7 @@ pub const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two tries to save.
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
-/// What stands for peers' catalogues where no copy of ours is as new: what was made of them.
+/// What stands for peers' catalogues in a cluster, where no copy on disk is as new: what was made of them.
 pub type Standing = BTreeMap<ClusterName, Entries>;
 
 /// The folder of last good catalogues.
@@ -39,8 +42,8 @@ pub type Standing = BTreeMap<ClusterName, Entries>;
 pub struct Store {
     folder: PathBuf,
     saving: Saving,
-    /// Each is used once: later it would be older than what was heard.
-    standing: Arc<Mutex<Standing>>,
+    /// Only in a cluster. Each is used once: later it would be older than what was heard.
+    standing: Option<Arc<Mutex<Standing>>>,
 }
 
 /// A catalogue in its file.
@@ -158,31 +161,38 @@ impl Store {
     /// Catalogues in `folder`, which exists; what cannot be saved there is noted in `saving`.
     #[must_use]
     pub fn new(folder: PathBuf, saving: Saving) -> Self {
-        Self { folder, saving, standing: Arc::default() }
+        Self { folder, saving, standing: None }
     }
 
-    /// With what is known of peers from elsewhere.
+    /// In a cluster: with what the mirrors tell of peers.
     #[must_use]
     pub fn with_standing(mut self, standing: Standing) -> Self {
-        self.standing = Arc::new(Mutex::new(standing));
+        self.standing = Some(Arc::new(Mutex::new(standing)));
         self
     }
 
-    /// What was known of a peer when it was last saved, with the services that another controller has heard of since.
+    /// What is known of a peer, and what of it was withheld.
     pub(super) fn load(&self, peer: &ClusterName) -> (Option<Catalogue>, Entries) {
         let (saved, withheld) = self.saved(peer);
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner).remove(peer);
-        let before = saved.as_ref().map(|saved| Arc::clone(&saved.entries)).unwrap_or_default();
-        let more: Vec<_> =
-            standing.into_iter().flatten().filter(|(service, _)| !before.contains_key(service)).collect();
-        if more.is_empty() {
+        let Some(standing) = &self.standing else {
+            if let Some(saved) = &saved {
+                tracing::info!(%peer, services = saved.entries.len(), "the peer's last catalogue is in force again");
+            }
             return (saved, withheld);
+        };
+        let Some(mut entries) = standing.lock().unwrap_or_else(PoisonError::into_inner).remove(peer) else {
+            return (None, Entries::new());
+        };
+        tracing::info!(%peer, services = entries.len(), "services of the peer are known by their mirrors until it is heard");
+        if let Some(saved) = saved {
+            for (service, entry) in &mut entries {
+                if let Some(before) = saved.entries.get(service) {
+                    count_as(Arc::make_mut(entry), before);
+                }
+            }
         }
-        tracing::info!(%peer, services = more.len(), "services of the peer are known by their mirrors until it is heard");
-        let mut entries = before.as_ref().clone();
-        entries.extend(more);
-        // No version of the peer's: it sends all of them.
-        (Some(Catalogue::new(0, 0, Arc::new(entries))), withheld)
+        // No version of the peer's: it sends all of them. What was withheld has its mirrors still.
+        (Some(Catalogue::new(0, 0, Arc::new(entries))), Entries::new())
     }
 
     fn saved(&self, peer: &ClusterName) -> (Option<Catalogue>, Entries) {
@@ -196,10 +206,7 @@ impl Store {
             }
         };
         match parse(&text, peer) {
-            Ok((catalogue, withheld)) => {
-                tracing::info!(%peer, services = catalogue.entries.len(), "the peer's last catalogue is in force again");
-                (Some(catalogue), withheld)
-            }
+            Ok((catalogue, withheld)) => (Some(catalogue), withheld),
             Err(error) => {
                 tracing::error!(%peer, path = %path.display(), error, "the peer's last catalogue is damaged and not used");
                 (None, Entries::new())
@@ -210,7 +217,9 @@ impl Store {
     /// Forgets everything of peers that are not among `linked`.
     pub(super) fn retain<'a>(&self, linked: impl IntoIterator<Item = &'a ClusterName>) {
         let peers: BTreeSet<_> = linked.into_iter().collect();
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).retain(|peer, _| peers.contains(peer));
+        if let Some(standing) = &self.standing {
+            standing.lock().unwrap_or_else(PoisonError::into_inner).retain(|peer, _| peers.contains(peer));
+        }
         let linked: BTreeSet<_> = peers.into_iter().map(|peer| self.path(peer)).collect();
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| !linked.contains(path)) {
@@ -264,6 +273,20 @@ impl Store {
 
     fn path(&self, peer: &ClusterName) -> PathBuf {
         self.folder.join(format!("{peer}.json"))
+    }
+}
+
+/// Gives ports as many endpoints as they had before, where they are the same still: mirrors do not tell. None at all is not
+/// taken over: the mirror is there, and a service without endpoints in an old copy may have had them for days.
+fn count_as(entry: &mut CatalogueEntry, before: &CatalogueEntry) {
+    for port in &mut entry.ports {
+        let is_same = |old: &&CataloguePort| {
+            (old.port, &old.name, old.protocol, &old.app_protocol)
+                == (port.port, &port.name, port.protocol, &port.app_protocol)
+        };
+        if let Some(old) = before.ports.iter().find(is_same).filter(|old| old.ready > 0) {
+            (port.ready, port.total) = (old.ready, old.total);
+        }
     }
 }
 

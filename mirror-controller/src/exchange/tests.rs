@@ -23,15 +23,26 @@ struct Side {
 
 impl Side {
     fn start(own: &'static str, linked: &str) -> Self {
+        Self::begin(own, linked, None)
+    }
+
+    /// In a cluster, where the mirrors of services of `linked` are there before it leads.
+    fn lead(own: &'static str, linked: &str, mirrored: Entries) -> Self {
+        Self::begin(own, linked, Some([(cluster(linked), mirrored)].into()))
+    }
+
+    fn begin(own: &'static str, linked: &str, standing: Option<store::Standing>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (drain, signal) = Drain::new();
         let (door, accepted) = mpsc::channel(16);
         let snapshots = watch::Sender::new(exporting(linked, &["web"]));
         let (sender, peers) = watch::channel(Arc::default());
+        let sole = standing.is_none();
+        let store = store::Store::new(folder.path().to_owned(), Saving::default());
         let context = Context {
             own: cluster(own),
-            store: store::Store::new(folder.path().to_owned(), Saving::default()),
-            sole: true,
+            store: standing.into_iter().fold(store, store::Store::with_standing),
+            sole,
             metrics: Metrics::default(),
             signal,
         };
@@ -118,6 +129,24 @@ async fn the_pipes_of_several_gateways_let_each_other_stand() {
     assert!(!east.hears_in(Duration::from_secs(120)).await, "a quiet peer is no news, however many gateways there are");
     west.snapshots.send_replace(exporting("east", &["web", "api"]));
     east.until("the change", "west", |state| agrees(state) && state.view.entries.len() == 2).await;
+}
+
+/// The old leader held these mirrors back as a mass removal when it went. The new one knows of it by the mirrors alone.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_deletes_not_at_once_what_the_old_one_held_back() {
+    let mirrored = entries((0..40).map(|number| entry(&format!("shop/svc-{number}"), &["80"], 1)));
+    let (mut east, west) = (Side::lead("east", "west", mirrored), Side::start("west", "east"));
+    east.until("the mirrors to be known", "west", |state| state.view.outdated && state.view.entries.len() == 40).await;
+    let _gateway = Gateway::start(&east, &west);
+    let heard = tokio::time::Instant::now();
+    east.until("the peer's word", "west", agrees).await;
+    let view = east.peers.borrow()[&cluster("west")].view.clone();
+    assert_eq!((view.entries.len(), view.withheld.len(), view.outdated), (41, 40, false));
+    let gone = east.peers.wait_for(|peers| peers[&cluster("west")].view.entries.len() == 1);
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("what the peer removed goes").unwrap();
+    let waited = heard.elapsed();
+    let delay = session::MASS_REMOVAL_DELAY;
+    assert!(waited >= delay && waited < delay + Duration::from_secs(2), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -259,10 +259,10 @@ pub fn clusterset(
     }
     let mut conflicts = Conflicts::new();
     // Clusters that say another type than the first cannot serve what the first promises.
-    let (members, others): (Vec<_>, Vec<_>) =
+    let (members, others): (Vec<Member<'_>>, Vec<Member<'_>>) =
         members.iter().partition(|member| member.entry.headless == first.entry.headless);
-    if !others.is_empty() {
-        conflicts.insert("TypeConflict");
+    for other in &others {
+        conflicts.note("TypeConflict", first.cluster, other.cluster);
     }
     let ports = merge_ports(&members, &mut conflicts);
     let tiers = traffic.map_or_else(|| default_tiers(ground, &members), |traffic| traffic.tiers.clone());

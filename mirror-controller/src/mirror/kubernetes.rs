@@ -10,11 +10,11 @@
 //! - **Out**: Services, EndpointSlices and ServiceImports; the ClusterIPs of imports, which DNS answers with; what is not
 //!   written although it is wanted ([`Held`]).
 //! - **Refuses when**: an object of that name is there and not ours; its namespace is not there, or going (it is made when that
-//!   is there).
+//!   is there); the API server refuses it (it is tried less and less often).
 //! - **Never does**: write without being the leader, or before the gateways are known; delete without our label or on an
 //!   incomplete view; take an edited label for another mirror's object; hold up one mirror for another: each place has a pause of
 //!   its own.
-//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`], [`PATIENCE`], [`CALM`]; see [`crate::pressure`] for an API server that has too much to do.
+//! - **Numbers**: [`AT_ONCE`], [`BATCH`], [`WRITE`], [`RETRY`], [`REFUSED`], [`PATIENCE`], [`CALM`]; see [`crate::pressure`] for an API server that has too much to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
+use linkspan_proto::names::Namespace;
 use linkspan_runtime::drain::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -55,13 +56,16 @@ mod work;
 /// Mirrors that are written at the same time. An API server answers a write in some milliseconds; more at once would only
 /// queue there, and beside the writes of everybody else. Fewer for a while after it had too much to do.
 pub const AT_ONCE: usize = 8;
-/// Mirrors that are written between two looks at whether something newer is wanted.
+/// Mirrors that are written between two looks at whether something newer is wanted; and, after them, orphans that are deleted.
 pub const BATCH: usize = 64;
 /// Time for one write. What is sent in the last moment of a leadership is over before another one can begin
 /// ([`crate::leader::candidate`]).
 pub const WRITE: Duration = Duration::from_secs(5);
 /// Pause of one mirror whose write failed: first and longest.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Longest pause of one that the API server refuses (admission, a quota, a role), which passes only when somebody does something:
+/// each try is one of all its objects. Short enough that nobody who did waits long for it.
+pub const REFUSED: Duration = Duration::from_secs(180);
 /// Repairs of one mirror at once, each within [`CALM`] of the one before. After them they come in the pauses of [`RETRY`]: another
 /// program that puts its own back at once would keep both, and the API server, busy for good.
 pub const PATIENCE: u32 = 5;
@@ -85,6 +89,8 @@ pub struct Context {
     pub gateways: watch::Receiver<Option<Gateways>>,
     /// The namespaces; `None` until they are known.
     pub namespaces: watch::Receiver<Option<Arc<BTreeSet<String>>>>,
+    /// Those that are mirrored into at all; empty: all. What is ours in another one is deleted, where the API server allows it.
+    pub only: BTreeSet<Namespace>,
     /// Whether this controller is the one that writes.
     pub leading: Leading,
     /// Told when they change.
@@ -106,6 +112,22 @@ enum Stale {
     All,
 }
 
+/// Why a mirror is wanted and not written although its namespace is there.
+#[derive(Clone, Debug, PartialEq)]
+enum Blocked {
+    /// This object of somebody else has a name that it needs.
+    Foreign(Reference),
+    /// The API server refuses this.
+    Refused {
+        /// What was to be written; `None`: it was to be deleted.
+        wanted: Option<Arc<Wanted>>,
+        /// What the API server says.
+        why: String,
+        /// When it was tried last.
+        tried: Instant,
+    },
+}
+
 /// How often a mirror was put back as it should be.
 #[derive(Clone, Copy, Debug)]
 struct Repairs {
@@ -113,8 +135,12 @@ struct Repairs {
     last: Instant,
 }
 
+/// An object, and the mirror that has it by its labels.
+type Orphan = (Place, Reference);
+
 struct Keeper {
     api: Api,
+    only: BTreeSet<Namespace>,
     present: BTreeMap<Place, Present>,
     /// Everything of ours that is there.
     objects: BTreeMap<Place, BTreeSet<Reference>>,
@@ -132,13 +158,14 @@ struct Keeper {
     due: BTreeMap<Place, Item>,
     stale: BTreeMap<Place, Stale>,
     /// Objects of mirrors that are written which these do not have (any more), such as the slice of a family that no gateway has.
-    orphans: BTreeSet<(Place, Reference)>,
+    /// When to try next to delete each, and how often that failed.
+    orphans: BTreeMap<Orphan, (Instant, u32)>,
     /// Mirrors that are written at the same time now.
     at_once: usize,
     /// Places whose last write failed: when to try again, and how often it failed.
     pauses: BTreeMap<Place, (Instant, u32)>,
-    /// Of those, the ones that need a name which something of somebody else's has.
-    blocked: BTreeSet<Place>,
+    /// Of those, the ones that do not pass by themselves.
+    blocked: BTreeMap<Place, Blocked>,
     /// Places that somebody else changes.
     repairs: BTreeMap<Place, Repairs>,
     gateways: Gateways,
@@ -149,19 +176,20 @@ struct Keeper {
     given: Given,
     /// They changed since they were told.
     given_changed: bool,
-    /// Resources whose list was complete once.
+    /// Resources whose list was complete once, or which are not served.
     listed: BTreeSet<Resource>,
     metrics: Applied,
 }
 
 /// Keeps the objects until the drain.
 pub async fn run(context: Context) {
-    let Context { client, pressure, sets, gateways, namespaces, leading, cluster_ips, held, metrics, signal } = context;
+    let Context { client, pressure, sets, gateways, namespaces, only, leading, cluster_ips, held, metrics, signal } =
+        context;
     let (mut sets, mut gateways, mut namespaces, mut leading) = (sets, gateways, namespaces, leading);
     let api = Api::new(client, leading.clone(), pressure);
     let mut watches: stream::SelectAll<BoxStream<'static, (Resource, Said)>> =
         stream::select_all(Resource::ALL.map(|resource| api.watch(resource)));
-    let mut keeper = Keeper::new(api, metrics);
+    let mut keeper = Keeper::new(api, only, metrics);
     loop {
         let works = leading.holds() && keeper.is_ready();
         let next = keeper.next_try().filter(|_| works);
@@ -200,9 +228,10 @@ pub async fn run(context: Context) {
 }
 
 impl Keeper {
-    fn new(api: Api, metrics: Applied) -> Self {
+    fn new(api: Api, only: BTreeSet<Namespace>, metrics: Applied) -> Self {
         Self {
             api,
+            only,
             present: BTreeMap::new(),
             objects: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -212,10 +241,10 @@ impl Keeper {
             unplanned: true,
             due: BTreeMap::new(),
             stale: BTreeMap::new(),
-            orphans: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             at_once: AT_ONCE,
             pauses: BTreeMap::new(),
-            blocked: BTreeSet::new(),
+            blocked: BTreeMap::new(),
             repairs: BTreeMap::new(),
             gateways: Gateways::default(),
             gateways_known: false,
@@ -270,14 +299,17 @@ impl Keeper {
         for (place, found) in std::mem::take(&mut self.found) {
             let Some(Present::Found { id, .. }) = self.present.get(&place) else { continue };
             let Some(wanted) = set.wanted.get(id) else { continue };
-            let rendered = self.rendered(wanted);
+            let (rendered, plain) = (self.rendered(wanted), self.api.plain_imports());
             let all = rendered.iter().all(|rendered| {
-                found.get(&rendered.reference).is_some_and(|it| is_as(wanted, rendered, &it.value(), Exactly::Status))
+                found
+                    .get(&rendered.reference)
+                    .is_some_and(|it| is_as(wanted, rendered, &it.value(), Exactly::Status, plain))
             });
             if all {
                 let theirs: BTreeSet<_> = rendered.iter().map(|rendered| &rendered.reference).collect();
-                let orphans = found.keys().filter(|reference| !theirs.contains(reference));
-                self.orphans.extend(orphans.map(|reference| (place.clone(), reference.clone())));
+                for reference in found.keys().filter(|reference| !theirs.contains(reference)) {
+                    self.orphaned(place.clone(), reference.clone());
+                }
                 self.present.insert(place, Present::Written(Arc::clone(wanted)));
                 self.unplanned = true;
             }
@@ -286,14 +318,15 @@ impl Keeper {
 
     /// What is wanted and not there.
     fn held(&self, set: &MirrorSet) -> BTreeMap<MirrorId, Verdict> {
-        // Whatever is blocked waits, and little does.
-        let foreign: BTreeSet<&Place> = self.pauses.keys().filter(|place| self.blocked.contains(*place)).collect();
-        let why = |wanted: &Wanted| {
-            place::held(wanted, &self.namespaces).or_else(|| {
-                let is_foreign = !foreign.is_empty() && foreign.contains(&Place::of(wanted));
-                is_foreign.then(|| place::foreign(wanted))
-            })
+        let blocked = |wanted: &Wanted| {
+            // Little is.
+            let place = (!self.blocked.is_empty()).then(|| Place::of(wanted))?;
+            match self.blocked.get(&place).filter(|_| self.pauses.contains_key(&place))? {
+                Blocked::Foreign(what) => Some(place::foreign(wanted, what)),
+                Blocked::Refused { why, .. } => Some(place::refused(wanted, why)),
+            }
         };
+        let why = |wanted: &Wanted| place::held(wanted, &self.namespaces).or_else(|| blocked(wanted));
         set.wanted.iter().filter_map(|(id, wanted)| Some((id.clone(), why(wanted)?))).collect()
     }
 
@@ -314,19 +347,26 @@ enum Exactly {
     Status,
 }
 
-/// Whether an object is as it should be, with what stands in its status where it is our part.
-fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value, exactly: Exactly) -> bool {
-    if !objects::is_as(&rendered.value, observed) {
-        return false;
-    }
+/// Whether an object is as it should be, with what stands in its status where it is our part. `plain`: imports have the fields
+/// that every definition of them has, and no others.
+fn is_as(wanted: &Wanted, rendered: &Rendered, observed: &Value, exactly: Exactly, plain: bool) -> bool {
     if rendered.reference.resource != Resource::ServiceImport {
-        return true;
+        return objects::is_as(&rendered.value, observed);
+    }
+    let is_spec = if plain {
+        objects::is_as(&import::plain(rendered).value, observed)
+    } else {
+        objects::is_as(&rendered.value, observed)
+    };
+    if !is_spec {
+        return false;
     }
     // In any order, which the API server may not keep.
     let clusters: BTreeSet<_> = import::clusters(observed).into_iter().collect();
     let is_written = exactly == Exactly::Status || !clusters.is_empty();
     let is_right = || clusters == wanted.clusters.iter().cloned().collect();
-    !is_written || (is_right() && (exactly == Exactly::Spec || import::is_ready_as(rendered, wanted, observed)))
+    !is_written
+        || (is_right() && (plain || exactly == Exactly::Spec || import::is_ready_as(rendered, wanted, observed)))
 }
 
 /// Publishes what differs.

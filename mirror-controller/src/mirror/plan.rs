@@ -54,6 +54,17 @@ pub enum Action {
     Delete,
 }
 
+impl Action {
+    /// What is to be there afterwards.
+    #[must_use]
+    pub const fn wanted(&self) -> Option<&Arc<Wanted>> {
+        match self {
+            Self::Create(wanted) | Self::Patch(wanted) => Some(wanted),
+            Self::Delete => None,
+        }
+    }
+}
+
 /// Why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {

@@ -135,6 +135,8 @@ pub(super) struct Unmade {
     taken: Said,
     /// Namespaces that are not there, or not to be mirrored into.
     absent: Said,
+    /// Mirrors that the API server refuses.
+    refused: Said,
 }
 
 type Said = BTreeMap<ObjectKey, BTreeSet<String>>;
@@ -142,7 +144,7 @@ type Said = BTreeMap<ObjectKey, BTreeSet<String>>;
 impl Unmade {
     /// Takes what is so now; returns what is new, one event of each kind for each Link.
     pub(super) fn update(&mut self, inputs: &Inputs) -> Vec<(ObjectKey, Told)> {
-        let (mut taken, mut absent) = (Said::new(), Said::new());
+        let (mut taken, mut absent, mut rejected) = (Said::new(), Said::new(), Said::new());
         let add = |said: &mut Said, link: &str, what: String| {
             let key = ObjectKey { kind: Kind::Link, namespace: String::new(), name: link.to_owned() };
             said.entry(key).or_default().insert(what);
@@ -159,6 +161,7 @@ impl Unmade {
                 match verdict.reason.as_str() {
                     "NameInUse" => add(&mut taken, cluster.as_str(), wanted.object.to_string()),
                     "NamespaceAbsent" => add(&mut absent, cluster.as_str(), wanted.object.namespace.to_string()),
+                    "Refused" => add(&mut rejected, cluster.as_str(), wanted.object.to_string()),
                     _ => {}
                 }
             }
@@ -168,7 +171,7 @@ impl Unmade {
             reason: "MirrorNotMade",
             action: "Mirror",
             note: short(&format!(
-                "{first} cannot be mirrored{more}: an object of that name is there that Linkspan did not make; it is left alone"
+                "{first} cannot be mirrored{more}: something that Linkspan did not make has a name that it needs; linkspan services says what"
             )),
         });
         all.extend(news(&self.absent, &absent, |first, more| Told {
@@ -179,7 +182,15 @@ impl Unmade {
                 "nothing is mirrored into {first}{more}: it does not exist here, or is none of the namespaces to mirror into"
             )),
         }));
-        *self = Self { taken, absent };
+        all.extend(news(&self.refused, &rejected, |first, more| Told {
+            is_warning: true,
+            reason: "MirrorNotMade",
+            action: "Mirror",
+            note: short(&format!(
+                "{first} cannot be mirrored{more}: the API server refuses an object of it; linkspan services says why"
+            )),
+        }));
+        *self = Self { taken, absent, refused: rejected };
         all
     }
 }

@@ -334,8 +334,11 @@ fn traffic(inputs: &Inputs, name: &str, service: &ServiceKey) -> Verdict {
         return verdict(ConditionStatus::False, "PolicyConflict", message);
     }
     let import = inputs.mirrors.wanted.get(&MirrorId::Clusterset { service: service.clone() });
-    let unused = import
-        .and_then(|import| import.verdicts.iter().find(|verdict| verdict.kind == "PolicyAccepted" && !verdict.holds()));
+    // That another policy is not in force is that one's fault.
+    let unused = import.and_then(|import| {
+        let is_unused = |verdict: &&Verdict| verdict.kind == "PolicyAccepted" && !verdict.holds();
+        import.verdicts.iter().filter(is_unused).find(|verdict| verdict.reason != "PolicyConflict")
+    });
     match unused {
         Some(unused) => verdict(unused.status, &unused.reason, unused.message.clone()),
         // That another one is not is said there.

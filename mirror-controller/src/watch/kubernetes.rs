@@ -33,7 +33,7 @@ pub const WATCH_SECONDS: u32 = 25;
 /// Objects in one page of a list.
 pub const PAGE: u32 = 500;
 /// What an API server says of a kind, or of a version of one, that it does not serve.
-const NOT_FOUND: u16 = 404;
+pub const NOT_FOUND: u16 = 404;
 /// Between two tries of a watch that fails: first and longest. The longest keeps an API server that comes back unhurried and
 /// has everything caught up in 10 s (F-13).
 pub const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(6));
@@ -235,7 +235,8 @@ fn value(mut object: DynamicObject) -> Value {
 }
 
 /// The HTTP status of an error, or 0.
-fn code(error: &watcher::Error) -> u16 {
+#[must_use]
+pub fn code(error: &watcher::Error) -> u16 {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -245,10 +246,10 @@ fn code(error: &watcher::Error) -> u16 {
     }
 }
 
-/// Why a kind cannot be read, and what to do about it.
-fn problem(kind: Kind, error: &watcher::Error) -> Problem {
-    let plural = resources(kind).swap_remove(0).plural;
-    let message = match code(error) {
+/// Why objects cannot be read, and what to do about it. No figures of the moment in it: it is told once.
+#[must_use]
+pub fn complaint(plural: &str, error: &watcher::Error) -> String {
+    match code(error) {
         NOT_FOUND => format!(
             "the API server does not serve {plural}: apply the CRDs (linkspan install --stage cluster | kubectl apply -f -)"
         ),
@@ -256,9 +257,12 @@ fn problem(kind: Kind, error: &watcher::Error) -> Problem {
         403 => format!(
             "this controller may not watch {plural}: apply the roles (linkspan install --stage cluster | kubectl apply -f -)"
         ),
-        // No figures of the moment in it: a problem is told once.
         _ => format!("{plural} cannot be watched at the moment; what was known stays in force"),
-    };
+    }
+}
+
+fn problem(kind: Kind, error: &watcher::Error) -> Problem {
+    let message = complaint(&resources(kind).swap_remove(0).plural, error);
     Problem { file: kind.as_str().to_owned(), line: 0, column: 0, field: String::new(), message }
 }
 

@@ -32,12 +32,14 @@ const MAX_ADDRESSES: usize = 64;
     shortname = "lsl",
     category = "linkspan",
     printcolumn = r#"{"name":"Trust-Domain","type":"string","jsonPath":".spec.trustDomain","description":"The only trust domain that this peer may speak for"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status","description":"Whether the Link is in force as it stands"}"#,
     printcolumn = r#"{"name":"Connected","type":"string","jsonPath":".status.conditions[?(@.type==\"Connected\")].status","description":"Whether a gateway of the peer is connected"}"#,
     printcolumn = r#"{"name":"Synced","type":"string","jsonPath":".status.conditions[?(@.type==\"CatalogueSynced\")].status","description":"Whether the peer's catalogue is complete and fresh"}"#,
     printcolumn = r#"{"name":"Services","type":"integer","jsonPath":".status.services","description":"How many services of the peer are mirrored here"}"#,
     printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.version","description":"Version of the peer's gateway"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     printcolumn = r#"{"name":"Default-Policy","type":"string","jsonPath":".spec.defaultPolicy","priority":1,"description":"What exports without an ExportPolicy allow to this peer"}"#,
+    printcolumn = r#"{"name":"Verdict","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].message","priority":1,"description":"Why the Link is accepted or not"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Connected\")].message","priority":1,"description":"Why it is connected or not"}"#,
     doc = "A peer cluster and the trust in it. `metadata.name` is the peer's cluster name."
 )]

@@ -47,6 +47,20 @@ impl Component {
     }
 }
 
+/// A replica whose program stands still.
+pub struct Frozen<'a> {
+    cluster: &'a Cluster,
+    name: String,
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Some(process) = self.cluster.processes().get(&self.name) {
+            process.signal("CONT");
+        }
+    }
+}
+
 /// Installs Linkspan and starts all replicas; returns when they are ready.
 pub(super) fn install(cluster: &Cluster) {
     let (name, link) = (cluster.name(), cluster.link_address());
@@ -274,6 +288,24 @@ impl Cluster {
     pub fn crash_replica(&self, pod: &Pod) {
         let mut process = self.processes().remove(&pod.name).unwrap_or_else(|| panic!("{} runs", pod.name));
         process.kill();
+    }
+
+    /// Stops a replica's program where it is, as on a machine without time for it, until what is returned is dropped: its
+    /// connections stay, and nobody is told.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn freeze_replica(&self, pod: &Pod) -> Frozen<'_> {
+        self.processes().get(&pod.name).unwrap_or_else(|| panic!("{} runs", pod.name)).signal("STOP");
+        Frozen { cluster: self, name: pod.name.clone() }
+    }
+
+    /// What a replica has printed, over all its starts.
+    ///
+    /// # Panics
+    /// When it never started.
+    pub fn printed(&self, pod: &Pod) -> String {
+        fs::read_to_string(self.dir().join(format!("{}.log", pod.name))).expect("a replica has a log")
     }
 
     /// Starts the program of a killed replica again in its pod, as a kubelet does, and waits until it is ready.

@@ -76,7 +76,7 @@ fn a_missing_right() {
         c,
         "the controller has its rights",
         "its service account may not create, patch, delete services (role linkspan-writer)",
-        "linkspan install --stage cluster | kubectl --context kubernetes apply -f -",
+        "linkspan install --stage cluster --no-multi-cluster-crds | kubectl --context kubernetes apply -f -",
     );
     let (_, command) = remedy.split_once(": ").expect("who and what");
     c.sh(command);

@@ -38,7 +38,7 @@ fn kubectl_get_links_reads_like_a_dashboard_line() {
     let (a, _) = bed.pair();
     let table = a.kubectl(&["get", "links"]);
     let head: Vec<&str> = table.lines().next().unwrap_or_default().split_whitespace().collect();
-    assert_eq!(head, ["NAME", "TRUST-DOMAIN", "CONNECTED", "SYNCED", "SERVICES", "VERSION", "AGE"]);
+    assert_eq!(head, ["NAME", "TRUST-DOMAIN", "ACCEPTED", "CONNECTED", "SYNCED", "SERVICES", "VERSION", "AGE"]);
     let short = a.kubectl(&["get", "lsl", "-o", "name"]);
     assert!(short.lines().any(|line| line == "link.linkspan.io/b"), "{short}");
 }
@@ -52,7 +52,7 @@ fn a_link_says_that_it_is_connected_and_synced() {
     eventually("kubectl get links shows the state", PATIENCE, || {
         row = a.kubectl(&["get", "links", "b", "--no-headers"]);
         let cells: Vec<&str> = row.split_whitespace().collect();
-        cells.get(2) == Some(&"True") && cells.get(3) == Some(&"True") && cells.len() == 7
+        cells.get(2..5) == Some(&["True"; 3]) && cells.len() == 8
     });
     assert!(row.contains("b.linkspan.internal"), "{row}");
 }

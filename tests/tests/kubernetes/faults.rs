@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use linkspan_tests::bed::api::path;
+use linkspan_tests::bed::api::{JSON_PATCH, path};
+use linkspan_tests::bed::audit::Request;
 use linkspan_tests::bed::linkspan::{Component, NAMESPACE};
-use linkspan_tests::bed::{Cluster, PATIENCE, alone};
+use linkspan_tests::bed::{Cluster, PATIENCE, Pod, alone};
 use linkspan_tests::process::eventually;
 
 use super::kit::{Shop, long, needs_kubernetes, service_export, wait_answer, web_service};
@@ -20,6 +21,11 @@ const WITHDRAWN: Duration = Duration::from_secs(4);
 
 /// After the death of the leading controller another one leads in this time.
 const NEW_LEADER: Duration = Duration::from_secs(17);
+
+/// How long a leader stands still: longer than its lease holds, and than the next one waits for it.
+const FROZEN: Duration = Duration::from_secs(20);
+/// Who has written nothing for this long has nothing under way.
+const AT_REST: Duration = Duration::from_secs(3);
 
 /// How long the API server stays away: the acceptance figure in the long form.
 fn outage() -> Duration {
@@ -121,8 +127,34 @@ fn a_watch_that_went_silent_is_noticed() {
     let shop = Shop::with_web(&bed, "silent");
     let (a, b) = (shop.a, shop.b);
     shop.export("web");
-    // Every connection of b's controllers to their API server goes dead without a word; new ones work.
-    for controller in b.replicas(Component::Controller) {
+    // What is exported is told the peer,
+    let controllers = deafen(b);
+    let start = Instant::now();
+    b.apply(&web_service("silent", "coming", ""));
+    b.apply(&service_export("silent", "coming", ""));
+    a.wait(&shop.mirror("coming"), NOTICED, |_| true);
+    eprintln!("the exporter noticed after {:?}", start.elapsed());
+    controllers.iter().for_each(|controller| controller.host.nft_clear());
+    // and what becomes of mirrors is mended, though no event tells of it.
+    let uid = a.get(&shop.mirror("web")).expect("the mirror")["metadata"]["uid"].clone();
+    let controllers = deafen(a);
+    let start = Instant::now();
+    let (code, answer) = a.request("DELETE", &shop.mirror("web"), None);
+    assert_eq!(code, 200, "{answer}");
+    let edit = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#;
+    a.patch(JSON_PATCH, &shop.mirror("coming"), edit);
+    a.wait(&shop.mirror("web"), NOTICED, |mirror| mirror["metadata"]["uid"] != uid);
+    a.wait(&shop.mirror("coming"), NOTICED.saturating_sub(start.elapsed()), |mirror| {
+        mirror["spec"]["ports"][0]["port"] == 80
+    });
+    eprintln!("the importer noticed after {:?}", start.elapsed());
+    controllers.iter().for_each(|controller| controller.host.nft_clear());
+}
+
+/// Every connection of a cluster's controllers to their API server goes dead without a word; new ones work.
+fn deafen(cluster: &Cluster) -> Vec<Pod> {
+    let controllers = cluster.replicas(Component::Controller);
+    for controller in &controllers {
         let open = "ss -Htn state established 'dport = :443' | awk '{print $3}' | sed 's/.*://' | paste -sd,";
         let ports = controller.host.sh(open);
         assert!(!ports.trim().is_empty(), "the controller is connected to its API server");
@@ -132,14 +164,7 @@ fn a_watch_that_went_silent_is_noticed() {
             ports = ports.trim()
         ));
     }
-    let start = Instant::now();
-    b.apply(&web_service("silent", "coming", ""));
-    b.apply(&service_export("silent", "coming", ""));
-    a.wait(&shop.mirror("coming"), NOTICED, |_| true);
-    eprintln!("noticed after {:?}", start.elapsed());
-    for controller in b.replicas(Component::Controller) {
-        controller.host.nft_clear();
-    }
+    controllers
 }
 
 #[test]
@@ -196,31 +221,39 @@ fn kill_at_write(cluster: &Cluster, count: usize) {
     }
 }
 
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/linkspan/leases/linkspan-controller";
+
+/// The controller that leads; with `not`, once it is another one than that.
+fn leader(cluster: &Cluster, not: Option<&Pod>) -> Pod {
+    let controllers = cluster.replicas(Component::Controller);
+    let holder = |lease: &serde_json::Value| {
+        let name = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        controllers.iter().find(|pod| pod.name == name).filter(|pod| not.is_none_or(|not| not.name != pod.name))
+    };
+    let lease = cluster.wait(LEASE, NEW_LEADER, |lease| holder(lease).is_some());
+    holder(&lease).expect("the condition above holds").clone()
+}
+
 #[test]
-fn a_leader_that_dies_is_replaced_in_time_and_one_controller_writes_at_a_time() {
+fn a_leader_that_dies_is_replaced_in_time() {
     needs_kubernetes!();
     let bed = alone();
     let shop = Shop::with_web(&bed, "leader");
     let (a, b) = (shop.a, shop.b);
     shop.export("web");
-    let lease = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/linkspan-controller");
-    let holder = |lease: &serde_json::Value| lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
-    let first = holder(&a.wait(&lease, PATIENCE, |lease| !holder(lease).is_empty()));
-    let controllers = a.replicas(Component::Controller);
-    let leader =
-        controllers.iter().find(|pod| first.contains(&pod.name)).unwrap_or_else(|| panic!("{first} is no pod"));
+    let first = leader(a, None);
     let mark = a.audit_mark();
-    a.kill_replica(leader);
+    a.kill_replica(&first);
     let start = Instant::now();
     b.apply(&web_service("leader", "coming", ""));
     b.apply(&service_export("leader", "coming", ""));
-    a.wait(&lease, NEW_LEADER, |lease| !holder(lease).contains(&leader.name) && !holder(lease).is_empty());
+    leader(a, Some(&first));
     eprintln!("a new leader after {:?}", start.elapsed());
     a.wait(&shop.mirror("coming"), NEW_LEADER, |_| true);
-    a.restart_replica(leader);
+    a.restart_replica(&first);
     b.kubectl(&["-n", "leader", "delete", "serviceexport", "coming"]);
     a.wait_absent(&shop.mirror("coming"), PATIENCE);
-    // Who wrote, in order: once another one has, the first never does again.
+    // Who wrote, in order: the one that was dead stands by when it is back.
     let mut writers: Vec<String> = a
         .audit(CONTROLLER, Some(mark))
         .into_iter()
@@ -229,7 +262,63 @@ fn a_leader_that_dies_is_replaced_in_time_and_one_controller_writes_at_a_time() 
         .collect();
     writers.dedup();
     assert_eq!(writers.len(), 1, "{writers:?}");
-    assert_ne!(writers[0], leader.name);
+    assert_ne!(writers[0], first.name);
+}
+
+/// A leader that had no time of its machine for longer than its lease holds wakes with everything at hand that it would write,
+/// and does not know yet that another one leads.
+#[test]
+fn a_leader_that_stood_still_writes_nothing_once_another_one_leads() {
+    needs_kubernetes!();
+    let bed = alone();
+    let shop = Shop::with_web(&bed, "frozen");
+    let (a, b) = (shop.a, shop.b);
+    shop.export("web");
+    let changes = |request: &Request| {
+        let kinds = ["create", "patch", "update", "delete", "deletecollection"];
+        kinds.contains(&request.verb.as_str()) && request.resource != "leases"
+    };
+    eventually("the leader has nothing under way", PATIENCE, || {
+        let mark = a.audit_mark();
+        std::thread::sleep(AT_REST);
+        !a.audit(CONTROLLER, Some(mark)).iter().any(changes)
+    });
+    let first = leader(a, None);
+    let superseded = || a.printed(&first).matches("another controller leads now").count();
+    let before = superseded();
+    let frozen = a.freeze_replica(&first);
+    let (start, mark) = (Instant::now(), a.audit_mark());
+    // What it hears of when it wakes: a catalogue on its pipe, and a deletion and an edit on its watches.
+    let names: Vec<String> = (0..6).map(|number| format!("coming-{number}")).collect();
+    let manifest =
+        |name: &String| format!("{}---\n{}", web_service("frozen", name, ""), service_export("frozen", name, ""));
+    b.apply(&names.iter().map(manifest).collect::<Vec<_>>().join("---\n"));
+    let (code, answer) = a.request("DELETE", &path::import("frozen", "web"), None);
+    assert_eq!(code, 200, "{answer}");
+    let edit = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#;
+    a.patch(JSON_PATCH, &shop.mirror("web"), edit);
+
+    let second = leader(a, Some(&first));
+    eprintln!("a new leader after {:?}", start.elapsed());
+    std::thread::sleep(FROZEN.saturating_sub(start.elapsed()));
+    let woken = a.audit_mark();
+    drop(frozen);
+    eventually("the first one has seen that it leads no more", PATIENCE, || superseded() > before);
+    // The next one does all of it.
+    for name in &names {
+        a.wait(&shop.mirror(name), PATIENCE, |_| true);
+    }
+    a.wait(&path::import("frozen", "web"), PATIENCE, |_| true);
+    a.wait(&shop.mirror("web"), PATIENCE, |mirror| mirror["spec"]["ports"][0]["port"] == 80);
+
+    let all = a.audit(CONTROLLER, Some(mark));
+    assert!(all.iter().any(|request| request.writes() && request.pod == second.name), "the second one wrote: {all:#?}");
+    let asked = a.audit(CONTROLLER, Some(woken)).into_iter().filter(|request| request.pod == first.name);
+    let asked: Vec<_> = asked.collect();
+    assert!(!asked.is_empty(), "the first one has woken");
+    let written: Vec<_> = asked.iter().filter(|request| changes(request) && request.code < 400).collect();
+    assert!(written.is_empty(), "written by who led no more: {written:#?}");
+    a.wait_replicas(Component::Controller);
 }
 
 #[test]

@@ -9,11 +9,15 @@ use super::kit::{Shop, dig, needs_kubernetes, service_export, tcp};
 
 /// A StatefulSet's Service with `count` pods in a cluster.
 fn cache(cluster: &Cluster, namespace: &str, count: usize) -> Vec<(Pod, Process)> {
-    cluster.apply(&format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: cache, namespace: {namespace}}}\nspec: {{clusterIP: None, selector: \
-         {{app: cache}}, ports: [{{name: tcp, port: 9000}}]}}\n"
-    ));
+    cluster.apply(&cache_service(namespace, "clusterIP: None, "));
     (0..count).map(|number| cache_pod(cluster, namespace, number)).collect()
+}
+
+fn cache_service(namespace: &str, address: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: cache, namespace: {namespace}}}\nspec: {{{address}selector: {{app: \
+         cache}}, ports: [{{name: tcp, port: 9000}}]}}\n"
+    )
 }
 
 fn cache_pod(cluster: &Cluster, namespace: &str, number: usize) -> (Pod, Process) {
@@ -60,6 +64,32 @@ fn a_headless_mirror_has_no_address_and_its_name_answers_for_all_ready_pods() {
     answers(3);
     shop.b.set_ready(&pods[0].0, false);
     answers(2);
+}
+
+/// Nobody can change a Service so in place; whoever changes a chart does this.
+#[test]
+fn a_service_that_is_replaced_by_a_headless_one_and_back_is_reached_each_time() {
+    needs_kubernetes!();
+    let bed = shared();
+    let shop = Shop::new(&bed, "replaced");
+    let _pods = cache(shop.b, "replaced", 1);
+    shop.b.apply(&service_export("replaced", "cache", ""));
+    let whole = "cache-b.replaced.svc.cluster.local";
+    let expected = "replaced-cache-0\nping\n";
+    shop.a.wait(&shop.mirror("cache"), PATIENCE, |mirror| mirror["spec"]["clusterIP"] == "None");
+    for is_headless in [false, true, false] {
+        shop.b.kubectl(&["-n", "replaced", "delete", "service", "cache"]);
+        shop.b.apply(&cache_service("replaced", if is_headless { "clusterIP: None, " } else { "" }));
+        shop.a.wait(&shop.mirror("cache"), PATIENCE, |mirror| (mirror["spec"]["clusterIP"] == "None") == is_headless);
+        let one = format!("cache-0.{whole}");
+        let names = if is_headless { vec![whole, one.as_str()] } else { vec![whole] };
+        for name in names {
+            eventually(&format!("{name} leads to the pod"), PATIENCE, || tcp(&shop.client, name, 9000) == expected);
+            for _ in 0..5 {
+                assert_eq!(tcp(&shop.client, name, 9000), expected, "{name}, headless {is_headless}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -117,7 +117,9 @@ pub(crate) fn wait_answer(client: &Pod, url: &str, limit: Duration) -> String {
 
 /// A line that a client sends over TCP, and what comes back: where it got to, then the line.
 pub(crate) fn tcp(client: &Pod, host: &str, port: u16) -> String {
-    client.host.try_sh(&format!("exec 3<>/dev/tcp/{host}/{port}; printf 'ping\\n' >&3; timeout 3 head -n 2 <&3")).1
+    // An address that was a Service's before does not answer at all: whoever asks again has to give up first.
+    let talk = "exec 3<>/dev/tcp/$0/$1; printf \"ping\\n\" >&3; timeout 3 head -n 2 <&3";
+    client.host.try_sh(&format!("timeout 4 bash -c '{talk}' {host} {port}")).1
 }
 
 /// A Service of the server programs, with more of its spec as YAML in braces has it: `sessionAffinity: ClientIP`.

@@ -28,6 +28,9 @@ const PAGE: usize = 500;
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What is asked for where the metadata of an object is enough. Every API server that is new enough for us has it.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+
 /// Whose fields a server-side apply claims.
 pub(crate) const FIELD_MANAGER: &str = "linkspan-cli";
 
@@ -146,6 +149,15 @@ impl Api {
         }
     }
 
+    /// Whether there is an object. Asks for its metadata alone: of a Secret nothing else is anybody's business.
+    pub(crate) async fn exists(&self, path: &str) -> Result<bool, ApiError> {
+        match read(path, &self.send_as(METADATA, Method::GET, path, None).await?) {
+            Ok(_) => Ok(true),
+            Err(ApiError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// `POST path`: creates an object, and answers with what the server made of it.
     pub(crate) async fn create(&self, path: &str, object: &Value) -> Result<Value, ApiError> {
         let body = (Bytes::from(object.to_string()), "application/json");
@@ -165,9 +177,19 @@ impl Api {
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<(Bytes, &str)>) -> Result<Answer, ApiError> {
+        self.send_as("application/json", method, path, body).await
+    }
+
+    async fn send_as(
+        &self,
+        accept: &'static str,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &str)>,
+    ) -> Result<Answer, ApiError> {
         let mut tries = 1;
         loop {
-            let answer = self.send_once(method.clone(), path, body.clone()).await?;
+            let answer = self.send_once(accept, method.clone(), path, body.clone()).await?;
             if answer.status != StatusCode::TOO_MANY_REQUESTS || tries == TRIES {
                 return Ok(answer);
             }
@@ -176,9 +198,15 @@ impl Api {
         }
     }
 
-    async fn send_once(&self, method: Method, path: &str, body: Option<(Bytes, &str)>) -> Result<Answer, ApiError> {
+    async fn send_once(
+        &self,
+        accept: &'static str,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &str)>,
+    ) -> Result<Answer, ApiError> {
         let malformed = |why: String| ApiError::Malformed { path: path.to_owned(), why };
-        let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
+        let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
         let bytes = match body {
             Some((bytes, kind)) => {
                 request = request.header(header::CONTENT_TYPE, kind);

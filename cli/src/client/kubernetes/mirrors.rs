@@ -34,6 +34,10 @@ pub(crate) struct MirrorService {
     pub(crate) ports: Vec<u16>,
     /// Whether it selects pods, which no mirror does.
     pub(crate) selects: bool,
+    /// Whether it has no address, since clients choose among the endpoints.
+    pub(crate) headless: bool,
+    /// The name of the one endpoint of a headless service that it stands for, as clients use it.
+    pub(crate) endpoint: Option<String>,
     addresses: Vec<IpAddr>,
     conditions: Value,
 }
@@ -43,11 +47,18 @@ impl MirrorService {
         let metadata = &object["metadata"];
         let label = |name: &str| metadata["labels"][name].as_str().map(ToOwned::to_owned);
         let spec = &object["spec"];
+        let (namespace, service) = (metadata["namespace"].as_str()?.to_owned(), label(labels::SERVICE)?);
+        let endpoint = label(labels::ENDPOINT).and_then(|endpoint| match label(labels::MIRROR) {
+            Some(mirror) => Some(format!("{endpoint}.{}", cluster_local(&mirror, &namespace))),
+            None => Some(format!("{endpoint}.{}.{}", label(labels::SOURCE)?, clusterset(&service, &namespace))),
+        });
         Some(Self {
-            namespace: metadata["namespace"].as_str()?.to_owned(),
             name: metadata["name"].as_str()?.to_owned(),
             cluster: label(labels::CLUSTER),
-            service: label(labels::SERVICE)?,
+            headless: spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None",
+            endpoint,
+            namespace,
+            service,
             ports: spec["ports"].as_array().into_iter().flatten().filter_map(port).collect(),
             selects: spec["selector"].as_object().is_some_and(|selector| !selector.is_empty()),
             addresses: addresses(&spec["clusterIPs"]),
@@ -57,11 +68,16 @@ impl MirrorService {
 
     /// The name by which clients know it.
     pub(crate) fn hostname(&self) -> String {
-        match self.cluster {
-            Some(_) => format!("{}.{}.svc.cluster.local", self.name, self.namespace),
-            None => clusterset(&self.service, &self.namespace),
+        match (&self.endpoint, &self.cluster) {
+            (Some(name), _) => name.clone(),
+            (None, Some(_)) => cluster_local(&self.name, &self.namespace),
+            (None, None) => clusterset(&self.service, &self.namespace),
         }
     }
+}
+
+fn cluster_local(name: &str, namespace: &str) -> String {
+    format!("{name}.{namespace}.svc.cluster.local")
 }
 
 fn clusterset(service: &str, namespace: &str) -> String {
@@ -127,7 +143,9 @@ impl MirrorObjects {
                 },
             })
         };
-        let services = self.services.iter().filter(|service| service.cluster.is_some()).map(|service| {
+        // An endpoint shares the conditions of its service.
+        let whole = self.services.iter().filter(|service| service.cluster.is_some() && service.endpoint.is_none());
+        let services = whole.map(|service| {
             status(&service.namespace, &service.name, service.hostname(), &service.service, &service.conditions)
         });
         let imports = self.imports.iter().filter_map(|import| {

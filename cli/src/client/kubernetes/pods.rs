@@ -8,13 +8,13 @@
 //! The first way is tried first, since it needs the least of the cluster; the second where the first is denied or fails. When
 //! both fail, the error says what right or network is missing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::api::Api as PodApi;
 use linkspan_runtime::task;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,9 @@ use super::api::{Answer, Api, ApiError, causes, labelled};
 
 /// How long a port-forward may take in all: API server, kubelet, pod, and the answer.
 const FORWARD: Duration = Duration::from_secs(10);
+
+/// How long both ways together may take. What the proxy used of it (10 s at most, see `api`) a port-forward has less.
+const BOTH_WAYS: Duration = Duration::from_secs(15);
 
 /// The largest page that is read over a port-forward; see `http`.
 const BODY_MAX: usize = 64 * 1024 * 1024;
@@ -77,33 +80,54 @@ impl OurPod {
         let status = pod.status.clone().unwrap_or_default();
         let phase = status.phase.unwrap_or_default();
         let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
-        let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+        let containers = || status.container_statuses.iter().flatten();
+        let waiting = containers().find_map(|container| {
             let waiting = container.state.as_ref()?.waiting.as_ref()?;
             let reason = waiting.reason.clone().unwrap_or_default();
             Some(format!("{reason} {}", waiting.message.clone().unwrap_or_default()).trim().to_owned())
         });
+        let ended = containers().find_map(ended);
         let scheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled");
         let unscheduled = scheduled
             .filter(|condition| condition.status == "False")
             .map(|condition| condition.message.clone().unwrap_or_default());
         let unready = ready.and_then(|condition| condition.message.clone());
         let why = waiting.or(unscheduled).or(unready).unwrap_or_else(|| format!("it is {phase}"));
-        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-        let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-        let admin = ports.find(|port| port.name.as_deref() == Some("admin"));
+        let why = std::iter::once(why).chain(ended).collect::<Vec<_>>().join("; ");
+        let mut ports =
+            pod.spec.iter().flat_map(|spec| &spec.containers).flat_map(|container| {
+                container.ports.iter().flatten().map(move |port| (container.name.as_str(), port))
+            });
+        let admin = ports.find(|(_, port)| port.name.as_deref() == Some("admin"));
+        // Between two starts of its container the pod is Running all the same, and nobody answers.
+        let ours = containers().find(|container| admin.is_some_and(|(name, _)| container.name == name));
+        let down = ours.and_then(|container| container.state.as_ref()).is_some_and(|state| state.running.is_none());
         Some(Self {
             addresses: status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
             ready: ready.is_some_and(|condition| condition.status == "True"),
-            running: phase == "Running",
+            running: phase == "Running" && !down,
             why,
-            admin: admin.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(ADMIN_PORT),
+            admin: admin.and_then(|(_, port)| u16::try_from(port.container_port).ok()).unwrap_or(ADMIN_PORT),
             name,
         })
     }
 }
 
+/// How a container has ended that was started again, and how often.
+fn ended(container: &ContainerStatus) -> Option<String> {
+    let of = |state: &Option<ContainerState>| state.as_ref()?.terminated.clone();
+    let last = of(&container.state).or_else(|| of(&container.last_state))?;
+    let reason = last.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let count = match container.restart_count {
+        0 => String::new(),
+        1 => ", and was started again once".to_owned(),
+        count => format!(", and was started again {count} times"),
+    };
+    Some(format!("its container {} ended with exit code {}{reason}{count}", container.name, last.exit_code))
+}
+
 /// Neither way to a pod is open.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "the admin pages of the pod {pod} cannot be read; by the API server's proxy: {proxy}; by port-forward: {forward}; {remedy}"
 )]
@@ -111,6 +135,8 @@ pub(crate) struct Unreached {
     pod: String,
     proxy: String,
     forward: String,
+    /// Whether it might have answered, and did not; false where we may not ask.
+    pub(super) silent: bool,
     /// What right or network is missing.
     pub(crate) remedy: String,
 }
@@ -130,7 +156,14 @@ pub(super) async fn list(api: &Api, namespace: &str, component: Component) -> Re
 }
 
 /// `GET path` of a pod's admin listener, whatever the status.
-pub(super) async fn fetch(api: &Api, namespace: &str, pod: &OurPod, path: &str) -> anyhow::Result<Answer> {
+pub(super) async fn fetch(
+    api: &Api,
+    namespace: &str,
+    kubectl: &str,
+    pod: &OurPod,
+    path: &str,
+) -> anyhow::Result<Answer> {
+    let started = Instant::now();
     let proxy = format!("/api/v1/namespaces/{namespace}/pods/{}:{}/proxy{path}", pod.name, pod.admin);
     let denied = match api.fetch(&proxy).await {
         Ok(answer) => match refused(&answer) {
@@ -141,22 +174,17 @@ pub(super) async fn fetch(api: &Api, namespace: &str, pod: &OurPod, path: &str) 
         Err(error @ (ApiError::Unreachable { .. } | ApiError::Unauthorized(_))) => return Err(error.into()),
         Err(error) => error.to_string(),
     };
-    let failed = match timeout(FORWARD, forward(api, namespace, pod, path)).await {
+    let left = BOTH_WAYS.saturating_sub(started.elapsed()).min(FORWARD);
+    let failed = match timeout(left, forward(api, namespace, pod, path)).await {
         Ok(Ok(answer)) => return Ok(answer),
         Ok(Err(error)) => format!("{error:#}"),
-        Err(_) => format!("no answer within {} s", FORWARD.as_secs()),
+        Err(_) => format!("no answer within {} s", left.as_secs()),
     };
-    Err(Unreached::new(namespace, pod, denied, failed).into())
+    Err(Unreached::new(namespace, kubectl, pod, denied, failed).into())
 }
 
-/// `GET path` of a pod's admin listener, read as JSON; anything but 200 is an error.
-pub(super) async fn json<T: DeserializeOwned>(
-    api: &Api,
-    namespace: &str,
-    pod: &OurPod,
-    path: &str,
-) -> anyhow::Result<T> {
-    let answer = fetch(api, namespace, pod, path).await?;
+/// An admin page, read as JSON; anything but 200 is an error.
+pub(super) fn read<T: DeserializeOwned>(pod: &OurPod, path: &str, answer: &Answer) -> anyhow::Result<T> {
     if answer.status != StatusCode::OK {
         let text = String::from_utf8_lossy(&answer.body).trim().to_owned();
         bail!("the pod {} answered {} to {path}: {text}", pod.name, answer.status);
@@ -174,7 +202,7 @@ fn refused(answer: &Answer) -> Option<String> {
 }
 
 impl Unreached {
-    fn new(namespace: &str, pod: &OurPod, proxy: String, forward: String) -> Self {
+    fn new(namespace: &str, kubectl: &str, pod: &OurPod, proxy: String, forward: String) -> Self {
         let denied = |text: &str| text.contains("orbidden");
         let remedy = match (denied(&proxy), denied(&forward)) {
             (true, true) => format!(
@@ -184,13 +212,20 @@ impl Unreached {
                 "ask for the right to `get` pods/proxy in the namespace {namespace}; port-forward is allowed, but needs a kubelet \
                  that reaches the pod"
             ),
+            // Whoever does not run well answers by no way; no network has to be mended for that.
+            (false, _) if !pod.ready => format!(
+                "the pod is not ready ({}): mend that first; {kubectl} -n {namespace} logs {} --previous shows how it ended, and \
+                 without --previous what it says now",
+                pod.why, pod.name
+            ),
             (false, _) => format!(
                 "let the API server reach port {} of the pods: a NetworkPolicy has to name its networks (linkspan install \
                  --api-server-cidr), a firewall has to let them pass; or ask for `get` and `create` pods/portforward",
                 pod.admin
             ),
         };
-        Self { pod: pod.name.clone(), proxy, forward, remedy }
+        let silent = !(denied(&proxy) && denied(&forward));
+        Self { pod: pod.name.clone(), proxy, forward, silent, remedy }
     }
 }
 
@@ -202,7 +237,7 @@ async fn forward(api: &Api, namespace: &str, pod: &OurPod, path: &str) -> anyhow
     let stream = forwarder.take_stream(pod.admin).context("the API server opened no stream")?;
     let broken = forwarder.take_error(pod.admin);
     let exchange = async {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // Ends with the exchange: the request asks for it, and dropping the sender closes the connection.
         drop(task::spawn("forward_client", async move { drop(connection.await) }));
@@ -226,5 +261,15 @@ async fn forward(api: &Api, namespace: &str, pod: &OurPod, path: &str) -> anyhow
             _ => Err(error),
         },
         (Err(error), None) => Err(error),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// What is made of a Pod.
+    pub(crate) fn of(pod: &serde_json::Value) -> OurPod {
+        OurPod::of(&serde_json::from_value(pod.clone()).expect("a pod")).expect("one of ours")
     }
 }

@@ -8,6 +8,7 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use linkspan_proto::configuration::Resource;
 use linkspan_runtime::task;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -57,6 +58,27 @@ impl Recorded {
     /// Nothing of that name.
     pub(crate) fn remove(&mut self, request: &str) {
         self.answers.remove(request);
+    }
+
+    /// A change to an answer that is an object.
+    pub(crate) fn change(&mut self, request: &str, change: impl FnOnce(&mut Value)) {
+        let (_, text) = self.answers.get_mut(request).expect("an answer");
+        let mut object = serde_json::from_str(text).expect("an object");
+        change(&mut object);
+        *text = object.to_string();
+    }
+
+    /// What the gateways have in force; those that `keep` does not want go, others come.
+    pub(crate) fn resources(&mut self, keep: impl Fn(&Resource) -> bool, more: &[Resource]) {
+        for name in ["gateway-a", "gateway-b"] {
+            self.change(&proxy(name, "/config"), |page| {
+                let old = page["gateway"]["resources"].take();
+                let mut all: Vec<Resource> = serde_json::from_value(old).expect("resources");
+                all.retain(&keep);
+                all.extend(more.iter().cloned());
+                page["gateway"]["resources"] = json!(all);
+            });
+        }
     }
 
     /// The same answer to another request.
@@ -150,7 +172,8 @@ pub(crate) fn unready(name: &str, why: &str) -> Value {
     pod
 }
 
-fn mirrored(name: &str, cluster: Option<&str>, address: &str) -> Value {
+/// The Service that stands for a mirror; `None` as the address of a headless one.
+pub(crate) fn mirrored(name: &str, cluster: Option<&str>, address: &str) -> Value {
     let mut labels = json!({
         "mirror.linkspan.io/managed-by": "mirror-controller",
         "mirror.linkspan.io/service-name": "web",
@@ -189,7 +212,7 @@ pub(crate) fn root(domain: &str) -> String {
 /// What a gateway says of itself, with the ports on which it listens.
 fn gateway_pages(recorded: &mut Recorded, name: &str) {
     let mut west = peer("west", &["192.0.2.2:4143"]);
-    if let linkspan_proto::configuration::Resource::Peer(west) = &mut west {
+    if let Resource::Peer(west) = &mut west {
         west.trust_bundle = root("west.linkspan.internal");
     }
     let resources = vec![
@@ -292,7 +315,7 @@ pub(crate) fn healthy() -> Recorded {
     recorded.list("GET /apis/linkspan.io/v1alpha1/clustertrafficpolicies", json!([]));
     let corefile = ".:53 {\n    forward . /etc/resolv.conf\n}\nclusterset.local:53 {\n    forward . 10.96.0.20\n}\n";
     recorded.set("GET /api/v1/namespaces/kube-system/configmaps/coredns", json!({ "data": { "Corefile": corefile } }));
-    let until = std::time::SystemTime::now() + std::time::Duration::from_secs(20 * 3600);
+    let until = std::time::SystemTime::now() + Duration::from_secs(20 * 3600);
     let until = until.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
     let metrics = format!(
         "build_info{{version=\"{}\"}} 1\ncertificate_expiry_seconds{{purpose=\"link\"}} {until}\n",
@@ -311,6 +334,60 @@ pub(crate) fn healthy() -> Recorded {
         json!([{ "cluster": "west", "connected": true, "synchronised": true, "entries": 1, "version": 3, "hash": "0123456789abcdef" }]),
     );
     recorded
+}
+
+/// An endpoint of a headless service has a Service of another name than its own.
+#[tokio::test]
+async fn an_endpoint_has_the_address_of_its_service() {
+    let mut recorded = healthy();
+    let mut pod = mirrored("cache-0-west", Some("west"), "10.96.0.41");
+    let labels = &mut pod["metadata"]["labels"];
+    labels["mirror.linkspan.io/service-name"] = json!("cache");
+    labels["mirror.linkspan.io/endpoint"] = json!("cache-0");
+    let mut of_all = pod.clone();
+    pod["metadata"]["labels"]["mirror.linkspan.io/mirror-name"] = json!("cache-west");
+    of_all["metadata"]["labels"]["mirror.linkspan.io/source-cluster"] = json!("west");
+    of_all["metadata"]["labels"].as_object_mut().expect("labels").remove("mirror.linkspan.io/cluster-name");
+    let mut whole = mirrored("cache-west", Some("west"), "None");
+    whole["metadata"]["labels"]["mirror.linkspan.io/service-name"] = json!("cache");
+    recorded.list("GET /api/v1/services", json!([whole, pod, of_all]));
+    let objects = recorded.serve().await.mirror_objects().await.expect("objects");
+    let fronts: Vec<(String, usize)> =
+        objects.fronts().into_iter().map(|(name, front)| (name, front.addresses.len())).collect();
+    assert_eq!(
+        fronts,
+        [
+            ("cache-0.cache-west.shop.svc.cluster.local".to_owned(), 1),
+            ("cache-0.west.cache.shop.svc.clusterset.local".to_owned(), 1),
+            ("cache-west.shop.svc.cluster.local".to_owned(), 0),
+            ("web.shop.svc.clusterset.local".to_owned(), 1),
+        ]
+    );
+    assert!(objects.services[0].headless && objects.services[0].endpoint.is_none());
+    // It has no conditions of its own: those of the service would be hidden by them.
+    assert!(objects.statuses().iter().all(|status| !status.hostname().starts_with("cache-0")));
+}
+
+/// A pod whose container ends again and again is Running now and then, and answers nobody.
+#[test]
+fn a_container_that_ends_is_told_of_with_its_exit_code() {
+    let mut ended = pod("controller-a", "10.244.0.13", "controller");
+    ended["status"]["conditions"] =
+        json!([{ "type": "Ready", "status": "False", "message": "containers with unready status" }]);
+    ended["status"]["containerStatuses"] = json!([{
+        "name": "controller", "image": "x", "imageID": "x", "ready": false, "restartCount": 4,
+        "state": { "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 1m20s" } },
+        "lastState": { "terminated": { "exitCode": 1, "reason": "Error" } },
+    }]);
+    let of = |pod: &Value| pods::tests::of(pod);
+    let found = of(&ended);
+    assert!(!found.running);
+    assert_eq!(
+        found.why,
+        "CrashLoopBackOff back-off 1m20s; its container controller ended with exit code 1 (Error), and was started again 4 times"
+    );
+    ended["status"]["containerStatuses"][0]["state"] = json!({ "running": {} });
+    assert!(of(&ended).running);
 }
 
 #[tokio::test]

@@ -109,9 +109,22 @@ fn mirrored(checks: &mut Checks<'_>) {
         return;
     }
     let mirrors = direct_mirrors(&checks.facts);
-    let missing: Vec<_> =
-        exported.iter().filter(|&exported| !mirrors.contains(exported) && carried(&checks.facts, exported)).collect();
+    let missing = exported.iter().filter(|&it| !mirrors.contains(it) && carried(&checks.facts, it));
+    let (empty, missing): (Vec<_>, Vec<_>) = missing.partition(|(cluster, service)| {
+        // What has a status and no complaint was made; the gateways know of it when the first endpoint has a name.
+        let name = checks.facts.name_of(cluster, service);
+        let mut made = complaints.iter().filter(|status| status.complaint("Accepted").is_none());
+        checks.facts.has_none_ready(cluster, service) && made.any(|status| status.hostname() == name)
+    });
     let count = exported.len();
+    for (cluster, service) in empty {
+        checks.warn(
+            GROUP,
+            format!("{service} of {cluster} has endpoints"),
+            "it is mirrored and headless, and has no endpoint: its name has no address, and there is no name of an endpoint",
+            format!("in {cluster} start the service; `linkspan exports` there shows the count"),
+        );
+    }
     if missing.is_empty() {
         checks.ok(GROUP, "everything that is exported to us is mirrored", counted(count, "service"));
     }
@@ -133,9 +146,17 @@ fn refused(checks: &mut Checks<'_>, statuses: &[Status]) {
         // A namespace that is not there is no fault: the checks of the mirrors name it.
         let absent = status.namespace_is_absent();
         if let Some(complaint) = status.complaint("Accepted").filter(|_| covered && !absent) {
+            let name = format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname());
+            if complaint.reason == "UnsupportedProtocol" {
+                // Nothing that this cluster could change.
+                let remedy = "in the cluster that exports it give the Service a TCP port, or take the export back; nothing here \
+                              is in its way";
+                checks.warn(GROUP, name, complaint.sentence(), remedy);
+                continue;
+            }
             checks.fail(
                 GROUP,
-                format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname()),
+                name,
                 complaint.sentence(),
                 "clear what is in its way: rename the local object of this name, or make room (mirrorAddresses in site.yaml, \
                  spec.gateway.ports on Kubernetes)",
@@ -185,10 +206,10 @@ fn complaint_about(statuses: &[Status], service: &ServiceKey, cluster: &ClusterN
     own.into_iter().chain(of_service()).find_map(|status| status.complaint("Accepted")).map(Condition::sentence)
 }
 
-/// `check NAMESPACE/SERVICE`: whether any linked cluster exports it at all.
+/// `check NAMESPACE/SERVICE`: whether any cluster exports it at all, this one included.
 fn wanted_service(checks: &mut Checks<'_>) {
     let Some(service) = checks.scope.service.clone() else { return };
-    let name = format!("{service} is exported by a linked cluster");
+    let name = format!("{service} is exported");
     let exporters: Vec<&str> = checks
         .facts
         .exporters_of(&service)
@@ -196,8 +217,11 @@ fn wanted_service(checks: &mut Checks<'_>) {
         .map(ClusterName::as_str)
         .collect();
     if !exporters.is_empty() {
-        let exporters = exporters.join(", ");
-        return checks.ok(GROUP, name, exporters);
+        return checks.ok(GROUP, name, format!("by {}", exporters.join(", ")));
+    }
+    // Who asks about one peer wants to know of that one.
+    if checks.scope.cluster.is_none() && checks.facts.exports.contains_key(&service) {
+        return checks.ok(GROUP, name, "by this cluster, and by no linked one");
     }
     let reason = not_exported(&checks.facts, &service);
     checks.fail(GROUP, name, reason, how_to_export(&service));
@@ -252,6 +276,9 @@ fn policies(checks: &mut Checks<'_>) {
         if !unlinked.is_empty() {
             let reason = format!("it gives weight to {}, and no Link of that name is in force", unlinked.join(", "));
             checks.fail(GROUP, check, reason, "correct the cluster's name in the policy, or link it");
+        } else if weighted.is_empty() {
+            let reason = format!("all its weights are 0: nobody is served at {}", clusterset_name(&service));
+            checks.warn(GROUP, check, reason, "give a cluster a weight above 0, or remove the policy");
         } else if without.len() == weighted.len() {
             let reason = not_exported(facts, &service);
             checks.fail(GROUP, check, reason, how_to_export(&service));
@@ -262,6 +289,10 @@ fn policies(checks: &mut Checks<'_>) {
             checks.warn(GROUP, check, reason, how_to_export(&service));
         }
     }
+}
+
+fn clusterset_name(service: &ServiceKey) -> String {
+    format!("{}.{}.svc.clusterset.local", service.name, service.namespace)
 }
 
 fn named(policy: &ClusterTrafficPolicy) -> Option<(String, ServiceKey)> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use linkspan_proto::configuration::Export;
+use linkspan_proto::names::{ClusterName, Namespace, ServiceKey, ServiceName};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -27,6 +28,44 @@ pub(super) fn check(checks: &mut Checks<'_>) {
     for export in covered(checks) {
         ready(checks, &export);
     }
+    policies(checks);
+}
+
+/// Whether the peers and services that ExportPolicies name exist: a policy closes a service to everybody whom it does not name,
+/// and a name with a mistake in it lets nobody in.
+fn policies(checks: &mut Checks<'_>) {
+    for policy in checks.export_policies.clone() {
+        let (Some(namespace), Some(name)) = (&policy.metadata.namespace, &policy.metadata.name) else { continue };
+        let Ok(namespace) = Namespace::parse(namespace) else { continue };
+        let key = |name: &ServiceName| ServiceKey { namespace: namespace.clone(), name: name.clone() };
+        let services: Vec<ServiceKey> = policy.spec.services.iter().map(key).collect();
+        let covered = services.is_empty() || services.iter().any(|service| checks.scope.covers_service(service));
+        if !covered {
+            continue;
+        }
+        // What is wished for and not granted has a check of its own.
+        let wished = |service: &ServiceKey| checks.exports.iter().any(|wish| wish.key() == service.to_string());
+        let absent = services.iter().filter(|service| !checks.facts.exports.contains_key(*service) && !wished(service));
+        let absent: Vec<String> = absent.map(ToString::to_string).collect();
+        let peers: BTreeSet<&ClusterName> = policy.spec.allow.iter().flat_map(|rule| &rule.peers).collect();
+        let strangers = peers.iter().filter(|peer| !checks.facts.peers.contains_key(**peer));
+        let strangers: Vec<&str> = strangers.map(|peer| peer.as_str()).collect();
+        let check = format!("ExportPolicy {namespace}/{name}: what it names exists");
+        let mut reasons = Vec::new();
+        if !strangers.is_empty() {
+            reasons.push(format!("it allows {}, and no Link of that name is in force", strangers.join(", ")));
+        }
+        if !absent.is_empty() {
+            reasons.push(format!("it is about {}, which is not exported", absent.join(", ")));
+        }
+        if reasons.is_empty() {
+            checks.ok(GROUP, check, "");
+        } else {
+            let remedy =
+                "correct the names in the policy, or link the peer and export the service; who is not named gets 403";
+            checks.warn(GROUP, check, reasons.join("; "), remedy);
+        }
+    }
 }
 
 fn covered(checks: &Checks<'_>) -> Vec<Export> {
@@ -46,7 +85,8 @@ fn refused_exports(checks: &mut Checks<'_>) {
                 GROUP,
                 format!("{key}: all clusters that export it agree about it"),
                 conflict.sentence(),
-                "make the Services in all clusters alike in what the message names; meanwhile the oldest export decides",
+                "make the Services in all clusters alike in what the message names; meanwhile that cluster decides whose export was \
+                 seen here first, or that --precedence (spec.mirrors.precedence) names",
             );
         }
         if let Some(complaint) = wish.complaint("Valid").or_else(|| wish.complaint("Ready")) {

@@ -4,6 +4,7 @@
 //! install, what stands in the way. They say so.
 
 mod coredns;
+mod granted;
 mod mirrors;
 mod programs;
 mod rights;
@@ -21,8 +22,11 @@ use serde_json::Value;
 use super::report::Group;
 use super::{Checks, catalogue, exports, links, services, trust};
 use crate::client::kubernetes::Cluster;
-use crate::client::kubernetes::api::ApiError;
+use crate::client::kubernetes::api::{ApiError, labelled};
+use crate::client::kubernetes::mirrors::OURS;
 use crate::client::source::Of;
+use crate::commands::link::bundle;
+use crate::output::counted;
 
 const GROUP: Group = Group::Cluster;
 
@@ -33,6 +37,7 @@ const MINOR_MIN: u32 = 31;
 pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
     checks.progress.say("asking the API server");
     let Some(ahead) = api_server(checks, cluster).await else { return };
+    place(checks, cluster).await;
     let settings = match cluster.settings().await {
         Ok(settings) => settings,
         Err(error) if matches!(error.downcast_ref(), Some(ApiError::Forbidden(_))) => {
@@ -41,7 +46,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
             return rights::ours(checks, cluster).await;
         }
         Err(error) => {
-            let remedy = "correct the ConfigMap, or apply what `linkspan install` prints again; with another namespace: \
+            let remedy = "correct the ConfigMap, or apply again what `linkspan install` prints with the same arguments; with another namespace: \
                           --linkspan-namespace";
             return checks.fail(GROUP, "the cluster's configuration is valid", format!("{error:#}"), remedy);
         }
@@ -54,7 +59,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
         format!("{}, trust domain {}", settings.cluster(), settings.trust_domain()),
     );
     rights::ours(checks, cluster).await;
-    rights::controllers(checks, cluster).await;
+    rights::controllers(checks, cluster, &settings).await;
     let gateways = programs::check(checks, cluster, &settings, ahead).await;
     checks.progress.say("certificates");
     root(checks, cluster, &settings).await;
@@ -63,7 +68,7 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster) {
     if checks.facts.own.is_some() {
         links::judge(checks);
         catalogue::check(checks);
-        mirrors::check(checks, cluster, &gateways).await;
+        mirrors::check(checks, cluster, &settings.spec.mirrors.namespaces, &gateways).await;
     }
     coredns::check(checks, cluster).await;
     if checks.facts.own.is_some() {
@@ -100,6 +105,24 @@ async fn api_server(checks: &mut Checks<'_>, cluster: &Cluster) -> Option<Option
         checks.fail(GROUP, "Kubernetes is new enough", reason, "upgrade the cluster");
     }
     Some(answer.ahead)
+}
+
+/// A namespace that is being deleted takes everything with it.
+async fn place(checks: &mut Checks<'_>, cluster: &Cluster) {
+    let namespace = cluster.namespace();
+    // Whoever may not read it is told of what is in it.
+    let Ok(Some(object)) = cluster.api().find(&format!("/api/v1/namespaces/{namespace}")).await else { return };
+    if object["metadata"]["deletionTimestamp"].is_string() {
+        let why = object["status"]["conditions"].as_array().into_iter().flatten();
+        let why = why.filter(|condition| condition["status"] == "True").filter_map(|one| one["message"].as_str());
+        let why: String = why.map(|message| format!("; {message}")).collect();
+        checks.fail(
+            GROUP,
+            format!("the namespace {namespace} stays"),
+            format!("it is being deleted (Terminating), and all of Linkspan with it, the root too{why}"),
+            "wait until it is gone, then install again, with the root from a copy; without one every peer has to import the new Link",
+        );
+    }
 }
 
 /// What both halves need of the API server: group, plural, and the versions of which one is used, the preferred one first.
@@ -148,10 +171,7 @@ async fn definitions(checks: &mut Checks<'_>, cluster: &Cluster, installed: bool
     if missing.is_empty() {
         checks.ok(GROUP, name, format!("{count} kinds"));
     } else if installed {
-        let remedy = format!(
-            "a cluster administrator applies them: linkspan crds | {} apply -f - (or linkspan install --stage cluster)",
-            cluster.kubectl()
-        );
+        let remedy = format!("a cluster administrator applies them: linkspan crds | {} apply -f -", cluster.kubectl());
         checks.fail(GROUP, name, format!("the API server does not serve {}", missing.join(", ")), remedy);
     }
     missing
@@ -180,12 +200,48 @@ async fn before_installation(checks: &mut Checks<'_>, cluster: &Cluster, missing
             "the definitions are served",
         );
     }
+    left_behind(checks, cluster).await;
     checks.warn(
         GROUP,
         name,
         format!("not yet in the namespace {namespace}: only what an installation needs was checked"),
         format!("linkspan install --cluster-name NAME | {} apply -f - ; then check again", cluster.kubectl()),
     );
+}
+
+/// What an earlier installation made and nobody looks after any more: names that lead nowhere.
+async fn left_behind(checks: &mut Checks<'_>, cluster: &Cluster) {
+    let name = "nothing of an earlier installation is left";
+    let ours = labelled(&OURS);
+    let mirrors = cluster.api().list("/api/v1/services", &ours).await.unwrap_or_default();
+    let links = cluster.api().list("/apis/linkspan.io/v1alpha1/links", "").await.unwrap_or_default();
+    if !mirrors.is_empty() {
+        let namespaces: BTreeSet<&str> =
+            mirrors.iter().filter_map(|service| service["metadata"]["namespace"].as_str()).collect();
+        let namespaces = namespaces.into_iter().collect::<Vec<_>>().join(", ");
+        checks.fail(
+            GROUP,
+            name,
+            format!("{} in {namespaces}, behind which no gateway runs", counted(mirrors.len(), "mirrored Service")),
+            format!(
+                "install again, or remove them: {} delete services,endpointslices --all-namespaces -l {}={}",
+                cluster.kubectl(),
+                OURS[0].0,
+                OURS[0].1
+            ),
+        );
+    } else if !links.is_empty() {
+        let names: Vec<&str> = links.iter().filter_map(|link| link["metadata"]["name"].as_str()).collect();
+        checks.warn(
+            GROUP,
+            name,
+            format!("Links are there and nobody follows them: {}", names.join(", ")),
+            format!(
+                "they come into force with an installation; to remove them: {} delete links --all",
+                cluster.kubectl()
+            ),
+        );
+    }
 }
 
 /// The cluster's own root.
@@ -201,7 +257,39 @@ async fn root(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings) {
         settings.cluster(),
         cluster.kubectl()
     );
-    trust::root(checks, "the cluster's root certificate is valid", pem, &restore, SystemTime::now());
+    let name = "the cluster's root certificate is valid";
+    let foreign = pem.as_ref().ok().and_then(|pem| {
+        let pem = std::str::from_utf8(pem).ok()?;
+        bundle::foreign(pem, &settings.trust_domain())
+    });
+    if let Some(what) = foreign {
+        let remedy = format!(
+            "no peer can trust this cluster so: install it with the name and trust domain that the root was made for \
+             (--cluster-name, --trust-domain), or {restore}"
+        );
+        return checks.fail(Group::Trust, name, format!("the certificate {what}"), remedy);
+    }
+    trust::root(checks, name, pem, &restore, SystemTime::now());
+    key(checks, cluster, &restore).await;
+}
+
+/// Whether the root's key is where the controllers find it when they start. Those that run have read it.
+async fn key(checks: &mut Checks<'_>, cluster: &Cluster, restore: &str) {
+    let path = cluster.own("apps/v1", "deployments/linkspan-controller");
+    let Ok(Some(deployment)) = cluster.api().find(&path).await else { return };
+    let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_array().into_iter().flatten();
+    for secret in volumes.filter_map(|volume| volume["secret"]["secretName"].as_str()) {
+        let name = format!("the Secret {secret} with the root's key is there");
+        // Few may read it, and nobody needs to for this: what is asked for is its name alone.
+        match cluster.api().exists(&cluster.own("v1", &format!("secrets/{secret}"))).await {
+            Ok(true) => checks.ok(Group::Trust, name, ""),
+            Ok(false) => {
+                let reason = "it is gone: controllers that run have the key, and none starts without it";
+                checks.fail(Group::Trust, name, reason, restore);
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 /// What the later groups judge, each part as far as it can be had.
@@ -239,26 +327,35 @@ async fn gather(checks: &mut Checks<'_>, cluster: &Cluster, missing: &[String]) 
             Err(_) => {}
         }
     }
-    let policies = cluster.api().list("/apis/linkspan.io/v1alpha1/clustertrafficpolicies", "").await;
-    match policies {
-        Ok(objects) => {
-            let read = |object| manifest::from_api_server(Kind::ClusterTrafficPolicy, object).ok();
-            checks.policies = objects
-                .into_iter()
-                .filter_map(read)
-                .filter_map(|object| match object {
-                    Object::ClusterTrafficPolicy(policy) => Some(policy),
-                    _ => None,
-                })
-                .collect();
+    policies(checks, cluster).await;
+}
+
+/// What users wish for traffic, and whom they allow.
+async fn policies(checks: &mut Checks<'_>, cluster: &Cluster) {
+    for (kind, plural, what) in [
+        (Kind::ClusterTrafficPolicy, "clustertrafficpolicies", "traffic policies"),
+        (Kind::ExportPolicy, "exportpolicies", "export policies"),
+    ] {
+        let objects = match cluster.api().list(&format!("/apis/linkspan.io/v1alpha1/{plural}"), "").await {
+            Ok(objects) => objects,
+            Err(ApiError::NotFound(_)) => continue,
+            Err(error) => {
+                checks.warn(
+                    GROUP,
+                    format!("the {what} can be read"),
+                    error.to_string(),
+                    format!("ask for the right to list {plural} in all namespaces; without it they are not checked"),
+                );
+                continue;
+            }
+        };
+        for object in objects.into_iter().filter_map(|object| manifest::from_api_server(kind, object).ok()) {
+            match object {
+                Object::ClusterTrafficPolicy(policy) => checks.policies.push(policy),
+                Object::ExportPolicy(policy) => checks.export_policies.push(policy),
+                _ => {}
+            }
         }
-        Err(ApiError::NotFound(_)) => {}
-        Err(error) => checks.warn(
-            GROUP,
-            "the traffic policies can be read",
-            error.to_string(),
-            "ask for the right to list clustertrafficpolicies in all namespaces; without it they are not checked",
-        ),
     }
 }
 

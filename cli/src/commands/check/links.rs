@@ -77,6 +77,20 @@ fn refused_links(checks: &mut Checks<'_>) {
             );
             let remedy = match complaint.reason.as_str() {
                 "InvalidTrustBundle" => format!("the trust bundle in this Link is not that of {name}: {place}"),
+                // `link import` refuses the same Link for the same reason: there is nothing to import.
+                "SelfLink" => format!(
+                    "remove it, nobody links to himself: `linkspan link remove {name} {0}`; if {name} is another cluster, give it a \
+                     trust domain of its own and export its Link anew",
+                    checks.flags
+                ),
+                "TrustDomainInUse" => format!(
+                    "of the two Links remove the one that is not meant: `linkspan link remove NAME {}`; if they are two clusters, \
+                     each needs a trust domain of its own",
+                    checks.flags
+                ),
+                "InvalidName" | "ReservedName" => {
+                    "remove it, and write it anew under the name that the peer has itself".to_owned()
+                }
                 _ => format!("correct the Link; or {place}"),
             };
             checks.fail(GROUP, format!("{name}: the Link is accepted"), complaint.sentence(), remedy);

@@ -1,5 +1,6 @@
 //! What the checks found, and how it is printed.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -50,8 +51,14 @@ impl Group {
 /// among thousands is not lost. JSON has them all.
 const LINES: usize = 30;
 
+/// Checks that did not pass for one and the same reason that are named. A link that is down is the reason for thousands.
+const ALIKE: usize = 5;
+
+/// Reasons of one group that are told, of failures and of warnings each: more than anybody mends before checking again.
+const REASONS: usize = 50;
+
 /// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Verdict {
     /// As it should be.
@@ -164,12 +171,13 @@ impl Report {
             let _infallible = writeln!(page, "{gap}{}", checks[0].group.title());
             let passed = checks.iter().filter(|check| check.verdict == Verdict::Ok).count();
             let short = passed > LINES;
-            for check in checks.iter().filter(|check| !short || check.verdict != Verdict::Ok) {
-                check.render(&mut page, colour);
+            for alike in alike(checks, short) {
+                render_alike(&alike, &mut page, colour);
             }
             if short {
                 let others = if passed < checks.len() { " others" } else { "" };
-                Check::summary(checks[0].group, format!("{passed}{others} passed")).render(&mut page, colour);
+                let summary = Check::summary(checks[0].group, format!("{passed}{others} passed"));
+                render_alike(&[&summary], &mut page, colour);
             }
         }
         let verdict = if self.ok { "all checks passed" } else { "not all checks passed" };
@@ -182,25 +190,86 @@ impl Report {
     }
 }
 
+/// The checks of one group that are shown: each that passed by itself (none if `short`), those that did not by what they have
+/// in common, in the order of the first of them.
+fn alike<'a>(checks: &[&'a Check], short: bool) -> Vec<Vec<&'a Check>> {
+    let mut all: Vec<Vec<&Check>> = Vec::new();
+    let mut places: HashMap<(Verdict, &str, Option<&str>), usize> = HashMap::new();
+    for check in checks.iter().filter(|check| !short || check.verdict != Verdict::Ok) {
+        if check.verdict == Verdict::Ok {
+            all.push(vec![check]);
+            continue;
+        }
+        let place = *places.entry((check.verdict, &check.reason, check.remedy.as_deref())).or_insert(all.len());
+        match all.get_mut(place) {
+            Some(others) => others.push(check),
+            None => all.push(vec![check]),
+        }
+    }
+    for verdict in [Verdict::Failure, Verdict::Warning] {
+        let mut told = 0;
+        let mut left_out = Vec::new();
+        all.retain(|alike| {
+            let is_it = alike.first().is_some_and(|check| check.verdict == verdict);
+            told += usize::from(is_it);
+            let keep = !is_it || told <= REASONS;
+            if !keep {
+                left_out.extend(alike.iter().copied());
+            }
+            keep
+        });
+        // Shown by their number alone, see `render_alike`.
+        all.extend((!left_out.is_empty()).then_some(left_out));
+    }
+    all
+}
+
+/// Checks with one verdict: names first, then what all of them have in common.
+fn render_alike(alike: &[&Check], page: &mut String, colour: bool) {
+    let Some(first) = alike.first() else { return };
+    let same = alike.iter().all(|check| check.reason == first.reason && check.remedy == first.remedy);
+    if !same {
+        let count = alike.len();
+        let _infallible =
+            writeln!(page, "  {}  {count} more, for other reasons (-o json has them all)", first.word(colour));
+        return;
+    }
+    // One name takes no more room than the line that would leave it out.
+    let named = if alike.len() == ALIKE + 1 { alike.len() } else { alike.len().min(ALIKE) };
+    for check in alike.iter().take(named) {
+        let (word, name, reason) = (check.word(colour), safe(&check.name), safe(&check.reason));
+        let _infallible = match check.verdict {
+            Verdict::Ok if !reason.is_empty() => writeln!(page, "  {word}  {name} ({reason})"),
+            _ => writeln!(page, "  {word}  {name}"),
+        };
+    }
+    if named < alike.len() {
+        let more = alike.len() - named;
+        let _infallible =
+            writeln!(page, "  {}  {more} more for the same reason (-o json has them all)", first.word(colour));
+    }
+    if first.verdict != Verdict::Ok {
+        let _infallible = writeln!(page, "           {}", safe(&first.reason));
+    }
+    first.render_remedy(page);
+}
+
 impl Check {
     /// One line for many checks that passed.
     fn summary(group: Group, name: String) -> Self {
         Self { group, name, verdict: Verdict::Ok, reason: String::new(), remedy: None }
     }
 
-    fn render(&self, page: &mut String, colour: bool) {
+    fn word(&self, colour: bool) -> String {
         let (word, escape) = match self.verdict {
             Verdict::Ok => ("ok     ", "\x1b[32m"),
             Verdict::Warning => ("warning", "\x1b[33m"),
             Verdict::Failure => ("FAILED ", "\x1b[31m"),
         };
-        let word = if colour { format!("{escape}{word}\x1b[0m") } else { word.to_owned() };
-        let (name, reason) = (safe(&self.name), safe(&self.reason));
-        let _infallible = match self.verdict {
-            Verdict::Ok if reason.is_empty() => writeln!(page, "  {word}  {name}"),
-            Verdict::Ok => writeln!(page, "  {word}  {name} ({reason})"),
-            Verdict::Warning | Verdict::Failure => writeln!(page, "  {word}  {name}\n           {reason}"),
-        };
+        if colour { format!("{escape}{word}\x1b[0m") } else { word.to_owned() }
+    }
+
+    fn render_remedy(&self, page: &mut String) {
         if let Some(remedy) = &self.remedy {
             // A remedy may show a manifest: its lines stay lines.
             let mut lines = remedy.lines();
@@ -248,6 +317,50 @@ mod tests {
         let page = report.render(false);
         assert!(page.starts_with("mirrored services\n  FAILED   service x works\n"), "{page}");
         assert!(page.contains("  ok       10000 others passed\n") && page.lines().count() < 10, "{page}");
+    }
+
+    #[test]
+    fn one_reason_for_many_checks_is_told_once() {
+        let mut report = Report::new();
+        for number in 0..5_000 {
+            report.fail(
+                Group::Services,
+                format!("web-{number} port 80 works"),
+                "the link to west is down",
+                "mend the link",
+            );
+        }
+        report.fail(Group::Services, "db port 5432 works", "not listening", "give the port free");
+        let page = report.render(false);
+        let lines: Vec<&str> = page.lines().collect();
+        assert_eq!(
+            lines[5..],
+            [
+                "  FAILED   web-4 port 80 works",
+                "  FAILED   4995 more for the same reason (-o json has them all)",
+                "           the link to west is down",
+                "           remedy: mend the link",
+                "  FAILED   db port 5432 works",
+                "           not listening",
+                "           remedy: give the port free",
+                "",
+                "not all checks passed: 0 ok, 0 with a warning, 5001 failed",
+            ]
+        );
+        assert_eq!(report.checks().len(), 5_001, "programs see each");
+    }
+
+    #[test]
+    fn thousands_of_reasons_are_cut_and_counted() {
+        let mut report = Report::new();
+        for number in 0..5_000 {
+            report.warn(Group::Exports, format!("web-{number} is well"), format!("reason {number}"), "mend it");
+        }
+        report.fail(Group::Exports, "the last", "no", "yes");
+        let page = report.render(false);
+        assert!(page.contains("  FAILED   the last\n"), "warnings hide no failure: {page}");
+        assert!(page.contains("  warning  4950 more, for other reasons (-o json has them all)\n"), "{page}");
+        assert!(page.lines().count() < 160, "{page}");
     }
 
     #[test]

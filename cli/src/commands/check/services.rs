@@ -162,6 +162,10 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
             health.message.clone(),
             format!("in {there} export {service} with a ServiceExport, or add the port to its Service"),
         ),
+        (State::NoReadyEndpoints, _) if clusters.is_empty() => Judgement::Bad(
+            health.message.clone(),
+            format!("give a cluster a weight above 0 in the ClusterTrafficPolicy of {service}, or remove the policy"),
+        ),
         (State::NoReadyEndpoints, _) => Judgement::Bad(
             format!("no ready endpoint: {}", health.message),
             format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use linkspan_proto::manifest;
 use linkspan_proto::names::ClusterName;
-use linkspan_proto::resources::{ClusterTrafficPolicy, Object};
+use linkspan_proto::resources::Object;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
@@ -66,7 +66,13 @@ pub(super) async fn gather(checks: &mut Checks<'_>, folder: &Folder) {
     checks.links = status::read(folder, Of::Links);
     checks.exports = status::read(folder, Of::Exports);
     checks.mirrors = status::read(folder, Of::Mirrors);
-    checks.policies = traffic_policies(folder);
+    for object in objects(folder) {
+        match object {
+            Object::ClusterTrafficPolicy(policy) => checks.policies.push(policy),
+            Object::ExportPolicy(policy) => checks.export_policies.push(policy),
+            _ => {}
+        }
+    }
     if let Some(admin) = checks.controller.as_ref().and_then(|run| run.admin) {
         checks.peers = Some(http::json(admin, "/peers").await.map_err(|error| format!("{error:#}")));
     }
@@ -78,14 +84,6 @@ fn objects(folder: &Folder) -> impl Iterator<Item = Object> {
         .into_iter()
         .filter_map(|file| Some((read_manifest(&file).ok()?, file.display().to_string())));
     texts.flat_map(|(text, file)| manifest::parse(&text, &file)).filter_map(|object| Some(object.ok()?.0))
-}
-
-fn traffic_policies(folder: &Folder) -> Vec<ClusterTrafficPolicy> {
-    let policies = objects(folder).filter_map(|object| match object {
-        Object::ClusterTrafficPolicy(policy) => Some(policy),
-        _ => None,
-    });
-    policies.collect()
 }
 
 /// Whether the next start will know what is in force now. The controller knows what it could not write.

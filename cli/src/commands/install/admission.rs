@@ -11,7 +11,11 @@ use linkspan_proto::resources::{PortRange, SERVICE_NAME_LABEL};
 use serde_json::{Value, json};
 
 use super::options::Options;
-use super::{CONTROLLER, Item, RESERVED_NAMESPACES, cluster_metadata};
+use super::{CONTROLLER, Item, cluster_metadata};
+use crate::args::RESERVED_NAMESPACES;
+
+/// The kind whose policy knows networks.
+const SLICES: &str = "endpointslices";
 
 /// A rule that must hold, and what is said when it does not.
 type Rule = (String, String);
@@ -25,7 +29,7 @@ const OWNERS: &str = "!has(object.metadata.ownerReferences) || object.metadata.o
 pub(super) fn policies(options: &Options) -> Vec<Item> {
     [
         ("services", "", &["v1"][..], services()),
-        ("endpointslices", "discovery.k8s.io", &["v1"], slices(options)),
+        (SLICES, "discovery.k8s.io", &["v1"], slices(options)),
         ("serviceimports", "multicluster.x-k8s.io", &["v1alpha1", "v1beta1"], Vec::new()),
     ]
     .into_iter()
@@ -190,6 +194,36 @@ fn binding(resource: &str) -> Item {
             "spec": { "policyName": name(resource), "validationActions": ["Deny"] },
         }),
     )
+}
+
+/// The names of all policies, for whoever reads them back from a cluster.
+pub(crate) fn names() -> [String; 3] {
+    ["services", SLICES, "serviceimports"].map(name)
+}
+
+/// Whether the policy of that name holds what `--endpoint-cidr` named.
+pub(crate) fn holds_networks(policy: &str) -> bool {
+    policy == name(SLICES)
+}
+
+/// The namespace of the controller that a policy is for.
+pub(crate) fn installation(policy: &Value) -> Option<&str> {
+    let mut conditions = policy["spec"]["matchConditions"].as_array()?.iter();
+    conditions.find_map(|condition| {
+        let (_, user) = condition["expression"].as_str()?.split_once("system:serviceaccount:")?;
+        user.split_once(':').filter(|(_, account)| account.starts_with(CONTROLLER)).map(|(namespace, _)| namespace)
+    })
+}
+
+/// What `--endpoint-cidr` named when a policy was printed.
+pub(crate) fn networks(policy: &Value) -> Vec<String> {
+    let rules = policy["spec"]["validations"].as_array().into_iter().flatten();
+    let expressions = rules.filter_map(|rule| rule["expression"].as_str());
+    expressions
+        .flat_map(|expression| expression.split("cidr('").skip(1))
+        .filter_map(|rest| rest.split_once("').containsIP("))
+        .map(|(network, _)| network.to_owned())
+        .collect()
 }
 
 fn name(resource: &str) -> String {

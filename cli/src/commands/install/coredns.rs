@@ -1,7 +1,7 @@
 //! CoreDNS' configuration: the lines by which it hands names of the clusterset over to the controllers' DNS.
 //!
 //! In: a Corefile, or the ConfigMap that holds it. Out: where it forwards the zone; the ConfigMap with the lines, or without
-//! them. Refuses when: the zone is forwarded elsewhere by lines without our [`MARK`]: that is somebody's decision, and other
+//! them. Refuses when: the zone is forwarded elsewhere by lines without our comment in them: that is somebody's decision, and other
 //! products write blocks of the same shape. Never does: change anything else of it.
 
 use std::io::{IsTerminal, Read};

@@ -6,15 +6,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
 use linkspan_proto::manifest;
 use linkspan_proto::names::{ClusterName, Namespace};
 use linkspan_proto::resources::Cluster;
 use sha2::{Digest, Sha256};
 
-use super::RESERVED_NAMESPACES;
 use super::authority::Root;
 use crate::args::{InstallArgs, ServiceType, Stage, TrafficPolicy};
+use crate::commands::WrongArguments;
 
 /// The Secret with the root, unless another one is named.
 pub(super) const CA_SECRET: &str = "linkspan-ca";
@@ -82,25 +81,27 @@ impl Options {
             (Some(name), _) => name.clone(),
             // What a cluster administrator grants does not depend on the cluster's name.
             (None, Stage::Cluster) => placeholder(),
-            (None, _) => bail!("--cluster-name is missing: peers know the cluster by it, as in --cluster-name east"),
-        };
-        for namespace in &args.import_namespace {
-            if RESERVED_NAMESPACES.contains(&namespace.as_str()) || *namespace == args.namespace {
-                bail!("--import-namespace {namespace}: nothing is mirrored into it, it belongs to each cluster itself");
+            (None, _) => {
+                return Err(wrong(
+                    "--cluster-name is missing: peers know the cluster by it, as in --cluster-name east",
+                ));
             }
+        };
+        if let Some(own) = args.import_namespace.iter().find(|namespace| **namespace == args.namespace) {
+            return Err(wrong(format!(
+                "--import-namespace {own}: gateways and controllers run there (--namespace), and nothing is mirrored into it; leave \
+                 it out"
+            )));
+        }
+        once("--address", &args.address)?;
+        once("--import-namespace", &args.import_namespace)?;
+        once("--precedence", &args.precedence)?;
+        if let (Some(port), ServiceType::ClusterIp) = (args.node_port, args.service_type) {
+            return Err(wrong(format!(
+                "--node-port {port} goes with --service-type NodePort or LoadBalancer: a ClusterIP has no port of the nodes"
+            )));
         }
         let cluster = configured(args, name)?;
-        if RESERVED_NAMESPACES.contains(&args.namespace.as_str()) {
-            bail!("--namespace {}: it belongs to Kubernetes; the installation needs one of its own", args.namespace);
-        }
-        if args.node_port.is_some() && args.service_type == ServiceType::ClusterIp {
-            bail!("--node-port goes with --service-type NodePort or LoadBalancer");
-        }
-        for text in [&args.image, &args.image_tag] {
-            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:".contains(&byte)) {
-                bail!("`{text}` is no part of an image's name: letters, digits and . _ - / : only");
-            }
-        }
         let networks = |networks: &[ipnet::IpNet]| networks.iter().map(|network| network.trunc().to_string()).collect();
         Ok(Self {
             stage,
@@ -108,7 +109,7 @@ impl Options {
             cluster,
             gateways: args.replicas,
             controllers: args.controller_replicas,
-            image: args.image.trim_end_matches('/').to_owned(),
+            image: args.image.clone(),
             image_tag: args.image_tag.clone(),
             service_type: args.service_type,
             node_port: args.node_port,
@@ -181,6 +182,17 @@ impl Options {
     }
 }
 
+/// Values that are well formed and cannot be used.
+fn wrong(message: impl Into<String>) -> anyhow::Error {
+    WrongArguments(message.into()).into()
+}
+
+/// Refuses what is repeated: each value stands for one object, or for one place in an order.
+fn once<T: PartialEq + std::fmt::Display>(argument: &str, values: &[T]) -> anyhow::Result<()> {
+    let twice = values.iter().enumerate().find(|(index, value)| values.iter().take(*index).any(|one| one == *value));
+    twice.map_or(Ok(()), |(_, value)| Err(wrong(format!("{argument} {value} comes twice: name it once"))))
+}
+
 fn placeholder() -> ClusterName {
     ClusterName::parse("cluster").expect("a constant that is a DNS label")
 }
@@ -210,6 +222,6 @@ fn configured(args: &InstallArgs, name: ClusterName) -> anyhow::Result<Cluster> 
     // Written out: whoever reads the ConfigMap sees where gateways go, and what peers will see.
     cluster.spec.trust_domain = Some(cluster.trust_domain());
     cluster.spec.controller.address = Some(cluster.controller_address());
-    cluster.validate().context("the cluster's configuration")?;
+    cluster.validate().map_err(|error| wrong(format!("these values do not fit together: {error}")))?;
     Ok(cluster)
 }

@@ -4,6 +4,7 @@
 //! used goes, one that is missing shows. No wildcard, no secrets, no exec, no roles, no update (server-side apply patches),
 //! no deletion of whole collections.
 
+use linkspan_mirror_controller::labels;
 use serde_json::{Value, json};
 
 use super::options::Options;
@@ -65,7 +66,8 @@ const CLUSTER_ROLES: [(&str, &str, &[Rule]); 5] = [
     ),
 ];
 
-pub(super) const WRITER: &str = "linkspan-writer";
+/// The role to write mirrors, and its bindings.
+pub(crate) const WRITER: &str = "linkspan-writer";
 
 /// Server-side apply is a patch, and a creation where nothing is there.
 const WRITE: &[&str] = &["create", "patch", "delete"];
@@ -86,12 +88,19 @@ pub(super) fn cluster(options: &Options) -> Vec<Item> {
         items.push(Item::new(reason, cluster_role(name, part_of(), rules)));
     }
     for (name, ..) in CLUSTER_ROLES {
-        if name != WRITER || options.imports.is_empty() {
-            items.push(Item::new("", binding("ClusterRoleBinding", cluster_metadata(name), name, options)));
+        let mut binding = binding("ClusterRoleBinding", cluster_metadata(name), name, options);
+        let mut note = "";
+        if name == WRITER && !options.imports.is_empty() {
+            // Printed all the same: `kubectl apply` takes the subject out of one that was there, and deletes nothing.
+            binding["subjects"] = json!([]);
+            note = "Mirrors in the namespaces named below only: this one binds nobody.";
         }
+        items.push(Item::new(note, binding));
     }
     for namespace in &options.imports {
-        let metadata = metadata(WRITER, namespace.as_str());
+        let mut metadata = metadata(WRITER, namespace.as_str());
+        // It lies in a namespace of somebody else, as mirrors do, and goes with them by the same label.
+        metadata["labels"][labels::MANAGED_BY] = json!(labels::MANAGED_BY_VALUE);
         items.push(Item::new("Mirrors in this namespace.", binding("RoleBinding", metadata, WRITER, options)));
     }
     items.extend(for_users());

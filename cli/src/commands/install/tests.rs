@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::departures as departures_of;
 use super::*;
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, RESERVED_NAMESPACES};
 
 /// Kind, namespace, name.
 type Key = (String, String, String);
@@ -262,9 +262,7 @@ fn uninstall_names_everything_that_install_made() {
     let gone = departures("--import-namespace shop");
     for line in [EAST.to_owned(), format!("{EAST} --import-namespace shop")] {
         for object in installed(&line) {
-            // Bound in the whole cluster or in the named namespaces, never both.
-            let writer = object["kind"] == "ClusterRoleBinding" && object["metadata"]["name"] == "linkspan-writer";
-            assert!(writer || gone.contains(&key(&object)), "{:?} stays", key(&object));
+            assert!(gone.contains(&key(&object)), "{:?} stays", key(&object));
         }
     }
     assert!(departures("").iter().any(|(kind, _, name)| kind == "ClusterRoleBinding" && name == "linkspan-writer"));
@@ -283,13 +281,36 @@ fn uninstall_names_everything_that_install_made() {
         leftovers(&args)
     };
     let rest = "--all-namespaces -l mirror.linkspan.io/managed-by=mirror-controller\n";
-    assert!(said("").ends_with(&format!("kubectl delete services,endpointslices {rest}")), "{}", said(""));
+    assert!(said("").ends_with(&format!("kubectl delete services,endpointslices,rolebindings {rest}")), "{}", said(""));
     // Without their definition imports are gone, and kubectl does not know them; with it they are not.
     let kept = said("--keep-multi-cluster-crds");
-    assert!(kept.ends_with(&format!("kubectl delete services,endpointslices,serviceimports {rest}")), "{kept}");
+    assert!(kept.ends_with(&format!("services,endpointslices,rolebindings,serviceimports {rest}")), "{kept}");
+    assert_eq!(kept, said("--keep-crds"));
+    // Mirrors and rights are the whole cluster's.
+    assert_eq!(said("--stage namespaced"), "");
     let kept = departures("--keep-ca --keep-multi-cluster-crds");
     let stays = ["Namespace", "Secret"];
     assert!(kept.iter().all(|(kind, _, name)| !stays.contains(&kind.as_str()) && !name.contains("multicluster")));
+    assert!(departures("--keep-crds").iter().all(|(kind, ..)| kind != "CustomResourceDefinition"));
+}
+
+/// Whoever takes a second installation away takes the rights and the Links of the first, if nobody says so.
+#[test]
+fn uninstall_says_what_goes_besides() {
+    let said = |line: &str| {
+        let command = Cli::try_parse_from(format!("linkspan uninstall {line}").split_whitespace()).unwrap().command;
+        let Command::Uninstall(args) = command else { panic!("{command:?}") };
+        taken_along(&args)
+    };
+    assert_eq!(said("-n other --stage namespaced"), None);
+    let all = said("-n other").unwrap();
+    for words in
+        ["every Link", "ServiceExport", "--keep-crds", "--keep-multi-cluster-crds", "namespace other alone", "rights"]
+    {
+        assert!(all.contains(words), "{words} in {all}");
+    }
+    assert!(!said("--keep-multi-cluster-crds").unwrap().contains("ServiceExport"));
+    assert!(!said("--keep-crds").unwrap().contains("Link "));
 }
 
 #[test]
@@ -309,6 +330,19 @@ fn the_policies_cover_what_the_controller_itself_refuses() {
             assert!(text.contains("cidr('10.244.0.0/16').containsIP(address) || cidr('fd00:1::/64')"), "{text}");
         }
         assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+    }
+}
+
+/// `linkspan check` names the arguments of an installation by what it finds in the cluster.
+#[test]
+fn policies_tell_whose_they_are_and_which_networks_were_named() {
+    let line = format!("{EAST} --endpoint-cidr 10.244.0.7/16 --endpoint-cidr fd00:1::/64 -n mesh");
+    let objects = by_key(installed(&line));
+    for name in admission::names() {
+        let policy = &objects[&("ValidatingAdmissionPolicy".to_owned(), String::new(), name.clone())];
+        assert_eq!(admission::installation(policy), Some("mesh"));
+        let networks = if admission::holds_networks(&name) { vec!["10.244.0.0/16", "fd00:1::/64"] } else { vec![] };
+        assert_eq!(admission::networks(policy), networks, "{name}");
     }
 }
 
@@ -355,9 +389,14 @@ fn a_slice_is_for_a_service_that_is_a_mirrors() {
 fn imports_can_be_limited_to_namespaces() {
     let objects = by_key(installed(&format!("{EAST} --import-namespace shop --import-namespace pay")));
     let writer = |kind: &str, namespace: &str| (kind.to_owned(), namespace.to_owned(), "linkspan-writer".to_owned());
-    assert!(!objects.contains_key(&writer("ClusterRoleBinding", "")));
+    // `kubectl apply` deletes nothing: an installation without those namespaces was there before, maybe.
+    assert_eq!(objects[&writer("ClusterRoleBinding", "")]["subjects"], json!([]));
     for namespace in ["shop", "pay"] {
-        assert_eq!(objects[&writer("RoleBinding", namespace)]["roleRef"]["kind"], "ClusterRole");
+        let binding = &objects[&writer("RoleBinding", namespace)];
+        assert_eq!(binding["roleRef"]["kind"], "ClusterRole");
+        assert_eq!(binding["subjects"][0]["name"], CONTROLLER);
+        // The line that takes what is left of mirrors takes it too.
+        assert_eq!(binding["metadata"]["labels"][labels::MANAGED_BY], labels::MANAGED_BY_VALUE);
     }
     // The controller knows it, too: it tries nothing where it may not.
     let configuration = &objects[&("ConfigMap".to_owned(), "linkspan".to_owned(), CONFIGURATION.to_owned())];
@@ -391,25 +430,57 @@ fn pods_change_with_their_configuration_only() {
     assert_eq!(hash("").len(), 64);
 }
 
+/// Each ends with exit code 2, and names the argument and its value.
 #[test]
-fn what_cannot_work_is_refused() {
+fn what_cannot_work_is_a_wrong_argument() {
     for (line, words) in [
-        ("", "--cluster-name"),
-        ("--stage namespaced", "--cluster-name is missing"),
-        ("--cluster-name East", "East"),
-        ("--cluster-name east --namespace kube-system", "--namespace kube-system"),
-        ("--cluster-name east --import-namespace default", "--import-namespace default"),
-        ("--cluster-name east --import-namespace linkspan", "--import-namespace linkspan"),
-        ("--cluster-name east --node-port 30143 --service-type ClusterIP", "--node-port"),
-        ("--cluster-name east --image a;b", "a;b"),
-        ("--cluster-name east --address 0.0.0.0:4143", "spec.gateway.advertise[0]"),
-        ("--cluster-name east --controller-replicas 3", "3"),
-        ("--cluster-name east --service-annotation a", "KEY=VALUE"),
-        ("--cluster-name east --ca-secret a --ca-from b", "--ca-from"),
-        ("--cluster-name east --exclude-label a/b/c", "a/b/c"),
-        ("--cluster-name east --precedence west --precedence west", "spec.mirrors.precedence[1]"),
+        ("", &["--cluster-name"][..]),
+        ("--stage namespaced", &["--cluster-name is missing", "--cluster-name east"]),
+        ("--cluster-name East", &["--cluster-name", "East"]),
+        ("--cluster-name clusterset", &["--cluster-name", "clusterset", "give the cluster another name"]),
+        ("--cluster-name east --namespace kube-system", &["--namespace", "kube-system", "name another one"]),
+        ("--cluster-name east --import-namespace default", &["--import-namespace", "default"]),
+        ("--cluster-name east --import-namespace linkspan", &["--import-namespace linkspan", "leave it out"]),
+        ("--cluster-name east --import-namespace a --import-namespace a", &["--import-namespace a comes twice"]),
+        ("--cluster-name east --node-port 30143 --service-type ClusterIP", &["--node-port 30143", "--service-type"]),
+        ("--cluster-name east --image a;b", &["--image", "a;b"]),
+        ("--cluster-name east --image https://x", &["--image", "https://x", "without scheme"]),
+        ("--cluster-name east --image reg/x:1.0", &["--image", "reg/x:1.0", "--image-tag"]),
+        ("--cluster-name east --image reg/X", &["--image", "reg/X"]),
+        ("--cluster-name east --image-tag a/b", &["--image-tag", "a/b"]),
+        ("--cluster-name east --address 0.0.0.0:4143", &["--address", "0.0.0.0:4143", "host and port"]),
+        ("--cluster-name east --address foo:0", &["--address", "foo:0", "host and port"]),
+        ("--cluster-name east --address a:1 --address a:1", &["--address a:1 comes twice"]),
+        ("--cluster-name east --bind 127.0.0.1", &["--bind", "127.0.0.1", "0.0.0.0, or ::"]),
+        ("--cluster-name east --dns-cluster-ip 0.0.0.0", &["--dns-cluster-ip", "0.0.0.0", "service range"]),
+        ("--cluster-name east --dns-cluster-ip fe80::1", &["--dns-cluster-ip", "fe80::1"]),
+        ("--cluster-name east --controller-replicas 3", &["3"]),
+        ("--cluster-name east --service-annotation a", &["KEY=VALUE"]),
+        ("--cluster-name east --service-annotation foo|bar=x", &["--service-annotation", "foo|bar", "DOMAIN/NAME"]),
+        ("--cluster-name east --ca-secret a --ca-from b", &["--ca-from"]),
+        ("--cluster-name east --trust-domain ..", &["--trust-domain", "empty part"]),
+        ("--cluster-name east --exclude-label a/b/c", &["a/b/c"]),
+        ("--cluster-name east --precedence west --precedence west", &["--precedence west comes twice"]),
+        ("--cluster-name east --precedence clusterset", &["--precedence", "clusterset"]),
     ] {
-        let error = format!("{:#}", options(line).unwrap_err());
-        assert!(error.contains(words), "{line}: {error}");
+        let error = options(line).unwrap_err();
+        let refused = error.downcast_ref::<clap::Error>().map(clap::Error::exit_code);
+        assert!(refused == Some(2) || error.is::<crate::commands::WrongArguments>(), "{line}: {error:#}");
+        let error = format!("{error:#}");
+        for words in words {
+            assert!(error.contains(words), "{line}: `{words}` is not in: {error}");
+        }
+    }
+}
+
+#[test]
+fn places_of_images_are_taken_as_they_are_written() {
+    for (image, expected) in [
+        ("registry.example.com/linkspan", "registry.example.com/linkspan"),
+        ("localhost:5000", "localhost:5000"),
+        ("localhost:5000/a/b-c_d/", "localhost:5000/a/b-c_d"),
+        ("Linkspan", "Linkspan"),
+    ] {
+        assert_eq!(options(&format!("{EAST} --image {image}")).unwrap().image, expected);
     }
 }

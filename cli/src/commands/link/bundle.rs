@@ -81,6 +81,15 @@ pub(crate) fn check(pem: &str, trust_domain: &TrustDomain) -> Result<Vec<Root>, 
     Ok(roots)
 }
 
+/// What is wrong with the first certificate of a bundle that names another trust domain than this one.
+pub(crate) fn foreign(pem: &str, trust_domain: &TrustDomain) -> Option<String> {
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok);
+    certificates.into_iter().find_map(|der| {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+        check_domain(&certificate, trust_domain).err()
+    })
+}
+
 /// Checks one certificate.
 fn root(der: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Root, String> {
     let (rest, certificate) =

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use linkspan_proto::configuration::DefaultPolicy;
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
@@ -20,7 +20,7 @@ use crate::args::LinkExportArgs;
 use crate::client::folder::Folder;
 use crate::client::kubernetes::Cluster;
 use crate::client::kubernetes::reach::Reach;
-use crate::commands::Exit;
+use crate::commands::{Exit, WrongArguments};
 use crate::output;
 
 /// What a Link manifest says.
@@ -57,6 +57,7 @@ pub(super) async fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
         Home::Cluster { cluster, settings } => of_cluster(args, &cluster, &settings).await?,
     };
     let Ours { cluster, trust_domain, roots: (pem, place), addresses } = ours;
+    let addresses = each_once(addresses);
     let roots = bundle::check(&pem, &trust_domain).with_context(|| place)?;
     let mut text = format!("# The link to {cluster}. On the other side: linkspan link import FILE\n");
     for root in &roots {
@@ -72,6 +73,17 @@ pub(super) async fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
     }));
     output::print(&text)?;
     Ok(Exit::Done)
+}
+
+/// The list of a Link is a set: an API server refuses one that says something twice.
+fn each_once(addresses: Vec<HostPort>) -> Vec<HostPort> {
+    let mut once = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        if !once.contains(&address) {
+            once.push(address);
+        }
+    }
+    once
 }
 
 fn of_site(args: &LinkExportArgs, dir: &Path, site: &Site) -> anyhow::Result<Ours> {
@@ -113,7 +125,11 @@ pub(super) async fn of_cluster(args: &LinkExportArgs, cluster: &Cluster, setting
         (false, true, true) => service_addresses(cluster, settings).await?,
     };
     if let Some(address) = addresses.iter().find(|a| a.port == 0 || a.ip().is_some_and(|ip| ip.is_unspecified())) {
-        bail!("{address} is no address that a peer can dial; name host and port, as in east.example.com:4143");
+        let what = if args.address.is_empty() { "spec.gateway.advertise of cluster.yaml:" } else { "--address" };
+        let message = format!(
+            "{what} {address} is no address that a peer can dial; name host and port, as in east.example.com:4143"
+        );
+        return Err(if args.address.is_empty() { anyhow!(message) } else { WrongArguments(message).into() });
     }
     Ok(Ours {
         cluster: settings.cluster().clone(),

@@ -101,12 +101,11 @@ impl Subscriber {
         }
     }
 
-    /// What it holds may be older than what was last in force: another one may have followed the peer meanwhile.
+    /// What it holds may be older than what was last in force: another one may have followed the peer meanwhile. What is gone
+    /// since counts as gone now: whether that one has waited, and for how long, nobody knows (S-41).
     #[must_use]
-    pub fn outdated(mut self) -> Self {
+    pub const fn outdated(mut self) -> Self {
         self.outdated = self.verified.is_some();
-        self.withheld = Entries::new();
-        self.release_at = None;
         self
     }
 
@@ -314,9 +313,7 @@ impl Subscriber {
 
     /// Takes a verified state over.
     fn accept(&mut self, next: Catalogue, now: Instant) {
-        // Of what is gone since an outdated copy nobody knows when it went: whoever followed the peer then has waited.
         if let Some(before) = self.verified.take()
-            && !self.outdated
             && !Arc::ptr_eq(&before.entries, &next.entries)
         {
             self.withhold(&before.entries, &next.entries, now);

@@ -423,14 +423,12 @@ fn an_outdated_copy_is_marked_until_the_peer_has_spoken() {
     let now = Instant::now();
     let old = Catalogue::new(1, 5, Arc::new(entries(0..10)));
     let new = Catalogue::new(1, 9, Arc::new(entries(0..2)));
-    let copy = || Subscriber::new(cluster("east"), Some(old.clone()), entries(20..22), now).outdated();
+    let copy = || Subscriber::new(cluster("east"), Some(old.clone()), Entries::new(), now).outdated();
     let mut subscriber = copy();
     let view = subscriber.view(now);
-    assert!(view.outdated && view.entries.len() == 10, "what was withheld then is no longer");
+    assert!(view.outdated && view.entries.len() == 10);
     subscriber.connected(now);
-    let begin = Message::SnapshotBegin { epoch: 1, version: 9, count: 2 };
-    for message in [begin, Message::Entries(values(&new.entries)), Message::SnapshotEnd { version: 9, hash: new.hash }]
-    {
+    for message in snapshot(&new) {
         assert!(subscriber.view(now).outdated);
         subscriber.message(message, now).unwrap();
     }
@@ -448,6 +446,56 @@ fn an_outdated_copy_is_marked_until_the_peer_has_spoken() {
         !Subscriber::new(cluster("east"), None, Entries::new(), now).outdated().view(now).outdated,
         "there is none"
     );
+}
+
+/// All messages of a snapshot.
+fn snapshot(catalogue: &Catalogue) -> [Message; 3] {
+    let Catalogue { epoch, version, hash, .. } = *catalogue;
+    let count = u32::try_from(catalogue.entries.len()).unwrap();
+    let begin = Message::SnapshotBegin { epoch, version, count };
+    [begin, Message::Entries(values(&catalogue.entries)), Message::SnapshotEnd { version, hash }]
+}
+
+/// A leader that changes while a mass removal waits must not end the wait: the next one knows what the mirrors tell.
+#[test]
+fn what_a_new_leader_finds_gone_at_once_waits_as_for_the_old_one() {
+    let lead = |found: usize, told: usize, now: Instant| {
+        let standing = Catalogue::new(0, 0, Arc::new(entries(0..found)));
+        let mut subscriber = Subscriber::new(cluster("east"), Some(standing), Entries::new(), now).outdated();
+        subscriber.connected(now);
+        for message in snapshot(&Catalogue::new(1, 9, Arc::new(entries(0..told)))) {
+            subscriber.message(message, now).unwrap();
+        }
+        subscriber
+    };
+    let now = Instant::now();
+    let mut subscriber = lead(40, 0, now);
+    let view = subscriber.view(now);
+    assert!(!view.outdated && view.synchronised);
+    assert_eq!((view.entries.len(), view.withheld.len()), (40, 40));
+    assert_eq!(view.verified.map(|(_, version, _)| version), Some(9), "what the peer said is taken over all the same");
+    // Every leader waits once: the one after it finds the mirrors still there, and this is the longest that one waits.
+    let later = now + 25 * SECOND;
+    let mut next = lead(40, 0, later);
+    let released = later + MASS_REMOVAL_DELAY;
+    assert!(next.deadline(later).unwrap() < released, "there are nearer deadlines");
+    next.timeout(released - MS).unwrap_err();
+    assert_eq!(next.view(released - MS).entries.len(), 40, "a peer that has become silent ends no wait");
+    next.disconnected();
+    assert!(next.deadline(released - MS).unwrap() <= released);
+    next.timeout(released).unwrap();
+    assert!(next.view(released).entries.is_empty());
+    // What comes back meanwhile is there and no longer withheld.
+    for message in snapshot(&Catalogue::new(1, 10, Arc::new(entries(0..30)))) {
+        subscriber.message(message, now + SECOND).unwrap();
+    }
+    let view = subscriber.view(now + SECOND);
+    assert_eq!((view.entries.len(), view.withheld.len()), (40, 10));
+    // Few at once, or of few, are an ordinary change, after a restart as before.
+    for (found, told) in [(40, 25), (19, 0)] {
+        let view = lead(found, told, now).view(now);
+        assert_eq!((view.entries.len(), view.withheld.len()), (told, 0), "{told} of {found}");
+    }
 }
 
 #[test]

@@ -36,27 +36,67 @@ fn entries(names: &[&str]) -> Entries {
         .collect()
 }
 
-/// What this controller saved days ago is not all: others led meanwhile, and mirrored what came then.
+/// In a cluster with mirrors of these services of west, and no others.
+fn in_cluster(dir: &tempfile::TempDir, mirrored: Entries) -> Store {
+    let standing = Standing::from([(cluster("west"), mirrored)]);
+    let standing = standing.into_iter().filter(|(_, entries)| !entries.is_empty()).collect();
+    Store::new(dir.path().to_owned(), Saving::default()).with_standing(standing)
+}
+
 #[test]
-fn what_mirrors_tell_stands_once_for_what_was_not_heard() {
+fn what_mirrors_tell_stands_once_and_for_linked_peers() {
     let dir = tempfile::tempdir().unwrap();
-    let standing = || Standing::from([(cluster("west"), entries(&["a"])), (cluster("north"), entries(&["b"]))]);
-    let store = Store::new(dir.path().to_owned(), Saving::default()).with_standing(standing());
+    let standing = Standing::from([(cluster("west"), entries(&["a"])), (cluster("north"), entries(&["b"]))]);
+    let store = Store::new(dir.path().to_owned(), Saving::default()).with_standing(standing);
     store.retain([&cluster("west")]);
-    let (known, _) = store.load(&cluster("west"));
-    assert_eq!(known.map(|known| known.entries.as_ref().clone()), Some(entries(&["a"])));
+    let (known, withheld) = store.load(&cluster("west"));
+    assert_eq!((known.map(|known| known.entries.as_ref().clone()), withheld), (Some(entries(&["a"])), Entries::new()));
     assert_eq!(store.load(&cluster("west")).0, None, "linked anew it is a new peer");
     assert_eq!(store.load(&cluster("north")).0, None, "nobody is linked to it");
+}
 
-    let saved = Catalogue::new(7, 9, Arc::new(entries(&["a", "c"])));
-    let kept = Kept { catalogue: saved.clone(), withheld: Entries::new() };
+/// What this controller saved on Monday is old: another one led until Thursday, and wrote what came meanwhile.
+#[test]
+fn an_old_copy_wins_over_no_mirror_and_brings_none_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let west = cluster("west");
+    let saved = Catalogue::new(7, 9, Arc::new(entries(&["moved", "same", "withdrawn"])));
+    let kept = Kept { catalogue: saved.clone(), withheld: entries(&["held"]) };
+    assert!(in_cluster(&dir, Entries::new()).save(&west, &kept));
+
+    let mut standing = entries(&["moved", "new", "same"]);
+    // As the mirrors tell: somebody is there.
+    for entry in standing.values_mut() {
+        let port = &mut Arc::make_mut(entry).ports[0];
+        (port.ready, port.total) = (1, None);
+    }
+    let moved = ServiceKey::parse("shop/moved").unwrap();
+    let entry = Arc::make_mut(standing.get_mut(&moved).unwrap());
+    entry.ports[0].port = 8080;
+    entry.labels.clear();
+    let (known, withheld) = in_cluster(&dir, standing.clone()).load(&west);
+    let known = known.unwrap();
+    assert_eq!((known.epoch, known.version), (0, 0), "no version of the peer's, who sends all of it then");
+    assert!(withheld.is_empty(), "what was held back on Monday is long gone, or has its mirror");
+    let names: Vec<_> = known.entries.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["shop/moved", "shop/new", "shop/same"]);
+    assert_eq!(known.entries[&moved], standing[&moved]);
+    let same = ServiceKey::parse("shop/same").unwrap();
+    assert_eq!(known.entries[&same], saved.entries[&same], "how many there are no mirror tells");
+
+    assert_eq!(in_cluster(&dir, Entries::new()).load(&west), (None, Entries::new()), "all of it was withdrawn");
+    assert_eq!(Store::new(dir.path().to_owned(), Saving::default()).load(&west), (Some(saved), entries(&["held"])));
+}
+
+#[test]
+fn a_service_without_endpoints_in_an_old_copy_is_not_taken_for_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut empty = entries(&["a"]);
+    Arc::make_mut(empty.values_mut().next().unwrap()).ports[0].ready = 0;
+    let kept = Kept { catalogue: Catalogue::new(7, 9, Arc::new(empty)), withheld: Entries::new() };
+    let store = in_cluster(&dir, entries(&["a"]));
     assert!(store.save(&cluster("west"), &kept));
-    let again = |all: &[&str]| {
-        let standing = Standing::from([(cluster("west"), entries(all))]);
-        Store::new(dir.path().to_owned(), Saving::default()).with_standing(standing).load(&cluster("west")).0.unwrap()
-    };
-    assert_eq!(again(&["a"]), saved, "what the peer said says more");
-    assert_eq!(*again(&["a", "b"]).entries, entries(&["a", "b", "c"]));
+    assert_eq!(*store.load(&cluster("west")).0.unwrap().entries, entries(&["a"]));
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ fn clusters_of_another_type_do_not_take_part() {
         import(&[("east", entry("shop/web", &["80"], 1)), ("west", headless("shop/web", &["a"]))], None);
     assert!(matches!(wanted.shape, Shape::Single { .. }));
     assert_eq!(wanted.clusters, [name("east")]);
-    assert_eq!(conflicts, Conflicts::from(["TypeConflict"]));
+    assert_eq!(conflicts.reasons().collect::<Vec<_>>(), ["TypeConflict"]);
     assert_eq!(reason(&wanted.verdicts, "Conflict"), "True:TypeConflict");
 }
 
@@ -296,6 +296,6 @@ fn an_import_has_what_exports_say_and_nothing_of_the_services() {
     let (wanted, conflicts) = import(&[("west", with("gold", Some(10))), ("east", with("silver", None))], None);
     assert_eq!(wanted.labels.keys().collect::<Vec<_>>(), ["gold"]);
     assert_eq!(wanted.traits.affinity_seconds, Some(10));
-    assert_eq!(conflicts, Conflicts::from(["LabelsConflict", "SessionAffinityConflict"]));
+    assert_eq!(conflicts.reasons().collect::<Vec<_>>(), ["LabelsConflict", "SessionAffinityConflict"]);
     assert_eq!(tiers(&wanted), ["east=1", "west=1"], "whose word counts says nothing of who serves");
 }

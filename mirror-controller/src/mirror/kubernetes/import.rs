@@ -23,6 +23,9 @@ use super::objects::{
 use crate::labels;
 use crate::verdict::Verdict;
 
+/// Fields of an import's spec in the first version of the API.
+const PLAIN_SPEC: [&str; 5] = ["ports", "ips", "type", "sessionAffinity", "sessionAffinityConfig"];
+
 /// The slices of each cluster, and the ServiceImport. Nothing for the mirror of one peer.
 pub(super) fn objects(wanted: &Wanted, gateways: &Gateways, given: &Given) -> Vec<Rendered> {
     let per_cluster = |cluster: &ClusterName| {
@@ -112,6 +115,23 @@ pub fn status(wanted: &Wanted, ips: &[IpAddr], before: &Value, now: Timestamp) -
     }
     let value = json!({ "status": { "clusters": clusters, "conditions": [condition] } });
     Some(rendered(Resource::ServiceImport, service, service.name.as_str(), BTreeMap::new(), value))
+}
+
+/// What of an import, or of its status, any definition of it takes: one of another implementation may be of the first version of
+/// the multi-cluster services API, which has one address, and neither address families, nor traffic policies, nor conditions.
+#[must_use]
+pub fn plain(full: &Rendered) -> Rendered {
+    let mut plain = full.clone();
+    if let Some(spec) = plain.value.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.retain(|field, _| PLAIN_SPEC.contains(&field.as_str()));
+        if let Some(ips) = spec.get_mut("ips").and_then(Value::as_array_mut) {
+            ips.truncate(1);
+        }
+    }
+    if let Some(status) = plain.value.get_mut("status").and_then(Value::as_object_mut) {
+        status.retain(|field, _| field == "clusters");
+    }
+    plain
 }
 
 /// `Ready` as an import has it.

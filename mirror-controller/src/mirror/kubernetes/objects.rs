@@ -42,7 +42,8 @@ pub enum Resource {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
-    /// `multicluster.x-k8s.io` ServiceImport, v1beta1 or where that is not served v1alpha1, which is the same.
+    /// `multicluster.x-k8s.io` ServiceImport, v1beta1 or where that is not served v1alpha1, which may lack fields
+    /// where another implementation defined it ([`import::plain`]).
     ServiceImport,
 }
 
@@ -55,6 +56,12 @@ pub struct Reference {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} {}/{}", self.resource.type_meta().1, self.namespace, self.name)
+    }
 }
 
 /// An object as it should be.
@@ -216,7 +223,7 @@ pub fn derived(wanted: &Wanted, gateways: &Gateways, given: &Given) -> Vec<Rende
             let mut labels = labels;
             labels.insert(linkspan_proto::resources::SERVICE_NAME_LABEL.to_owned(), service.name.to_string());
             objects.extend(Family::ALL.into_iter().filter_map(|family| {
-                let name = format!("{}-linkspan-{}", service.name, family.word());
+                let name = slice_name(service.name.as_str(), family);
                 host_slice(wanted, hosts.iter(), given, family, name, labels.clone())
             }));
             objects
@@ -247,7 +254,7 @@ fn carrier(
     let mut labels = labels;
     labels.insert(linkspan_proto::resources::SERVICE_NAME_LABEL.to_owned(), service.name.to_string());
     objects.extend(Family::ALL.into_iter().filter_map(|family| {
-        let name = format!("{}-linkspan-{}", service.name, family.word());
+        let name = slice_name(service.name.as_str(), family);
         gateway_slice(wanted, gateways, family, ports, name, labels.clone())
     }));
     objects
@@ -311,6 +318,19 @@ pub(super) fn host_slice<'a>(
     // The service's own ports, as clients use them at an endpoint; nobody uses them without one.
     let ports = (!endpoints.is_empty()).then(|| slice_ports(wanted, |port| Some(port.number)));
     Some(slice(wanted, family, endpoints, ports, name, labels))
+}
+
+/// The slices that [`objects`] may have for a Service.
+pub(super) fn slices_of(service: &Reference) -> impl Iterator<Item = Reference> {
+    Family::ALL.into_iter().map(|family| Reference {
+        resource: Resource::EndpointSlice,
+        namespace: service.namespace.clone(),
+        name: slice_name(&service.name, family),
+    })
+}
+
+fn slice_name(service: &str, family: Family) -> String {
+    format!("{service}-linkspan-{}", family.word())
 }
 
 fn slice(
@@ -437,8 +457,15 @@ pub fn overwriting(rendered: &Rendered) -> Value {
     value
 }
 
+/// Whether this is a Service without an address. It has one, or none, for its life: the API server changes that in no update.
+#[must_use]
+pub fn is_headless(object: &Value) -> bool {
+    object.pointer("/spec/clusterIP").and_then(Value::as_str) == Some("None")
+}
+
 /// Whether an object is as it should be: everything that we say is so, and nothing is said that we never say. What the API
-/// server adds by itself, and what other people add beside it, is theirs.
+/// server adds by itself, and what other people add beside it, is theirs. A Service whose address is the API server's choice says
+/// nothing of it, which must not count as being headless.
 #[must_use]
 pub fn is_as(rendered: &Value, observed: &Value) -> bool {
     let is_nothing = |value: &Value| match value {
@@ -452,7 +479,9 @@ pub fn is_as(rendered: &Value, observed: &Value) -> bool {
     let meant = |(key, _): &(&String, &Value)| !matches!(key.as_str(), "apiVersion" | "kind");
     let clean = NEVER.iter().all(|field| observed.pointer(&format!("/spec/{field}")).is_none_or(is_nothing));
     let mut fields = rendered.as_object().into_iter().flatten().filter(meant);
-    clean && fields.all(|(key, value)| observed.get(key).is_some_and(|observed| covers(value, observed)))
+    clean
+        && is_headless(rendered) == is_headless(observed)
+        && fields.all(|(key, value)| observed.get(key).is_some_and(|observed| covers(value, observed)))
 }
 
 fn covers(wanted: &Value, observed: &Value) -> bool {

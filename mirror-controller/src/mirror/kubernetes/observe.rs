@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::super::desired::MirrorId;
 use super::super::plan::{Place, Present};
@@ -30,8 +31,15 @@ impl Keeper {
                 self.seen(set, reference, &value);
             }
             Said::Gone(value) => self.gone(&place::reference(resource, &value)),
+            // Plain mirrors need no imports. Whatever was known stays until a list tells.
+            Said::NotServed => drop(self.listed.insert(resource)),
             Said::Listed => {
                 self.listed.insert(resource);
+                if resource == Resource::ServiceImport {
+                    // What was refused for want of them need not wait.
+                    self.pauses.retain(|place, _| !(place.import && self.blocked.contains_key(place)));
+                    self.unplanned |= !self.blocked.is_empty();
+                }
                 // What went while no watch stood is told by its absence alone.
                 let Some(listed) = self.listing.remove(&resource) else { return };
                 let of_it = self.places.keys().filter(|reference| reference.resource == resource);
@@ -59,10 +67,11 @@ impl Keeper {
             Some(Present::Written(wanted)) => {
                 let wanted = Arc::clone(wanted);
                 let rendered = objects::one(&wanted, &self.gateways, &self.given, &reference);
-                match rendered.map(|rendered| super::is_as(&wanted, &rendered, value, Exactly::Spec)) {
+                let plain = self.api.plain_imports();
+                match rendered.map(|rendered| super::is_as(&wanted, &rendered, value, Exactly::Spec, plain)) {
                     Some(true) if !moved => {}
                     Some(_) => self.spoil(place, Stale::All),
-                    None => drop(self.orphans.insert((place, reference))),
+                    None => self.orphaned(place, reference),
                 }
             }
             _ => {
@@ -81,8 +90,14 @@ impl Keeper {
         if let Some(service) = place::service(reference) {
             self.given_changed |= self.given.remove(&service).is_some();
         }
+        self.orphans.remove(&(place.clone(), reference.clone()));
         match self.present.get(&place) {
-            Some(Present::Written(_)) => self.spoil(place, Stale::All),
+            // What the mirror has not (any more), we deleted ourselves.
+            Some(Present::Written(wanted))
+                if objects::one(wanted, &self.gateways, &self.given, reference).is_some() =>
+            {
+                self.spoil(place, Stale::All);
+            }
             Some(Present::Found { .. }) if !self.objects.contains_key(&place) => {
                 self.present.remove(&place);
                 self.unplanned = true;
@@ -92,13 +107,18 @@ impl Keeper {
     }
 
     /// Whether a mirror, as it was written or as it is wanted, has this object.
-    fn wants(&self, set: &MirrorSet, place: &Place, reference: &Reference) -> bool {
+    pub(super) fn wants(&self, set: &MirrorSet, place: &Place, reference: &Reference) -> bool {
         let wanted = match self.present.get(place) {
             Some(Present::Written(wanted)) => Some(wanted),
             Some(Present::Found { id, .. }) => set.wanted.get(id),
             Some(Present::Foreign) | None => None,
         };
         wanted.is_some_and(|wanted| objects::one(wanted, &self.gateways, &self.given, reference).is_some())
+    }
+
+    /// An object is to be deleted which its mirror has not.
+    pub(super) fn orphaned(&mut self, place: Place, reference: Reference) {
+        self.orphans.entry((place, reference)).or_insert_with(|| (Instant::now(), 0));
     }
 
     /// An object belongs to this place from now on.

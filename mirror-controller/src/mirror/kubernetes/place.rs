@@ -65,12 +65,21 @@ pub(super) fn held(wanted: &Wanted, namespaces: &BTreeSet<String>) -> Option<Ver
 }
 
 /// Why a wanted mirror is not there: something else has its name.
-pub(super) fn foreign(wanted: &Wanted) -> Verdict {
+pub(super) fn foreign(wanted: &Wanted, what: &Reference) -> Verdict {
     let message = format!(
-        "an object that is not Linkspan's has a name that {} needs; it is left alone: rename it, or leave the mirror",
+        "{what} is not Linkspan's and has a name that the mirror {} needs; it is left alone: rename it, or leave the mirror",
         wanted.object
     );
     Verdict::new("Accepted", false, "NameInUse", message)
+}
+
+/// Why a wanted mirror is not as it should be: the API server refuses it, with these words.
+pub(super) fn refused(wanted: &Wanted, why: &str) -> Verdict {
+    let message = format!(
+        "the API server refuses an object of {}, and is asked again every few minutes and when the service changes: {why}",
+        wanted.object
+    );
+    Verdict::new("Accepted", false, "Refused", message)
 }
 
 /// What names an object.

@@ -156,4 +156,11 @@ fn names_that_others_have_are_told_once_at_the_link() {
     assert_eq!((&told[0].0, told[0].1.reason, told[0].1.is_warning), (&link("west"), "NamespaceAbsent", false));
     assert!(told[0].1.note.starts_with("nothing is mirrored into shop:"), "{}", told[0].1.note);
     assert!(unmade.update(&inputs).is_empty());
+    let id = inputs.mirrors.wanted.keys().next().unwrap().clone();
+    inputs.held = std::sync::Arc::new([(id, Verdict::new("Accepted", false, "Refused", "quota"))].into());
+    let told = unmade.update(&inputs);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0].0, told[0].1.reason, told[0].1.is_warning), (&link("west"), "MirrorNotMade", true));
+    assert!(told[0].1.note.contains("the API server refuses"), "{}", told[0].1.note);
+    assert!(unmade.update(&inputs).is_empty());
 }

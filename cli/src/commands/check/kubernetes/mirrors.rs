@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use linkspan_proto::configuration::Mirror;
+use linkspan_proto::names::Namespace;
+use linkspan_proto::names::ServiceKey;
 use serde_json::Value;
 
 use super::super::Checks;
 use super::super::dns::covers;
 use super::super::report::Group;
+use crate::client::facts::Facts;
 use crate::client::kubernetes::Cluster;
 use crate::client::kubernetes::api::labelled;
 use crate::client::kubernetes::mirrors::{MirrorObjects, MirrorService, OURS};
@@ -18,9 +21,9 @@ use crate::output::counted;
 const GROUP: Group = Group::Catalogue;
 
 /// Runs the checks. `gateways` are those that are ready.
-pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, gateways: &[OurPod]) {
+pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, only: &[Namespace], gateways: &[OurPod]) {
     checks.progress.say("mirrors");
-    let objects = match cluster.mirror_objects().await {
+    let mut objects = match cluster.mirror_objects().await {
         Ok(objects) => objects,
         Err(error) => {
             let remedy = "ask for the right to list services and serviceimports in all namespaces";
@@ -32,8 +35,9 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, gateways: 
         names.collect::<BTreeSet<String>>()
     });
     let slices = cluster.api().list("/apis/discovery.k8s.io/v1/endpointslices", &labelled(&OURS)).await;
+    let mut bad = stranded(checks, cluster, only, &mut objects);
     let served = served(checks);
-    let mut bad = missing(checks, &served, &objects, namespaces.as_ref());
+    bad += missing(checks, &served, &objects, namespaces.as_ref(), only);
     bad += bent(checks, &served, &objects);
     bad += left_over(checks, &objects);
     if let Ok(slices) = slices {
@@ -43,6 +47,29 @@ pub(super) async fn check(checks: &mut Checks<'_>, cluster: &Cluster, gateways: 
         checks.ok(GROUP, "mirrors are as the exports say", counted(objects.services.len(), "Service"));
     }
     checks.facts.fronts = Some(objects.fronts());
+}
+
+/// Whether nothing is mirrored into a namespace, as the cluster's configuration says.
+fn is_outside(only: &[Namespace], namespace: &str) -> bool {
+    !only.is_empty() && !only.iter().any(|one| one.as_str() == namespace)
+}
+
+/// Takes out the Services in namespaces that nothing is mirrored into: they were made before these were left out.
+fn stranded(checks: &mut Checks<'_>, cluster: &Cluster, only: &[Namespace], objects: &mut MirrorObjects) -> usize {
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for service in objects.services.extract_if(.., |service| is_outside(only, &service.namespace)) {
+        *left.entry(service.namespace).or_default() += 1;
+    }
+    let label = OURS.map(|(key, value)| format!("{key}={value}")).join(",");
+    for (namespace, count) in &left {
+        checks.fail(
+            GROUP,
+            format!("nothing of Linkspan's is in {namespace}, which is not mirrored into"),
+            format!("{} of mirrors made earlier is still there, kept up by nobody", counted(*count, "Service")),
+            format!("{} -n {namespace} delete services,endpointslices,serviceimports -l {label}", cluster.kubectl()),
+        );
+    }
+    left.len()
 }
 
 /// What the gateways serve and has an object of its own, by the name that clients use.
@@ -60,6 +87,7 @@ fn missing(
     served: &BTreeMap<String, Mirror>,
     objects: &MirrorObjects,
     namespaces: Option<&BTreeSet<String>>,
+    only: &[Namespace],
 ) -> usize {
     let fronts = objects.fronts();
     let held: BTreeMap<String, bool> = checks
@@ -76,9 +104,10 @@ fn missing(
             *absent.entry((namespace, "does not exist here")).or_default() += 1;
             continue;
         }
+        let is_outside = is_outside(only, &namespace);
         match held.get(name) {
-            None => {}
-            Some(true) => {
+            None if !is_outside => {}
+            None | Some(true) => {
                 *absent.entry((namespace, "is none of those to mirror into, or on its way out")).or_default() += 1;
                 continue;
             }
@@ -135,13 +164,9 @@ fn left_over(checks: &mut Checks<'_>, objects: &MirrorObjects) -> usize {
         .services
         .iter()
         .filter(|service| !known.contains(service.hostname().as_str()))
-        // Of a headless service each endpoint may have a Service too; only the gateway knows those by other names.
-        .filter(|service| {
-            let host = format!("{}.{}", service.service, service.namespace);
-            !checks.facts.mirrors.iter().any(|mirror| {
-                mirror.endpoint.is_some() && format!("{}.{}", mirror.service.name, mirror.service.namespace) == host
-            })
-        })
+        // Of a headless service the gateways know the endpoints alone, and none of a service that has none. Its own Service
+        // stands for the export all the same; that of an endpoint goes a moment after the endpoint.
+        .filter(|service| !((service.headless || service.endpoint.is_some()) && is_exported(&checks.facts, service)))
         .filter(|service| {
             let cluster = checks.scope.cluster.as_deref();
             cluster.is_none_or(|wanted| service.cluster.as_deref() == Some(wanted)) && checks.scope.service.is_none()
@@ -150,15 +175,30 @@ fn left_over(checks: &mut Checks<'_>, objects: &MirrorObjects) -> usize {
         .collect();
     for service in &extra {
         let from = service.cluster.as_deref().unwrap_or("any cluster");
+        let reason = if is_exported(&checks.facts, service) {
+            format!("no gateway serves {}, and its mirror is still there", service.hostname())
+        } else {
+            format!("{} is not exported by {from}, and its mirror is still there", service.service)
+        };
         checks.fail(
             GROUP,
             format!("the Service {}/{} stands for an export", service.namespace, service.name),
-            format!("{} is not exported by {from}, and its mirror is still there", service.service),
+            reason,
             "wait a moment: the controller removes it once it has the peer's whole catalogue; if it stays, see that one \
              controller leads, and its log",
         );
     }
     extra.len()
+}
+
+/// Whether the cluster that a Service is a mirror of exports the service; any cluster, where it stands for all.
+fn is_exported(facts: &Facts, mirror: &MirrorService) -> bool {
+    let is_it = |key: &ServiceKey| key.name.as_str() == mirror.service && key.namespace.as_str() == mirror.namespace;
+    let mut exporters = facts.capacities.keys().filter(|(_, key)| is_it(key)).map(|(cluster, _)| cluster.as_str());
+    match &mirror.cluster {
+        Some(cluster) => exporters.any(|exporter| exporter == cluster),
+        None => exporters.next().is_some() || facts.exports.keys().any(is_it),
+    }
 }
 
 /// EndpointSlices that lead elsewhere than to the ready gateways and the ports they listen on.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use futures::future;
 use http::StatusCode;
 use jiff::Timestamp;
 use linkspan_proto::resources::Cluster as Settings;
@@ -13,7 +14,7 @@ use super::super::report::Group;
 use super::super::site::Problem;
 use super::super::trust::{gateway_certificates, span};
 use crate::client::kubernetes::Cluster;
-use crate::client::kubernetes::api::labelled;
+use crate::client::kubernetes::api::{Answer, labelled};
 use crate::client::kubernetes::pods::{Component, OurPod, Unreached};
 use crate::client::kubernetes::reach::Reach;
 use crate::output::counted;
@@ -37,12 +38,15 @@ pub(super) async fn check(
     let mut clocks = Vec::new();
     let mut versions = BTreeMap::new();
     let mut ready = Vec::new();
+    checks.progress.say("admin pages");
+    let mut pages = pages(cluster).await;
     for component in [Component::Controller, Component::Gateway] {
         checks.progress.say(&format!("{}s", component.word()));
         let pods = run(checks, cluster, component).await;
         let mut told = false;
         for pod in pods.iter().filter(|pod| pod.running) {
-            match ask(checks, cluster, component, pod).await {
+            let Some(pages) = pages.remove(&pod.name) else { continue };
+            match pages.and_then(|pages| judge(checks, cluster, component, pod, pages)) {
                 Ok(seen) => {
                     clocks.extend(seen.ahead.map(|ahead| (pod.name.clone(), ahead)));
                     if !seen.version.is_empty() {
@@ -72,6 +76,18 @@ pub(super) async fn check(
     agreed(checks, &versions);
     address(checks, cluster, settings).await;
     ready
+}
+
+/// `/ready` and `/metrics`, or why there is no answer.
+type Pages = anyhow::Result<(Answer, anyhow::Result<Answer>)>;
+
+/// The pages of all pods that run, asked for at once: those that answer by no way keep nobody waiting for longer than one does.
+async fn pages(cluster: &Cluster) -> BTreeMap<String, Pages> {
+    let listed = future::join(cluster.pods(Component::Controller), cluster.pods(Component::Gateway)).await;
+    // Whoever may not list them is told so below.
+    let pods: Vec<OurPod> = [listed.0, listed.1].into_iter().flatten().flatten().filter(|pod| pod.running).collect();
+    let asked = future::join_all(pods.iter().map(|pod| ask(cluster, pod))).await;
+    pods.into_iter().map(|pod| pod.name).zip(asked).collect()
 }
 
 /// Whether there are pods, and whether Kubernetes counts them as ready.
@@ -113,8 +129,17 @@ struct Seen {
     version: String,
 }
 
-async fn ask(checks: &mut Checks<'_>, cluster: &Cluster, component: Component, pod: &OurPod) -> anyhow::Result<Seen> {
-    let answer = cluster.page(pod, "/ready").await?;
+async fn ask(cluster: &Cluster, pod: &OurPod) -> Pages {
+    Ok((cluster.page(pod, "/ready").await?, cluster.page(pod, "/metrics").await))
+}
+
+fn judge(
+    checks: &mut Checks<'_>,
+    cluster: &Cluster,
+    component: Component,
+    pod: &OurPod,
+    (answer, metrics): (Answer, anyhow::Result<Answer>),
+) -> anyhow::Result<Seen> {
     if answer.status != StatusCode::OK && !pod.ready {
         checks.fail(
             GROUP,
@@ -128,7 +153,7 @@ async fn ask(checks: &mut Checks<'_>, cluster: &Cluster, component: Component, p
             ),
         );
     }
-    let metrics = cluster.page(pod, "/metrics").await?;
+    let metrics = metrics?;
     let metrics = String::from_utf8_lossy(&metrics.body);
     if component == Component::Gateway {
         gateway_certificates(checks, &pod.name, &metrics, SystemTime::now());
@@ -257,7 +282,7 @@ async fn endpoints(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settin
             "ready gateways are endpoints of mirrors",
             format!("the Service {service} has no ready endpoint, although gateways are ready: mirrors lead nowhere"),
             format!(
-                "see that the Service's selector fits the pods: apply what `linkspan install` prints again ({} -n {} get \
+                "see that the Service's selector fits the pods: apply again what `linkspan install` prints with the same arguments ({} -n {} get \
                  endpointslices)",
                 cluster.kubectl(),
                 cluster.namespace()
@@ -358,7 +383,7 @@ async fn address(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings
             GROUP,
             name,
             format!("the gateways have no address: there is no Service {service}"),
-            "apply what `linkspan install` prints again",
+            "apply again what `linkspan install` prints with the same arguments",
         ),
         Err(error) => checks.warn(
             GROUP,

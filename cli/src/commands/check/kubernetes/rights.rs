@@ -2,10 +2,12 @@
 
 use futures::StreamExt;
 use futures::stream;
+use linkspan_proto::resources::Cluster as Settings;
 use serde_json::{Value, json};
 
 use super::super::report::Group;
 use super::super::{AT_ONCE, Checks};
+use super::granted::Granted;
 use crate::client::kubernetes::Cluster;
 use crate::client::kubernetes::api::ApiError;
 use crate::commands::install::{CONTROLLER, Right, controller_rights};
@@ -112,23 +114,26 @@ async fn denied(cluster: &Cluster, questions: Vec<Question>) -> Result<Vec<Strin
     asked.into_iter().filter_map(Result::transpose).collect()
 }
 
-/// Whether the controller's service account has every right that it uses.
-pub(super) async fn controllers(checks: &mut Checks<'_>, cluster: &Cluster) {
+/// Whether the controller's service account has every right that it uses, and none where it was not to have it.
+pub(super) async fn controllers(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings) {
     checks.progress.say("the controller's rights");
+    let granted = Granted::read(cluster, settings).await;
+    if !granted.is_ours(checks) {
+        return;
+    }
+    granted.confined(checks);
     let name = "the controller has its rights";
-    let apply = format!(
-        "a cluster administrator applies the roles and their bindings again: linkspan install --stage cluster | {} apply -f -",
-        cluster.kubectl()
-    );
-    match missing(cluster).await {
+    match missing(cluster, settings).await {
         Ok(missing) if missing.is_empty() => {
             checks.ok(GROUP, name, format!("{} rights", controller_rights().len()));
         }
-        Ok(missing) => checks.fail(GROUP, name, told(&missing), apply),
+        Ok(missing) => checks.fail(GROUP, name, told(&missing), granted.remedy()),
         // Who may not ask for others still sees whether the bindings are there.
-        Err(ApiError::Forbidden(_)) => match unbound(cluster).await {
+        Err(ApiError::Forbidden(_)) => match granted.unbound() {
             Ok(unbound) if unbound.is_empty() => checks.ok(GROUP, name, "its roles are bound"),
-            Ok(unbound) => checks.fail(GROUP, name, format!("not bound to it: {}", unbound.join(", ")), apply),
+            Ok(unbound) => {
+                checks.fail(GROUP, name, format!("not bound to it: {}", unbound.join(", ")), granted.remedy());
+            }
             Err(_) => checks.warn(
                 GROUP,
                 name,
@@ -140,67 +145,55 @@ pub(super) async fn controllers(checks: &mut Checks<'_>, cluster: &Cluster) {
     }
 }
 
+/// A right, and the namespace in which it is needed; empty: all of them.
+type Needed = (Right, String);
+
 /// What the controller may not, by asking for each right.
-async fn missing(cluster: &Cluster) -> Result<Vec<Right>, ApiError> {
+async fn missing(cluster: &Cluster, settings: &Settings) -> Result<Vec<Needed>, ApiError> {
     let namespace = cluster.namespace();
     let user = format!("system:serviceaccount:{namespace}:{CONTROLLER}");
     let groups =
         json!(["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"]);
     let (user, groups) = (&user, &groups);
     let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-    let asked: Vec<Result<Option<Right>, ApiError>> =
-        stream::iter(controller_rights().into_iter().map(|right| async move {
-            let attributes = attributes(right.group, right.resource, right.verb, "");
+    let asked: Vec<Result<Option<Needed>, ApiError>> =
+        stream::iter(needed(settings).into_iter().map(|(right, place)| async move {
+            let attributes = attributes(right.group, right.resource, right.verb, &place);
             let spec = json!({ "user": user, "groups": groups, "resourceAttributes": attributes });
             let review = review("SubjectAccessReview", &spec);
             let allowed = cluster.api().create(path, &review).await?["status"]["allowed"] == true;
-            Ok((!allowed).then_some(right))
+            Ok((!allowed).then_some((right, place)))
         }))
         .buffered(AT_ONCE)
         .collect()
         .await;
-    let mut missing: Vec<Right> = asked.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
-    // Where single namespaces are named, rights to write are bound in them.
-    if missing.iter().any(|right| right.by_namespace()) && !bound_in_namespaces(cluster).await.is_empty() {
-        missing.retain(|right| !right.by_namespace());
+    asked.into_iter().filter_map(Result::transpose).collect()
+}
+
+/// Where single namespaces are named, rights to write are needed in each of them, and else everywhere.
+fn needed(settings: &Settings) -> Vec<Needed> {
+    let mut places: Vec<_> = settings.spec.mirrors.namespaces.iter().map(ToString::to_string).collect();
+    if places.is_empty() {
+        places.push(String::new());
     }
-    Ok(missing)
+    let (single, whole): (Vec<_>, Vec<_>) = controller_rights().into_iter().partition(|right| right.by_namespace());
+    let whole = whole.into_iter().map(|right| (right, String::new()));
+    let single = places.iter().flat_map(|place| single.iter().map(move |right| (*right, place.clone())));
+    whole.chain(single).collect()
 }
 
-/// Namespaces with a binding of the role to write.
-async fn bound_in_namespaces(cluster: &Cluster) -> Vec<Value> {
-    let path = "/apis/rbac.authorization.k8s.io/v1/rolebindings";
-    cluster.api().list(path, "&fieldSelector=metadata.name%3Dlinkspan-writer").await.unwrap_or_default()
-}
-
-/// Roles of the controller that nothing binds to it.
-async fn unbound(cluster: &Cluster) -> Result<Vec<&'static str>, ApiError> {
-    let mut roles: Vec<&str> = controller_rights().iter().map(|right| right.role).collect();
-    roles.dedup();
-    let mut unbound = Vec::new();
-    for role in roles {
-        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{role}");
-        let by_namespace = controller_rights().iter().any(|right| right.role == role && right.by_namespace());
-        let binding = cluster.api().find(&path).await?.unwrap_or_default();
-        let mut subjects = binding["subjects"].as_array().into_iter().flatten();
-        let bound = subjects.any(|one| one["name"] == CONTROLLER && one["namespace"] == cluster.namespace())
-            || (by_namespace && !bound_in_namespaces(cluster).await.is_empty());
-        if !bound {
-            unbound.push(role);
-        }
-    }
-    Ok(unbound)
-}
-
-/// `linkspan-reader: may not list links.linkspan.io; ...`
-fn told(missing: &[Right]) -> String {
+/// `its service account may not list links.linkspan.io (role linkspan-reader); ...`
+fn told(missing: &[Needed]) -> String {
     let parts: Vec<String> = missing
-        .chunk_by(|one, next| (one.role, one.group, one.resource) == (next.role, next.group, next.resource))
+        .chunk_by(|(one, here), (next, there)| {
+            (one.role, one.group, one.resource, here) == (next.role, next.group, next.resource, there)
+        })
         .map(|rights| {
-            let verbs: Vec<&str> = rights.iter().map(|right| right.verb).collect();
-            let first = rights[0];
+            let verbs: Vec<&str> = rights.iter().map(|(right, _)| right.verb).collect();
+            let (first, place) = &rights[0];
             let group = if first.group.is_empty() { String::new() } else { format!(".{}", first.group) };
-            format!("{} {}{group} (role {})", verbs.join(", "), first.resource, first.role)
+            let place = if place.is_empty() { String::new() } else { format!(" in {place}") };
+            format!("{} {}{group}{place} (role {})", verbs.join(", "), first.resource, first.role)
         })
         .collect();
     format!("its service account may not {}", parts.join("; "))

@@ -138,9 +138,61 @@ fn wrong_values_are_refused_with_their_name() {
         ("cluster.name=east,controller.replicas=3", "replicas"),
         ("cluster.name=east,imports.namespaces={kube-system}", "namespaces"),
         ("cluster.name=east,gateway.advertise={east}", "advertise"),
+        ("cluster.name=clusterset", "cluster.name: clusterset stands for all clusters"),
+        ("cluster.name=east,cluster.trustDomain=..", "cluster.trustDomain: .. has an empty part"),
+        ("cluster.name=east,mirrors.precedence={west,clusterset}", "mirrors.precedence: clusterset"),
+        ("cluster.name=east,mirrors.excludedLabels={a/b/c}", "excludedLabels"),
+        ("cluster.name=east,mirrors.excludedAnnotations={*/x}", "excludedAnnotations"),
+        (
+            "cluster.name=east,imports.namespaces={linkspan}",
+            "imports.namespaces: gateways and controllers run in linkspan",
+        ),
+        (
+            "cluster.name=east,gateway.advertise={0.0.0.0:4143}",
+            "gateway.advertise: 0.0.0.0:4143 is nothing that a peer can dial",
+        ),
+        ("cluster.name=east,gateway.advertise={[::]:4143}", "gateway.advertise: [::]:4143"),
+        ("cluster.name=east,gateway.advertise={foo:70000}", "gateway.advertise: foo:70000"),
+        ("cluster.name=east,gateway.advertise={1.2.3:4143}", "gateway.advertise: 1.2.3:4143"),
+        ("cluster.name=east,gateway.advertise={foo:1,foo:1}", "advertise"),
+        (
+            "cluster.name=east,gateway.service.type=ClusterIP,gateway.service.nodePort=30143",
+            "gateway.service.nodePort: 30143",
+        ),
+        ("cluster.name=east,gateway.service.annotations.a b=x", "propertyName 'a b'"),
+        ("cluster.name=east,dns.clusterIP=0.0.0.0", "dns.clusterIP: 0.0.0.0"),
+        ("cluster.name=east,dns.clusterIP=10.96.0", "dns.clusterIP: 10.96.0 "),
+        ("cluster.name=east,imports.endpointNetworks={999.0.0.1/44}", "imports.endpointNetworks: 999.0.0.1/44"),
+        ("cluster.name=east,networkPolicy.peerNetworks={10.0.0.0/33}", "networkPolicy.peerNetworks: 10.0.0.0/33"),
+        (
+            "cluster.name=east,networkPolicy.apiServerNetworks={fd00::1::/64}",
+            "networkPolicy.apiServerNetworks: fd00::1::/64",
+        ),
+        ("cluster.name=east,image.registry=https://x", "registry"),
+        ("cluster.name=east,image.registry=reg/x:1.0", "registry"),
+        ("cluster.name=east,image.tag=a/b", "tag"),
     ] {
         let error = render(&helm, &["--set", values]).unwrap_err();
         assert!(error.contains(words), "{values}: {error}");
+    }
+    let error = render(&helm, &["--set", "cluster.name=east", "--namespace", "default"]).unwrap_err();
+    assert!(error.contains("the namespace default belongs to Kubernetes"), "{error}");
+}
+
+/// The patterns of the chart are its own: every form that `linkspan install` takes passes them.
+#[test]
+fn right_values_are_taken_in_every_form() {
+    let Some(helm) = helm() else { return };
+    for values in [
+        "gateway.advertise={east.example.com:4143,EAST.example.com.:1,10.0.0.1:65535,[2001:db8::1]:4143,[::1]:1,[1:2:3:4:5:6:7:8]:9}",
+        "imports.endpointNetworks={10.0.0.0/8,0.0.0.0/0,::/0,fd00:1::/64,fd00::1:2/128,1:2:3:4:5:6:7:8/128}",
+        "dns.clusterIP=fd00:10:96::a",
+        "dns.clusterIP=10.96.0.10",
+        "mirrors.excludedLabels={*,team,example.com/*,example.com/Team_1}",
+        "image.registry=localhost:5000/a/b-c_d,image.tag=_1.0-rc",
+    ] {
+        render(&helm, &["--set", "cluster.name=east", "--set", values])
+            .unwrap_or_else(|error| panic!("{values}: {error}"));
     }
 }
 

@@ -4,7 +4,7 @@ use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::HostPort;
 
 use super::super::manifests::one_link;
-use super::{Manifest, resolve, yaml};
+use super::{Manifest, each_once, resolve, yaml};
 
 #[test]
 fn what_is_written_reads_back() {
@@ -28,6 +28,12 @@ fn what_is_written_reads_back() {
         assert_eq!(link.spec.addresses, addresses);
         assert_eq!(link.spec.default_policy, policy);
     }
+}
+
+#[test]
+fn an_address_is_written_once() {
+    let parsed = |all: &[&str]| all.iter().map(|text| HostPort::parse(text).unwrap()).collect::<Vec<_>>();
+    assert_eq!(each_once(parsed(&["foo:1", "bar:1", "FOO.:1", "foo:2"])), parsed(&["foo:1", "bar:1", "foo:2"]));
 }
 
 #[test]

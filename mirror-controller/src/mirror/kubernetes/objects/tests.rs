@@ -149,9 +149,12 @@ fn what_others_add_is_theirs_and_what_they_change_is_not() {
         *changed.pointer_mut(pointer).unwrap() = value;
         assert!(!is_as(service, &changed), "{pointer}");
     }
-    let mut taken = observed;
+    let mut taken = observed.clone();
     taken["spec"]["selector"] = json!({"app": "mine"});
     assert!(!is_as(service, &taken), "a selector would send our name elsewhere");
+    let mut headless = observed;
+    headless["spec"]["clusterIP"] = json!("None");
+    assert!(!is_as(service, &headless), "its name would lead to gateways at ports of theirs");
 }
 
 #[test]
