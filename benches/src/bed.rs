@@ -81,6 +81,7 @@ impl Bed {
     pub(crate) fn restart(&mut self, name: Name) -> anyhow::Result<()> {
         let Some(path) = self.paths.iter_mut().find(|path| path.name == name) else { return Ok(()) };
         path.gateways.clear();
+        path.controllers.clear();
         *path = Path::start(name, &self.setting).with_context(|| format!("{} does not start again", name.label()))?;
         Ok(())
     }

@@ -390,7 +390,7 @@ mod tests {
         }
         let seen = http::closed_loop_built_in(target, 4, short).expect("measures");
         assert!(seen.done > 0 && seen.failed == 0);
-        let path = Path { name: Name::Direct, targets, gateways: Vec::new() };
+        let path = Path { name: Name::Direct, targets, gateways: Vec::new(), controllers: Vec::new() };
         for protocol in [Protocol::Http, Protocol::Tcp] {
             assert!(first_byte(&path, protocol, false, None).expect("measures").value > 0.0);
         }

@@ -48,7 +48,7 @@ pub(crate) fn start(name: Name, setting: &Setting) -> anyhow::Result<Path> {
     gateways.reverse();
     let near = |wanted: &str| ports.iter().find(|port| port.name == wanted).map(|port| port.near);
     let targets = Targets { http: near("http").context("there is an HTTP port")?, h2: near("h2"), tcp: near("tcp") };
-    Ok(Path { name, targets, gateways })
+    Ok(Path { name, targets, gateways, controllers: Vec::new() })
 }
 
 fn ports(name: Name, setting: &Setting) -> anyhow::Result<Vec<Port>> {

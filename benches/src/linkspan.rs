@@ -15,6 +15,10 @@ use crate::process::{self, Process};
 /// The name under which east sees the service of west.
 const NAME: &str = "web-west.bench.svc.cluster.local";
 
+/// The two halves of a site, beside the `linkspan` that was given.
+const GATEWAY: &str = "linkspan-gateway";
+const CONTROLLER: &str = "linkspan-mirror-controller";
+
 /// Port numbers of the service; a mirror keeps them, on an address of its own.
 const HTTP_PORT: u16 = 8080;
 const H2_PORT: u16 = 8081;
@@ -27,7 +31,8 @@ pub(crate) fn start(setting: &Setting) -> anyhow::Result<Path> {
     let folder = tempfile::Builder::new().prefix("sites-").tempdir_in(&setting.root)?.keep();
     start_in(&folder, setting).with_context(|| {
         let tail = |name: &str| process::tail(&folder.join(name)).map(|tail| format!("\n--- {name}\n{tail}"));
-        let logs: String = ["east.log", "west.log"].into_iter().filter_map(tail).collect();
+        let logs = ["east", "west"].map(|site| [GATEWAY, CONTROLLER].map(|half| format!("{site}-{half}.log")));
+        let logs: String = logs.iter().flatten().filter_map(|name| tail(name)).collect();
         format!("the sites do not start{logs}")
     })
 }
@@ -43,22 +48,27 @@ fn start_in(folder: &std::path::Path, setting: &Setting) -> anyhow::Result<Path>
         site.init(number, setting.workers)?;
     }
     fs::write(west.dir.join("manifests/web.yaml"), manifest(setting.backends))?;
-    let mut gateways = Vec::new();
+    let (mut gateways, mut controllers) = (Vec::new(), Vec::new());
     for site in &sites {
         let name = site.host.name;
-        let mut command = site.host.command(&site.linkspan);
-        command.args(["site", "run", "--dir"]).arg(&site.dir).args(["--log-filter", "info,access=off"]);
-        let mut process = Process::start(command, &folder.join(format!("{name}.log")))?;
+        let run = |half: &str| {
+            let mut command = site.host.command(&site.linkspan.with_file_name(half));
+            command.arg("--dir").arg(&site.dir).args(["--log-filter", "info,access=off"]);
+            Process::start(command, &folder.join(format!("{name}-{half}.log")))
+        };
+        let (mut controller, mut gateway) = (run(CONTROLLER)?, run(GATEWAY)?);
         process::wait_for(&format!("site {name} is up"), PATIENCE, || {
-            process.must_run(name)?;
+            controller.must_run(CONTROLLER)?;
+            gateway.must_run(GATEWAY)?;
             Ok(site.bound("gateway", "link").zip(site.bound("controller", "dns")))
         })?;
-        gateways.push((name, process));
+        gateways.push((name, gateway));
+        controllers.push(controller);
     }
     east.import(west)?;
     west.import(east)?;
     let targets = wait_until_mirrored(east, &mut gateways, setting)?;
-    Ok(Path { name: Name::Linkspan, targets, gateways })
+    Ok(Path { name: Name::Linkspan, targets, gateways, controllers })
 }
 
 fn wait_until_mirrored(

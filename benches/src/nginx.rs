@@ -114,7 +114,7 @@ pub(crate) fn start(setting: &Setting) -> anyhow::Result<Path> {
         h2: backends.h2.and_then(near),
         tcp: backends.tcp.and_then(near),
     };
-    Ok(Path { name: Name::Nginx, targets, gateways })
+    Ok(Path { name: Name::Nginx, targets, gateways, controllers: Vec::new() })
 }
 
 /// One process, which is the worker: a worker of its own would outlive a master that is killed.

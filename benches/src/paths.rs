@@ -23,7 +23,7 @@ pub(crate) enum Name {
     HaproxyTcp,
     /// Two nginx with the stream module, a TLS connection for each client connection.
     Nginx,
-    /// Two sites.
+    /// Two sites, gateway and controller each a process of its own.
     Linkspan,
 }
 
@@ -107,13 +107,15 @@ pub(crate) struct Path {
     pub(crate) targets: Targets,
     /// By site: `east` and `west`, or none.
     pub(crate) gateways: Vec<(&'static str, Process)>,
+    /// What gives the gateways their configuration and carries nothing itself: not measured.
+    pub(crate) controllers: Vec<Process>,
 }
 
 impl Path {
     /// Starts the gateways; nothing has gone through them yet.
     pub(crate) fn start(name: Name, setting: &Setting) -> anyhow::Result<Self> {
         match name {
-            Name::Direct => Ok(Self { name, targets: setting.direct, gateways: Vec::new() }),
+            Name::Direct => Ok(Self { name, targets: setting.direct, gateways: Vec::new(), controllers: Vec::new() }),
             Name::HaproxyH2 | Name::HaproxyTcp => haproxy::start(name, setting),
             Name::Nginx => nginx::start(setting),
             Name::Linkspan => linkspan::start(setting),
@@ -123,6 +125,7 @@ impl Path {
     /// Fails when a gateway has ended.
     pub(crate) fn must_run(&mut self) -> anyhow::Result<()> {
         let label = self.name.label();
+        self.controllers.iter_mut().try_for_each(|process| process.must_run("a controller"))?;
         self.gateways.iter_mut().try_for_each(|(site, process)| process.must_run(&format!("{label} in {site}")))
     }
 

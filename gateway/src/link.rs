@@ -13,7 +13,7 @@
 //!   [`OPEN_TIMEOUT`]); from peers: bad or slow headers, unknown kinds, too many streams.
 //! - Never does: trust one peer's certificate authority for another, wait for a link to come up, end a truncated stream
 //!   with a clean FIN.
-//! - Numbers: [`OPEN_TIMEOUT`] 1 s, [`HEADER_TIMEOUT`] 5 s, [`STREAMS_PER_PEER`] 4,096.
+//! - Numbers: [`OPEN_TIMEOUT`] 1 s, [`HEADER_TIMEOUT`] 5 s, [`STREAMS_PER_PEER`] 12,288.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -31,6 +31,7 @@ mod accept;
 mod congestion;
 mod connection;
 mod control;
+mod credit;
 mod driver;
 mod endpoint;
 mod exchange;
@@ -62,9 +63,9 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a peer may take from opening a stream to the last byte of its header (S-27).
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Streams of one peer that are served at the same time, over all its connections. Above it: `Overloaded`. Four times
-/// what one connection permits, so that a peer of four workers is never the first to feel it.
-pub const STREAMS_PER_PEER: usize = 4096;
+/// Streams of one peer that are served at the same time, over all its connections. Above it: `Overloaded`. Idle
+/// ones cost a few KiB each, so that all of them stay within what a hostile peer may cost.
+pub const STREAMS_PER_PEER: usize = 12_288;
 
 /// Who is at the other end of a connection. Everything in it was checked before the first stream.
 #[derive(Clone, Debug, PartialEq, Eq)]

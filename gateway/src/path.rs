@@ -88,10 +88,15 @@ impl Path {
         match detected {
             // A client that connects and leaves again asked for nothing: a probe of its own.
             Err(error) => tracing::debug!(client = %conn.client, %error, "nothing was asked"),
-            Ok(Detected::Http1) => http::egress(Arc::clone(&self.gateway), conn, routed, false, unfinished).await,
-            Ok(Detected::Http2) => http::egress(Arc::clone(&self.gateway), conn, routed, true, unfinished).await,
-            Ok(Detected::Tls { .. }) => tcp::egress(&self.gateway, conn, routed, Protocol::Tls).await,
-            Ok(Detected::Opaque) => tcp::egress(&self.gateway, conn, routed, Protocol::Tcp).await,
+            // Each in a box of its own: a connection that lies idle holds what its own kind needs, not what the largest does.
+            Ok(Detected::Http1) => {
+                Box::pin(http::egress(Arc::clone(&self.gateway), conn, routed, false, unfinished)).await;
+            }
+            Ok(Detected::Http2) => {
+                Box::pin(http::egress(Arc::clone(&self.gateway), conn, routed, true, unfinished)).await;
+            }
+            Ok(Detected::Tls { .. }) => Box::pin(tcp::egress(&self.gateway, conn, routed, Protocol::Tls)).await,
+            Ok(Detected::Opaque) => Box::pin(tcp::egress(&self.gateway, conn, routed, Protocol::Tcp)).await,
         }
     }
 
@@ -115,7 +120,8 @@ impl Path {
                 http::ingress(Arc::clone(gateway), admitted, header, send, recv, entry).await;
             }
             Ok((_ticket, admitted)) => {
-                tcp::ingress(gateway, admitted, header, send, recv, gateway.record(entry)).await;
+                // In a box of its own: a connection may lie idle for days, and a request, which is larger, does not.
+                Box::pin(tcp::ingress(gateway, admitted, header, send, recv, gateway.record(entry))).await;
             }
             Err(refused) => {
                 let refusal = refused.refusal();
@@ -151,5 +157,24 @@ impl Ingress for Path {
     fn stream(&self, incoming: Incoming) -> BoxFuture<'static, ()> {
         let path = self.clone();
         Box::pin(async move { path.ingress(incoming).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<'a, A, F: Future + 'a>(_: impl FnOnce(&'a Path, A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Prints what the stages of a connection hold while they wait, bytes.
+    #[test]
+    fn sizes() {
+        eprintln!("egress {}", size(Path::egress));
+        eprintln!("ingress {}", size(Path::ingress));
+        eprintln!("tcp egress {}", size(|path: &Path, (conn, routed)| tcp::egress(&path.gateway, conn, routed, Protocol::Tcp)));
+        eprintln!("tcp ingress {}", size(|path: &Path, (a, h, s, r, e)| tcp::ingress(&path.gateway, a, h, s, r, e)));
+        eprintln!("conn {} routed {} record {} incoming {}", size_of::<ClientConnection>(), size_of::<Routed>(), size_of::<Record>(), size_of::<Incoming>());
     }
 }

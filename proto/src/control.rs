@@ -37,6 +37,8 @@ pub enum ControlMessage {
     Hello(Hello),
     /// No new streams, please.
     GoAway(GoAway),
+    /// A stream may go further.
+    Credit(Credit),
 }
 
 /// Who the sender is.
@@ -69,6 +71,15 @@ impl Hello {
         let newest = self.version_max.min(other.version_max);
         (newest >= self.version_min.max(other.version_min)).then_some(newest)
     }
+}
+
+/// How far a stream that flows towards the sender of this may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    /// The QUIC stream id.
+    pub stream: u64,
+    /// Bytes since the stream's first.
+    pub limit: u64,
 }
 
 /// The sender will close this connection.
@@ -131,6 +142,9 @@ pub fn encode(message: &ControlMessage) -> Bytes {
         }),
         ControlMessage::GoAway(away) => {
             wire::control::Body::GoAway(wire::GoAway { drain_millis: away.drain_millis, reason: cut(away.reason) })
+        }
+        ControlMessage::Credit(Credit { stream, limit }) => {
+            wire::control::Body::Credit(wire::Credit { stream, limit })
         }
     };
     // Five texts of at most 256 bytes: far below the cap.
@@ -234,6 +248,9 @@ fn check(message: wire::Control) -> Result<Option<ControlMessage>, ControlError>
             worker: hello.worker,
             workers: hello.workers,
         })),
+        Some(wire::control::Body::Credit(credit)) => {
+            Some(ControlMessage::Credit(Credit { stream: credit.stream, limit: credit.limit }))
+        }
         Some(wire::control::Body::GoAway(away)) => Some(ControlMessage::GoAway(GoAway {
             drain_millis: away.drain_millis,
             reason: text("reason", away.reason)?,

@@ -48,7 +48,7 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: Listener, worker: usiz
             // Failing means that the address is validated after all; then the dialler's next packet decides.
             drop(incoming.retry());
         } else {
-            let config = listener.config(incoming.remote_address());
+            let config = listener.config(incoming.remote_address().ip());
             let handshake = handshake(Arc::clone(&shared), incoming, config, worker, Arc::clone(&warnings));
             // Ends by itself: the handshake has a deadline.
             drop(task::spawn("link_handshake", handshake));

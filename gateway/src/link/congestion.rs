@@ -15,6 +15,9 @@ use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
+use tolerant::Tolerant;
+
+mod tolerant;
 
 /// The first raise, in packets: what QUIC's own probes (two packets for each of a handful of timeouts) have put into flight
 /// beyond the window, and as many again, since bulk data behind the probe takes its share.
@@ -28,13 +31,14 @@ const FURTHER: u64 = 4;
 /// The most that silence may add: ten seconds of probes, more than a connection lives without an answer.
 const MOST: u64 = FIRST + 50 * FURTHER;
 
-/// Makes [`Nudged`] controllers over Cubic.
+/// Makes [`Nudged`] controllers over [`Tolerant`] ones over Cubic.
 #[derive(Debug, Default)]
 pub(super) struct NudgedFactory(Arc<CubicConfig>);
 
 impl ControllerFactory for NudgedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let inner = Arc::clone(&self.0).build(now, current_mtu);
+        let cubic = Arc::clone(&self.0).build(now, current_mtu);
+        let inner = Box::new(Tolerant::new(cubic, now, current_mtu));
         Box::new(Nudged { inner, mtu: current_mtu.into(), raise: Arc::default() })
     }
 }

@@ -17,8 +17,9 @@ use quinn::{
 };
 
 use super::congestion::NudgedFactory;
+use super::credit;
 use super::keys::Keys;
-use super::socket::{LinkSocket, Network, Steering, WorkerIds};
+use super::socket::{self, LargestSent, LinkSocket, Network, Steering, WorkerIds};
 
 /// A connection that heard nothing for so long is dead. Above the blackout of 2 s that is survived and the 3.7 s after
 /// which probes give up; also the most that a handshake may stall (S-27).
@@ -31,11 +32,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// comes back would be found late.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// Largest packet on a path that is not known to carry more: Ethernet less IPv6, UDP and a tunnel's share.
-const MTU: u16 = 1452;
+/// The largest packet that is tried: jumbo frames of Ethernet (9,000) less IPv4 and UDP. Discovery finds out what of it the
+/// path carries; beyond, a batch for the kernel holds too few packets to gain anything.
+const MOST_MTU: u16 = 8972;
 
-/// Largest packet on loopback, found by discovery: ten segments of it, quinn's batch, stay below 64 KiB.
-const LOOPBACK_MTU: u16 = 6500;
+/// The largest packet that is tried where the route does not tell its MTU: Ethernet less IPv6, UDP and a tunnel's share.
+const UNKNOWN_MTU: u16 = 1452;
+
+/// What every path of QUIC carries (RFC 9000 section 14).
+const LEAST_MTU: u16 = 1200;
+
+/// Bytes of a stream under way or unread, as QUIC sees it: the outer bound of what `credit` grants.
+const STREAM_WINDOW: VarInt = VarInt::from_u32(credit::MOST as u32);
 
 /// Handshakes that wait to be looked at, for each worker. The accept loop takes them at once; this bounds a burst.
 const MAX_INCOMING: usize = 512;
@@ -46,22 +54,18 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// And of all of them, for each worker.
 const INCOMING_BUFFERS: u64 = 8 * 1024 * 1024;
 
-/// Limits of the transport. The defaults suit links of up to 1 Gbit/s and 8 ms for one stream; long fat links want larger
-/// windows.
+/// Limits of the transport. How much of a stream may be under way follows its reader (`credit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Streams that a peer may have open on one connection. quinn 0.11 pays for each permitted one at the handshake, so
     /// this stays small; several connections and waiting for credit make up for it.
     pub streams: u32,
-    /// Bytes of one stream that may be under way or unread: bandwidth of a stream = this / round trip.
-    pub stream_window: u32,
-    /// Bytes of one peer that may be unread in all, over its connections: what a hostile peer can make us hold. One
-    /// stalled stream takes up to `stream_window` of it, so it must be many times that.
+    /// Bytes of one peer that may be unread in all, over its connections: what a hostile peer can make us hold. A
+    /// stalled stream takes [`credit::FIRST`] of it, so it must be many times that.
     pub peer_window: u32,
     /// Bytes of one connection that may be sent and not yet acknowledged.
     pub send_window: u32,
-    /// Largest packet to a peer that is not on this machine, if the whole path is known to carry it (jumbo frames).
-    /// `None`: 1,452.
+    /// Largest packet that is tried on any path. `None`: what the route to the peer carries, as far as this machine knows.
     pub mtu: Option<u16>,
 }
 
@@ -69,7 +73,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             streams: 1024,
-            stream_window: 1024 * 1024,
             peer_window: 64 * 1024 * 1024,
             send_window: 16 * 1024 * 1024,
             mtu: None,
@@ -89,22 +92,26 @@ impl Limits {
         VarInt::from_u32(self.peer_window / connections)
     }
 
-    fn mtu(&self, remote: Option<IpAddr>) -> u16 {
-        let far = self.mtu.unwrap_or(MTU).max(1200);
-        if remote.is_none_or(|ip| ip.to_canonical().is_loopback()) { far.max(LOOPBACK_MTU) } else { far }
+    /// The largest packet that is tried on the way to `remote`.
+    fn mtu(&self, remote: IpAddr) -> u16 {
+        let route = || socket::route_payload(remote.to_canonical()).unwrap_or(UNKNOWN_MTU);
+        self.mtu.unwrap_or_else(route).clamp(LEAST_MTU, MOST_MTU)
     }
 
-    fn transport(&self, remote: IpAddr) -> TransportConfig {
+    fn transport(&self, mtu: u16) -> TransportConfig {
         let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(self.mtu(Some(remote)));
+        discovery.upper_bound(mtu);
         let mut acks = AckFrequencyConfig::default();
-        acks.ack_eliciting_threshold(VarInt::from_u32(10)).max_ack_delay(Some(Duration::from_millis(5)));
+        acks.ack_eliciting_threshold(VarInt::from_u32(10))
+            .max_ack_delay(Some(Duration::from_millis(5)))
+            // A gap is told at once: what is lost is sent again that much earlier.
+            .reordering_threshold(VarInt::from_u32(1));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams))
             // The control stream, and room for a later version's.
             .max_concurrent_uni_streams(VarInt::from_u32(4))
-            .stream_receive_window(VarInt::from_u32(self.stream_window))
+            .stream_receive_window(STREAM_WINDOW)
             .receive_window(VarInt::from_u32(self.first_window()))
             .send_window(u64::from(self.send_window))
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(millis(IDLE)))))
@@ -118,25 +125,27 @@ impl Limits {
         transport
     }
 
-    fn endpoint(&self, keys: &Keys, remote: Option<IpAddr>) -> EndpointConfig {
-        let mut config = EndpointConfig::new(keys.reset());
-        // Ethernet's 1,472 is the least: a peer whose path carries that may use it.
-        let largest = self.mtu(remote).max(1472);
-        config.max_udp_payload_size(largest).expect("between 1,200 and 65,527");
-        config
-    }
+}
+
+fn endpoint_config(keys: &Keys) -> EndpointConfig {
+    let mut config = EndpointConfig::new(keys.reset());
+    // A peer may send whatever its path carries.
+    config.max_udp_payload_size(MOST_MTU).expect("between 1,200 and 65,527");
+    config
 }
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// A listening endpoint with its configurations.
+/// A listening endpoint.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) endpoint: Endpoint,
-    near: Arc<ServerConfig>,
-    far: Arc<ServerConfig>,
+    limits: Limits,
+    /// Without a transport of its own yet: that depends on who knocks.
+    config: ServerConfig,
+    packets: Arc<LargestSent>,
 }
 
 impl Listener {
@@ -150,30 +159,31 @@ impl Listener {
         keys: &Keys,
         crypto: Arc<QuicServerConfig>,
     ) -> io::Result<Self> {
-        let config = |remote: IpAddr| {
-            let mut config = ServerConfig::new(Arc::clone(&crypto) as _, keys.token());
-            config
-                .transport_config(Arc::new(limits.transport(remote)))
-                .max_incoming(MAX_INCOMING)
-                .incoming_buffer_size(INCOMING_BUFFER)
-                .incoming_buffer_size_total(INCOMING_BUFFERS)
-                // A NAT may change the peer's port at any time; the new path is validated first (S-53).
-                .migration(true);
-            config
-        };
-        let near = config(IpAddr::from([127, 0, 0, 1]));
-        let far = config(IpAddr::from([192, 0, 2, 1]));
-        let mut endpoint = limits.endpoint(keys, None);
+        let mut config = ServerConfig::new(Arc::clone(&crypto) as _, keys.token());
+        config
+            .transport_config(Arc::new(limits.transport(LEAST_MTU)))
+            .max_incoming(MAX_INCOMING)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFERS)
+            // A NAT may change the peer's port at any time; the new path is validated first (S-53).
+            .migration(true);
+        let mut endpoint = endpoint_config(keys);
         let ids = keys.connection_id();
         endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone())));
-        let socket = LinkSocket::new(socket, Some((worker, steering)), limits.mtu(None));
-        let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(far.clone()), socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, near: Arc::new(near), far: Arc::new(far) })
+        let packets = LargestSent::new(LEAST_MTU);
+        let socket = LinkSocket::new(socket, Some((worker, steering)), MOST_MTU, Arc::clone(&packets));
+        let server = Some(config.clone());
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint, server, socket, Arc::new(TokioRuntime))?;
+        Ok(Self { endpoint, limits: limits.clone(), config, packets })
     }
 
     /// The configuration for whoever knocks from this address.
-    pub(super) fn config(&self, remote: SocketAddr) -> Arc<ServerConfig> {
-        Arc::clone(if remote.ip().to_canonical().is_loopback() { &self.near } else { &self.far })
+    pub(super) fn config(&self, remote: IpAddr) -> Arc<ServerConfig> {
+        let mtu = self.limits.mtu(remote);
+        self.packets.raise(mtu);
+        let mut config = self.config.clone();
+        config.transport_config(Arc::new(self.limits.transport(mtu)));
+        Arc::new(config)
     }
 }
 
@@ -186,12 +196,12 @@ pub(super) fn dial(
     crypto: QuicClientConfig,
 ) -> io::Result<quinn::Connecting> {
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-    let socket = LinkSocket::new(network.dial(remote)?, None, limits.mtu(Some(remote.ip())));
-    let config = limits.endpoint(keys, Some(remote.ip()));
+    let mtu = limits.mtu(remote.ip());
+    let socket = LinkSocket::new(network.dial(remote)?, None, MOST_MTU, LargestSent::new(mtu));
     // The endpoint's driver lives as long as its connection; nobody needs the handle.
-    let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(keys), None, socket, Arc::new(TokioRuntime))?;
     let mut client = ClientConfig::new(Arc::new(crypto));
-    client.transport_config(Arc::new(limits.transport(remote.ip())));
+    client.transport_config(Arc::new(limits.transport(mtu)));
     endpoint.connect_with(client, remote, super::tls::SERVER_NAME).map_err(io::Error::other)
 }
 
@@ -205,18 +215,18 @@ mod tests {
         for connections in 1..=4_u32 {
             let share = limits.window(connections as usize).into_inner();
             assert!(share * u64::from(connections) <= u64::from(limits.peer_window));
-            assert!(share >= 16 * u64::from(limits.stream_window), "stalled streams must not stop the others");
+            assert!(share >= 64 * credit::FIRST, "stalled streams must not stop the others");
         }
         assert_eq!(limits.window(100), limits.window(4));
     }
 
     #[test]
-    fn loopback_carries_more_than_ethernet() {
+    fn the_largest_packet_is_that_of_the_route_unless_told_otherwise() {
         let limits = Limits::default();
-        assert_eq!(limits.mtu(Some([127, 0, 0, 9].into())), LOOPBACK_MTU);
-        assert_eq!(limits.mtu(Some("::ffff:127.0.0.1".parse().unwrap())), LOOPBACK_MTU);
-        assert_eq!(limits.mtu(Some([10, 0, 0, 1].into())), MTU);
-        let jumbo = Limits { mtu: Some(8900), ..Limits::default() };
-        assert_eq!(jumbo.mtu(Some([10, 0, 0, 1].into())), 8900);
+        // Loopback's MTU is 65,536.
+        assert_eq!(limits.mtu([127, 0, 0, 9].into()), MOST_MTU);
+        assert_eq!(limits.mtu("::ffff:127.0.0.1".parse().unwrap()), MOST_MTU);
+        let told = |mtu| Limits { mtu: Some(mtu), ..Limits::default() }.mtu([127, 0, 0, 1].into());
+        assert_eq!([told(1400), told(100), told(60_000)], [1400, LEAST_MTU, MOST_MTU]);
     }
 }

@@ -48,6 +48,7 @@ pub(super) async fn serve(
     let deliver = |message| async {
         let id = connection.id;
         let message = match message {
+            ControlMessage::Credit(credit) => return connection.flow.granted(credit.stream, credit.limit),
             ControlMessage::Hello(hello) => Message::Hello { id, hello },
             ControlMessage::GoAway(away) => Message::GoAway { id, leave: Leave::from_word(&away.reason) },
         };
@@ -55,7 +56,7 @@ pub(super) async fn serve(
         drop(link.inbox.send(message).await);
     };
     futures::join!(
-        control::send(quinn, ControlMessage::Hello(hello), goaways),
+        control::send(quinn, ControlMessage::Hello(hello), goaways, &connection.flow),
         control::receive(quinn, deliver),
         accept_streams(&shared, &link, &connection),
     );
@@ -65,8 +66,8 @@ pub(super) async fn serve(
 
 async fn accept_streams(shared: &Arc<Shared>, link: &Arc<PeerLink>, connection: &Arc<Connection>) {
     while let Ok((send, recv)) = connection.quinn.accept_bi().await {
-        let send = SendHalf::new(send, connection.streams.count());
-        let recv = RecvHalf::new(recv, connection.streams.count());
+        let (send, recv) = connection.halves(send, recv);
+        connection.permit();
         let stream = serve_stream(Arc::clone(shared), Arc::clone(link), Arc::clone(connection), send, recv);
         // Ends with its stream, which ends with its connection.
         drop(task::spawn("link_stream", stream));

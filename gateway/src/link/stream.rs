@@ -4,6 +4,7 @@
 //! stream with a clean FIN, and a truncated message would look whole (I1).
 
 use std::fmt;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,9 +12,13 @@ use linkspan_proto::refusal::Refusal;
 use quinn::{ReadError, VarInt, WriteError};
 
 use super::connection::StreamCount;
+use super::credit::{Allowance, Window};
 
 /// Pieces that [`RecvHalf::read_many`] gives at once: some 45 KiB at the usual packet size, in 1 KiB of stack.
 pub const BATCH: usize = 32;
+
+/// What [`SendHalf::write_all`] gives to QUIC at once; longer ones fill packets anyway.
+const TOGETHER: usize = 64 * 1024;
 
 /// Why a stream ended before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,21 +54,47 @@ pub struct SendHalf {
     /// A FIN or a reset was given: nothing is left to say when this is dropped.
     ended: bool,
     finished: bool,
+    allowance: Allowance,
     count: StreamCount,
 }
 
 impl SendHalf {
-    pub(super) fn new(stream: quinn::SendStream, count: StreamCount) -> Self {
-        Self { stream, ended: false, finished: false, count }
+    pub(super) fn new(stream: quinn::SendStream, allowance: Allowance, count: StreamCount) -> Self {
+        Self { stream, ended: false, finished: false, allowance, count }
     }
 
-    /// Sends one chunk, uncopied. Waits for the peer's and the connection's windows: not reading here is the
+    /// Sends one chunk, uncopied. Waits for the reader's credit and for the connection's windows: not reading here is the
     /// back-pressure. Not cancel-safe: a part may have been sent.
     ///
     /// # Errors
     /// When the peer stopped the stream or the link is lost.
-    pub async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
-        self.stream.write_chunk(chunk).await.map_err(write_error)
+    pub async fn write(&mut self, mut chunk: Bytes) -> Result<(), StreamError> {
+        while !chunk.is_empty() {
+            match self.allowance.take(chunk.len()) {
+                0 => self.credited().await?,
+                room => self.stream.write_chunk(chunk.split_to(room)).await.map_err(write_error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the reader grants more.
+    async fn credited(&mut self) -> Result<(), StreamError> {
+        let allowance = &self.allowance;
+        let mut stopped = pin!(self.stream.stopped());
+        std::future::poll_fn(|cx| {
+            if allowance.poll_more(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            stopped.as_mut().poll(cx).map(|stopped| {
+                Err(match stopped {
+                    Ok(Some(why)) => StreamError::Stopped(Refusal::from_code(why.into_inner())),
+                    Ok(None) => StreamError::Closed,
+                    Err(_) => StreamError::LinkLost,
+                })
+            })
+        })
+        .await
     }
 
     /// Sends all chunks in order, uncopied, and in as few packets as they fit: a header and the first payload share one.
@@ -72,7 +103,14 @@ impl SendHalf {
     /// # Errors
     /// When the peer stopped the stream or the link is lost.
     pub async fn write_all(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        self.stream.write_all_chunks(chunks).await.map_err(write_error)
+        let length = chunks.iter().map(Bytes::len).sum();
+        if length <= TOGETHER && self.allowance.take_all(length) {
+            return self.stream.write_all_chunks(chunks).await.map_err(write_error);
+        }
+        for chunk in chunks {
+            self.write(std::mem::take(chunk)).await?;
+        }
+        Ok(())
     }
 
     /// Ends this direction cleanly. Synchronous, so that the last data and the FIN share a packet when no await lies
@@ -143,13 +181,14 @@ pub struct RecvHalf {
     unread: Option<Bytes>,
     /// FIN, reset or stop: nothing is left to say when this is dropped.
     ended: bool,
+    window: Window,
     /// Held for its drop.
     count: StreamCount,
 }
 
 impl RecvHalf {
-    pub(super) fn new(stream: quinn::RecvStream, count: StreamCount) -> Self {
-        Self { stream, unread: None, ended: false, count }
+    pub(super) fn new(stream: quinn::RecvStream, window: Window, count: StreamCount) -> Self {
+        Self { stream, unread: None, ended: false, window, count }
     }
 
     /// The next bytes, at most `max`, uncopied; `None` at the peer's FIN. Cancel-safe.
@@ -174,7 +213,10 @@ impl RecvHalf {
         let read = std::pin::pin!(self.stream.read_chunk(max, true));
         let chunk = ready!(Future::poll(read, cx));
         Poll::Ready(match chunk {
-            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(Some(chunk)) => {
+                self.window.read(chunk.bytes.len());
+                Ok(Some(chunk.bytes))
+            }
             Ok(None) => {
                 self.ended = true;
                 Ok(None)
@@ -200,7 +242,12 @@ impl RecvHalf {
                 let read = std::pin::pin!(self.stream.read_chunks(&mut pieces));
                 ready!(Future::poll(read, cx))
             };
-            Poll::Ready(count.map(|count| count.map(|count| into.extend(pieces.into_iter().take(count)))))
+            Poll::Ready(count.map(|count| {
+                count.map(|count| {
+                    self.window.read(pieces.iter().take(count).map(Bytes::len).sum());
+                    into.extend(pieces.into_iter().take(count));
+                })
+            }))
         });
         match read.await {
             Ok(Some(())) => Ok(true),

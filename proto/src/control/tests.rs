@@ -16,9 +16,10 @@ fn hello() -> Hello {
     }
 }
 
-fn messages() -> [ControlMessage; 2] {
+fn messages() -> [ControlMessage; 3] {
     let away = GoAway { drain_millis: 10_000, reason: "certificate renewed".into() };
-    [ControlMessage::Hello(hello()), ControlMessage::GoAway(away)]
+    let credit = Credit { stream: 4, limit: 1 << 40 };
+    [ControlMessage::Hello(hello()), ControlMessage::GoAway(away), ControlMessage::Credit(credit)]
 }
 
 fn read(bytes: &[u8], size: usize) -> Result<Vec<ControlMessage>, ControlError> {

@@ -48,7 +48,8 @@ impl Driver {
             remote: quinn.remote_address(),
             default_policy: peer.default_policy,
         });
-        let connection = Arc::new(Connection::new(id, quinn, worker, info));
+        let permitted = self.shared.config.limits.streams;
+        let connection = Arc::new(Connection::new(id, quinn, worker, info, permitted));
         let (goaways, sending) = mpsc::channel(GOAWAYS);
         let mut standing = Standing {
             connection: Arc::clone(&connection),

@@ -1,0 +1,112 @@
+use std::task::Waker;
+
+use futures::FutureExt;
+
+use super::*;
+
+const RTT: Duration = Duration::from_millis(50);
+
+fn pair() -> (Arc<Flow>, Allowance, Arc<Flow>, Window) {
+    let (near, far) = (Flow::new(|| RTT), Flow::new(|| RTT));
+    let (allowance, window) = (Allowance::new(Arc::clone(&near), 4), Window::new(Arc::clone(&far), 4));
+    (near, allowance, far, window)
+}
+
+/// Takes what the receiver owes to the sender; says how far that goes.
+fn tell(from: &Flow, to: &Flow) -> Option<u64> {
+    let (stream, limit) = from.next().now_or_never()?;
+    to.granted(stream, limit);
+    Some(limit)
+}
+
+fn may_go_on(allowance: &Allowance) -> bool {
+    allowance.poll_more(&Context::from_waker(Waker::noop())).is_ready()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_does_not_read_costs_no_more_than_the_first_window() {
+    let (near, mut allowance, ..) = pair();
+    let mut sent = 0;
+    loop {
+        match allowance.take(64 * 1024) {
+            0 => break,
+            taken => sent += taken as u64,
+        }
+    }
+    assert_eq!(sent, FIRST);
+    assert!(!may_go_on(&allowance));
+    near.granted(4, FIRST + 10);
+    assert!(may_go_on(&allowance));
+    assert_eq!((allowance.take(64), allowance.take(64)), (10, 0));
+    near.granted(4, FIRST);
+    assert!(!may_go_on(&allowance), "what was granted is not taken back, and no more than that");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_stream_neither_registers_nor_grants() {
+    let (near, mut allowance, far, mut window) = pair();
+    let half = usize::try_from(FIRST / 2).unwrap();
+    assert_eq!(allowance.take(half), half);
+    window.read(half - 1);
+    assert_eq!((near.registered(), tell(&far, &near)), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_of_a_reader_who_keeps_up_grows_to_its_bound() {
+    let (near, mut allowance, far, mut window) = pair();
+    let mut most = 0;
+    for _ in 0..10_000 {
+        let taken = allowance.take(64 * 1024);
+        assert!(taken > 0, "never held up");
+        window.read(taken);
+        if let Some(limit) = tell(&far, &near) {
+            most = most.max(limit - window.read);
+        }
+    }
+    assert_eq!(most, MOST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_of_a_slow_reader_stays_small() {
+    let (near, mut allowance, far, mut window) = pair();
+    for _ in 0..1000 {
+        let taken = allowance.take(16 * 1024);
+        window.read(taken);
+        if let Some(limit) = tell(&far, &near) {
+            assert!(limit - window.read <= 2 * FIRST);
+        }
+        tokio::time::advance(RTT).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_over_is_forgotten_and_late_credits_are_nothing() {
+    let (near, mut allowance, ..) = pair();
+    allowance.take(1 << 20);
+    assert_eq!(near.registered(), 1);
+    drop(allowance);
+    assert_eq!(near.registered(), 0);
+    near.granted(4, 1 << 40);
+    assert_eq!(near.registered(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn credits_of_one_stream_are_told_once_and_the_newest_counts() {
+    let (_, _, far, mut window) = pair();
+    for _ in 0..4 {
+        window.read(usize::try_from(FIRST).unwrap());
+    }
+    let newest = far.next().now_or_never();
+    assert_eq!(newest, Some((4, window.granted)));
+    assert_eq!(far.next().now_or_never(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_credit_is_woken() {
+    let (near, mut allowance, ..) = pair();
+    allowance.take(1 << 20);
+    let waiting = tokio::spawn(async move { std::future::poll_fn(|cx| allowance.poll_more(cx)).await });
+    tokio::task::yield_now().await;
+    near.granted(4, FIRST + 1);
+    waiting.await.unwrap();
+}
