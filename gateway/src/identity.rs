@@ -139,6 +139,10 @@ impl Identity {
                 let present = names_of(&snapshots.borrow_and_update());
                 names.send_if_modified(|old| {
                     let changed = *old != present;
+                    if changed && present.len() == MAX_NAMES {
+                        let message = "no place for more names in the mTLS port's certificate; some may be left out";
+                        tracing::warn!(limit = MAX_NAMES, message);
+                    }
                     *old = present;
                     changed
                 });
@@ -282,7 +286,6 @@ fn names_of(snapshot: &Snapshot) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for name in parents.chain(several) {
         if names.len() == MAX_NAMES {
-            tracing::warn!(limit = MAX_NAMES, "too many names for the mTLS port's certificate; some are left out");
             break;
         }
         names.insert(format!("*.{name}"));

@@ -13,6 +13,9 @@
 
 // The order is the order of a process's life, not the alphabet.
 
+// Where memory comes from, and when it is given back.
+mod allocator;
+
 // Version, commit and profile of this build.
 pub mod build_info;
 

@@ -8,8 +8,9 @@ use tokio::sync::watch;
 
 use crate::mirror::Changes;
 
-/// Changed keys that are remembered. A gateway that is further behind gets everything anew.
-pub const LOG_MAX: usize = 100_000;
+/// Changed keys that are remembered: half a minute at the 1,000 changes a second that are met with ease. A gateway that is
+/// further behind gets everything anew.
+pub const LOG_MAX: usize = 32_768;
 
 /// All resources. Cheap to clone: a handle.
 #[derive(Clone, Debug)]

@@ -55,9 +55,9 @@ mod work;
 
 /// Mirrors that are written at the same time. An API server answers a write in some milliseconds; more at once would only
 /// queue there, and beside the writes of everybody else. Fewer for a while after it had too much to do.
-pub const AT_ONCE: usize = 8;
+pub const AT_ONCE: usize = 16;
 /// Mirrors that are written between two looks at whether something newer is wanted; and, after them, orphans that are deleted.
-pub const BATCH: usize = 64;
+pub const BATCH: usize = 128;
 /// Time for one write. What is sent in the last moment of a leadership is over before another one can begin
 /// ([`crate::leader::candidate`]).
 pub const WRITE: Duration = Duration::from_secs(5);

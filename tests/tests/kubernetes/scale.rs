@@ -159,7 +159,8 @@ impl<'a> Scene<'a> {
         let written = || self.cluster.counted(&self.controller, "mirror_writes_total", "action=\"Create\"");
         let mut last = (0, Instant::now());
         eventually("every mirror and import is written", 3 * size.converged, || {
-            std::thread::sleep(Duration::from_millis(100));
+            // Looking costs processes, on the cores that are measured.
+            std::thread::sleep(Duration::from_millis(500));
             let now = written();
             if last.1.elapsed() > Duration::from_secs(5) {
                 eprintln!("{:?}: {now} of {} mirrors and imports", start.elapsed(), mirrors + imports);
