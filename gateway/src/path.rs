@@ -173,8 +173,17 @@ mod tests {
     fn sizes() {
         eprintln!("egress {}", size(Path::egress));
         eprintln!("ingress {}", size(Path::ingress));
-        eprintln!("tcp egress {}", size(|path: &Path, (conn, routed)| tcp::egress(&path.gateway, conn, routed, Protocol::Tcp)));
+        eprintln!(
+            "tcp egress {}",
+            size(|path: &Path, (conn, routed)| tcp::egress(&path.gateway, conn, routed, Protocol::Tcp))
+        );
         eprintln!("tcp ingress {}", size(|path: &Path, (a, h, s, r, e)| tcp::ingress(&path.gateway, a, h, s, r, e)));
-        eprintln!("conn {} routed {} record {} incoming {}", size_of::<ClientConnection>(), size_of::<Routed>(), size_of::<Record>(), size_of::<Incoming>());
+        eprintln!(
+            "conn {} routed {} record {} incoming {}",
+            size_of::<ClientConnection>(),
+            size_of::<Routed>(),
+            size_of::<Record>(),
+            size_of::<Incoming>()
+        );
     }
 }

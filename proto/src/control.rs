@@ -143,9 +143,7 @@ pub fn encode(message: &ControlMessage) -> Bytes {
         ControlMessage::GoAway(away) => {
             wire::control::Body::GoAway(wire::GoAway { drain_millis: away.drain_millis, reason: cut(away.reason) })
         }
-        ControlMessage::Credit(Credit { stream, limit }) => {
-            wire::control::Body::Credit(wire::Credit { stream, limit })
-        }
+        ControlMessage::Credit(Credit { stream, limit }) => wire::control::Body::Credit(wire::Credit { stream, limit }),
     };
     // Five texts of at most 256 bytes: far below the cap.
     Bytes::from(wire::Control { body: Some(body) }.encode_length_delimited_to_vec())

@@ -19,6 +19,12 @@ use tolerant::Tolerant;
 
 mod tolerant;
 
+/// The first congestion window, bytes (RFC 9002 section 7.2).
+const FIRST_WINDOW: u64 = 14_720;
+
+/// Packets of the largest size that it holds at least: two that find out the MTU, and some to work with.
+const ROOM: u64 = 6;
+
 /// The first raise, in packets: what QUIC's own probes (two packets for each of a handful of timeouts) have put into flight
 /// beyond the window, and as many again, since bulk data behind the probe takes its share.
 const FIRST: u64 = 24;
@@ -34,6 +40,17 @@ const MOST: u64 = FIRST + 50 * FURTHER;
 /// Makes [`Nudged`] controllers over [`Tolerant`] ones over Cubic.
 #[derive(Debug, Default)]
 pub(super) struct NudgedFactory(Arc<CubicConfig>);
+
+impl NudgedFactory {
+    /// For a path on which packets of up to `mtu` bytes are tried. quinn sends nothing, not even a close, while there is no
+    /// room for one of the largest, and the packets that find out the MTU take room too: with jumbo packets RFC 9002's
+    /// 14,720 bytes (section 7.2) would be full at once.
+    pub(super) fn new(mtu: u16) -> Self {
+        let mut config = CubicConfig::default();
+        config.initial_window(FIRST_WINDOW.max(u64::from(mtu) * ROOM));
+        Self(Arc::new(config))
+    }
+}
 
 impl ControllerFactory for NudgedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {

@@ -4,6 +4,8 @@
 //! - Out: [`ControlMessage`]s of the peer.
 //! - Refuses when: the stream breaks its protocol, ends, or a second one is opened: the connection is then closed.
 
+use std::convert::Infallible;
+
 use linkspan_proto::control::{self, ControlMessage, ControlReader, Credit};
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
@@ -22,28 +24,33 @@ const CHUNK: usize = 4096;
 pub(super) async fn send(
     connection: &Connection,
     hello: ControlMessage,
-    mut more: mpsc::Receiver<ControlMessage>,
+    more: mpsc::Receiver<ControlMessage>,
     flow: &Flow,
 ) {
-    let sending = async {
-        let mut stream = open(connection, hello).await?;
-        loop {
-            let message = tokio::select! {
-                biased;
-                Some(message) = more.recv() => message,
-                (stream, limit) = flow.next() => ControlMessage::Credit(Credit { stream, limit }),
-            };
-            stream.write_chunk(control::encode(&message)).await.ok()?;
-        }
-        // Dropping the stream would end it cleanly, which the peer takes for a breach: it lives as long as the connection.
-        std::future::pending::<Option<()>>().await
-    };
     tokio::select! {
         _ = connection.closed() => {}
         // The stream failed: the connection is about to.
-        None = sending => {
+        None = send_all(connection, hello, more, flow) => {
             connection.closed().await;
         }
+    }
+}
+
+/// Ends when the stream fails. Never otherwise: that would end the stream cleanly, which the peer takes for a breach.
+async fn send_all(
+    connection: &Connection,
+    hello: ControlMessage,
+    mut more: mpsc::Receiver<ControlMessage>,
+    flow: &Flow,
+) -> Option<Infallible> {
+    let mut stream = open(connection, hello).await?;
+    loop {
+        let message = tokio::select! {
+            biased;
+            Some(message) = more.recv() => message,
+            (stream, limit) = flow.next() => ControlMessage::Credit(Credit { stream, limit }),
+        };
+        stream.write_chunk(control::encode(&message)).await.ok()?;
     }
 }
 

@@ -139,22 +139,21 @@ impl Allowance {
         Self { flow, stream, sent: 0, registered: None }
     }
 
-    /// How many of `wanted` bytes may be sent now; counts them as sent. 0: [`Self::poll_more`] tells when to ask again.
-    pub(super) fn take(&mut self, wanted: usize) -> usize {
-        let wanted = wanted as u64;
-        // The receiver grants nothing before it has read half: whoever sends less need not listen.
-        if self.registered.is_none() && self.sent + wanted > FIRST / 2 {
+    /// How many of `wanted` bytes may be sent now. 0: [`Self::poll_more`] tells when to ask again.
+    pub(super) fn room(&mut self, wanted: usize) -> usize {
+        let more = wanted as u64;
+        // The receiver grants nothing before it has read half: whoever sends less need not listen. Before it is sent, or the
+        // credit would come to nobody, and no other would follow.
+        if self.registered.is_none() && self.sent + more >= FIRST / 2 {
             self.registered = Some(self.flow.register(self.stream));
         }
-        let taken = wanted.min(self.limit().saturating_sub(self.sent));
-        self.sent += taken;
-        usize::try_from(taken).unwrap_or(usize::MAX)
+        let left = self.limit().saturating_sub(self.sent);
+        usize::try_from(left).unwrap_or(usize::MAX).min(wanted)
     }
 
-    /// Counts all of them as sent, if they may be sent now.
-    pub(super) fn take_all(&mut self, wanted: usize) -> bool {
-        let fits = wanted as u64 <= self.limit().saturating_sub(self.sent);
-        fits && self.take(wanted) == wanted
+    /// So many bytes were sent.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
     }
 
     /// Ready when more may be sent.

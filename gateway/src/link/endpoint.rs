@@ -71,12 +71,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            streams: 1024,
-            peer_window: 64 * 1024 * 1024,
-            send_window: 16 * 1024 * 1024,
-            mtu: None,
-        }
+        Self { streams: 1024, peer_window: 64 * 1024 * 1024, send_window: 16 * 1024 * 1024, mtu: None }
     }
 }
 
@@ -119,12 +114,11 @@ impl Limits {
             .initial_rtt(INITIAL_RTT)
             .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))
-            .congestion_controller_factory(Arc::new(NudgedFactory::default()))
+            .congestion_controller_factory(Arc::new(NudgedFactory::new(mtu)))
             // No datagrams until UDP associations are built.
             .datagram_receive_buffer_size(None);
         transport
     }
-
 }
 
 fn endpoint_config(keys: &Keys) -> EndpointConfig {

@@ -20,8 +20,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use aws_lc_rs::{hmac, rand};
-use bytes::Bytes;
 use batch::Batch;
+use bytes::Bytes;
 use futures::task::AtomicWaker;
 use linkspan_runtime::task;
 use quinn::udp::{RecvMeta, Transmit};

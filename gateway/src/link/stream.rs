@@ -7,7 +7,7 @@ use std::fmt;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use linkspan_proto::refusal::Refusal;
 use quinn::{ReadError, VarInt, WriteError};
 
@@ -16,9 +16,6 @@ use super::credit::{Allowance, Window};
 
 /// Pieces that [`RecvHalf::read_many`] gives at once: some 45 KiB at the usual packet size, in 1 KiB of stack.
 pub const BATCH: usize = 32;
-
-/// What [`SendHalf::write_all`] gives to QUIC at once; longer ones fill packets anyway.
-const TOGETHER: usize = 64 * 1024;
 
 /// Why a stream ended before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,14 +65,36 @@ impl SendHalf {
     ///
     /// # Errors
     /// When the peer stopped the stream or the link is lost.
-    pub async fn write(&mut self, mut chunk: Bytes) -> Result<(), StreamError> {
-        while !chunk.is_empty() {
-            match self.allowance.take(chunk.len()) {
-                0 => self.credited().await?,
-                room => self.stream.write_chunk(chunk.split_to(room)).await.map_err(write_error)?,
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
+        self.write_all(&mut [chunk]).await
+    }
+
+    /// Sends all chunks in order, uncopied, and in as few packets as they fit: a header and the first payload share one.
+    /// When it is dropped before its end, what is left in `chunks` was not sent: it may be called again with that.
+    ///
+    /// # Errors
+    /// When the peer stopped the stream or the link is lost.
+    pub async fn write_all(&mut self, mut chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        loop {
+            while chunks.first().is_some_and(Bytes::is_empty) {
+                chunks = &mut chunks[1..];
             }
+            let Some(first) = chunks.first() else { return Ok(()) };
+            let all = chunks.iter().map(Bytes::len).sum();
+            let room = self.allowance.room(all);
+            let written = if room == 0 {
+                self.credited().await?;
+                continue;
+            } else if room == all {
+                self.stream.write_chunks(chunks).await.map_err(write_error)?.bytes
+            } else {
+                let part = first.slice(..first.len().min(room));
+                let written = self.stream.write_chunks(&mut [part]).await.map_err(write_error)?.bytes;
+                chunks[0].advance(written);
+                written
+            };
+            self.allowance.sent(written);
         }
-        Ok(())
     }
 
     /// Waits until the reader grants more.
@@ -95,22 +114,6 @@ impl SendHalf {
             })
         })
         .await
-    }
-
-    /// Sends all chunks in order, uncopied, and in as few packets as they fit: a header and the first payload share one.
-    /// Not cancel-safe; chunks that were sent are left empty.
-    ///
-    /// # Errors
-    /// When the peer stopped the stream or the link is lost.
-    pub async fn write_all(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        let length = chunks.iter().map(Bytes::len).sum();
-        if length <= TOGETHER && self.allowance.take_all(length) {
-            return self.stream.write_all_chunks(chunks).await.map_err(write_error);
-        }
-        for chunk in chunks {
-            self.write(std::mem::take(chunk)).await?;
-        }
-        Ok(())
     }
 
     /// Ends this direction cleanly. Synchronous, so that the last data and the FIN share a packet when no await lies

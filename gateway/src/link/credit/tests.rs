@@ -19,6 +19,13 @@ fn tell(from: &Flow, to: &Flow) -> Option<u64> {
     Some(limit)
 }
 
+/// Sends as much of this as may be sent.
+fn take(allowance: &mut Allowance, wanted: usize) -> usize {
+    let room = allowance.room(wanted);
+    allowance.sent(room);
+    room
+}
+
 fn may_go_on(allowance: &Allowance) -> bool {
     allowance.poll_more(&Context::from_waker(Waker::noop())).is_ready()
 }
@@ -28,7 +35,7 @@ async fn a_reader_who_does_not_read_costs_no_more_than_the_first_window() {
     let (near, mut allowance, ..) = pair();
     let mut sent = 0;
     loop {
-        match allowance.take(64 * 1024) {
+        match take(&mut allowance, 64 * 1024) {
             0 => break,
             taken => sent += taken as u64,
         }
@@ -37,7 +44,7 @@ async fn a_reader_who_does_not_read_costs_no_more_than_the_first_window() {
     assert!(!may_go_on(&allowance));
     near.granted(4, FIRST + 10);
     assert!(may_go_on(&allowance));
-    assert_eq!((allowance.take(64), allowance.take(64)), (10, 0));
+    assert_eq!((take(&mut allowance, 64), take(&mut allowance, 64)), (10, 0));
     near.granted(4, FIRST);
     assert!(!may_go_on(&allowance), "what was granted is not taken back, and no more than that");
 }
@@ -45,9 +52,9 @@ async fn a_reader_who_does_not_read_costs_no_more_than_the_first_window() {
 #[tokio::test(start_paused = true)]
 async fn a_short_stream_neither_registers_nor_grants() {
     let (near, mut allowance, far, mut window) = pair();
-    let half = usize::try_from(FIRST / 2).unwrap();
-    assert_eq!(allowance.take(half), half);
-    window.read(half - 1);
+    let less_than_half = usize::try_from(FIRST / 2).unwrap() - 1;
+    assert_eq!(take(&mut allowance, less_than_half), less_than_half);
+    window.read(less_than_half);
     assert_eq!((near.registered(), tell(&far, &near)), (0, None));
 }
 
@@ -56,7 +63,7 @@ async fn the_window_of_a_reader_who_keeps_up_grows_to_its_bound() {
     let (near, mut allowance, far, mut window) = pair();
     let mut most = 0;
     for _ in 0..10_000 {
-        let taken = allowance.take(64 * 1024);
+        let taken = take(&mut allowance, 64 * 1024);
         assert!(taken > 0, "never held up");
         window.read(taken);
         if let Some(limit) = tell(&far, &near) {
@@ -66,11 +73,27 @@ async fn the_window_of_a_reader_who_keeps_up_grows_to_its_bound() {
     assert_eq!(most, MOST);
 }
 
+/// Whatever the pieces are: the first credit must find somebody who listens.
+#[tokio::test(start_paused = true)]
+async fn pieces_of_any_size_go_on_beyond_the_first_window() {
+    for piece in [1, 1000, 1 << 15, 1 << 16, 1 << 17, (1 << 17) + 1, 1 << 18, 1 << 20] {
+        let (near, mut allowance, far, mut window) = pair();
+        let mut moved = 0;
+        while moved < 4 * FIRST {
+            let taken = take(&mut allowance, piece);
+            assert!(taken > 0, "pieces of {piece}: held up after {moved}");
+            window.read(taken);
+            tell(&far, &near);
+            moved += taken as u64;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_window_of_a_slow_reader_stays_small() {
     let (near, mut allowance, far, mut window) = pair();
     for _ in 0..1000 {
-        let taken = allowance.take(16 * 1024);
+        let taken = take(&mut allowance, 16 * 1024);
         window.read(taken);
         if let Some(limit) = tell(&far, &near) {
             assert!(limit - window.read <= 2 * FIRST);
@@ -82,7 +105,7 @@ async fn the_window_of_a_slow_reader_stays_small() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_over_is_forgotten_and_late_credits_are_nothing() {
     let (near, mut allowance, ..) = pair();
-    allowance.take(1 << 20);
+    take(&mut allowance, 1 << 20);
     assert_eq!(near.registered(), 1);
     drop(allowance);
     assert_eq!(near.registered(), 0);
@@ -104,7 +127,7 @@ async fn credits_of_one_stream_are_told_once_and_the_newest_counts() {
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_credit_is_woken() {
     let (near, mut allowance, ..) = pair();
-    allowance.take(1 << 20);
+    take(&mut allowance, 1 << 20);
     let waiting = tokio::spawn(async move { std::future::poll_fn(|cx| allowance.poll_more(cx)).await });
     tokio::task::yield_now().await;
     near.granted(4, FIRST + 1);

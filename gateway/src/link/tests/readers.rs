@@ -9,7 +9,8 @@ const STALLED: usize = 48;
 async fn fill(mut send: SendHalf) -> (usize, SendHalf) {
     let mut sent = 0;
     let piece = Bytes::from_static(&[7; 16 * 1024]);
-    while tokio::time::timeout(Duration::from_secs(20), send.write(piece.clone())).await.is_ok_and(|sent| sent.is_ok()) {
+    while tokio::time::timeout(Duration::from_secs(20), send.write(piece.clone())).await.is_ok_and(|sent| sent.is_ok())
+    {
         sent += piece.len();
     }
     (sent, send)
@@ -97,4 +98,20 @@ async fn more_streams_are_permitted_as_they_are_used() {
         send.write(header(&east).encode().unwrap()).await.unwrap();
         open_streams.push((send, recv, accept(&mut west).await));
     }
+}
+
+/// A write that was dropped may be taken up again: nothing is lost and nothing is sent twice.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_interrupted_goes_on_where_it_was() {
+    let (east, mut west, _wire) = pair_in_memory().await;
+    let (mut send, _recv) = open(&east, &west, b"").await;
+    let mut incoming = accept(&mut west).await;
+    let bytes: Vec<u8> = (0..2_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let mut chunks: Vec<Bytes> = bytes.chunks(100_000).map(Bytes::copy_from_slice).collect();
+    let writing = tokio::spawn(async move {
+        while tokio::time::timeout(Duration::from_millis(20), send.write_all(&mut chunks)).await.is_err() {}
+        send.finish().unwrap();
+    });
+    assert!(read_all(&mut incoming.recv).await.unwrap() == bytes, "the bytes differ");
+    writing.await.unwrap();
 }
