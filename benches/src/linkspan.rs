@@ -52,7 +52,7 @@ fn start_in(folder: &std::path::Path, setting: &Setting) -> anyhow::Result<Path>
     for site in &sites {
         let name = site.host.name;
         let run = |half: &str| {
-            let mut command = site.host.command(&site.linkspan.with_file_name(half));
+            let mut command = site.host.command(site.linkspan.with_file_name(half));
             command.arg("--dir").arg(&site.dir).args(["--log-filter", "info,access=off"]);
             Process::start(command, &folder.join(format!("{name}-{half}.log")))
         };

@@ -64,7 +64,7 @@ fn messages_of_later_versions_are_skipped() {
     // Field 99, which nobody knows; then an empty message.
     let later = vec![0x9a, 0x06, 0x02, b'h', b'i'];
     let known = encode(&messages()[1]).slice(1..).to_vec();
-    assert_eq!(read(&stream(&[later, Vec::new(), known]), 4).unwrap(), messages()[1..]);
+    assert_eq!(read(&stream(&[later, Vec::new(), known]), 4).unwrap(), messages()[1..2]);
 }
 
 #[test]
