@@ -28,6 +28,7 @@ pub(super) async fn send(connection: &Connection, hello: ControlMessage, mut mor
         std::future::pending::<Option<()>>().await
     };
     tokio::select! {
+        biased;
         _ = connection.closed() => {}
         // The stream failed: the connection is about to.
         None = sending => {

@@ -127,6 +127,12 @@ impl Limits {
     }
 }
 
+fn widen(seed: u64) -> [u8; 32] {
+    let mut wide = [0; 32];
+    wide[..8].copy_from_slice(&seed.to_le_bytes());
+    wide
+}
+
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
@@ -149,6 +155,7 @@ impl Listener {
         limits: &Limits,
         keys: &Keys,
         crypto: Arc<QuicServerConfig>,
+        seed: Option<u64>,
     ) -> io::Result<Self> {
         let config = |remote: IpAddr| {
             let mut config = ServerConfig::new(Arc::clone(&crypto) as _, keys.token());
@@ -165,7 +172,7 @@ impl Listener {
         let far = config(IpAddr::from([192, 0, 2, 1]));
         let mut endpoint = limits.endpoint(keys, None);
         let ids = keys.connection_id();
-        endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone())));
+        endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone()))).rng_seed(seed.map(widen));
         let socket = LinkSocket::new(socket, Some((worker, steering)), limits.mtu(None));
         let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(far.clone()), socket, Arc::new(TokioRuntime))?;
         Ok(Self { endpoint, near: Arc::new(near), far: Arc::new(far) })
@@ -187,7 +194,8 @@ pub(super) fn dial(
 ) -> io::Result<quinn::Connecting> {
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let socket = LinkSocket::new(network.dial(remote)?, None, limits.mtu(Some(remote.ip())));
-    let config = limits.endpoint(keys, Some(remote.ip()));
+    let mut config = limits.endpoint(keys, Some(remote.ip()));
+    config.rng_seed(network.seed().map(widen));
     // The endpoint's driver lives as long as its connection; nobody needs the handle.
     let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
     let mut client = ClientConfig::new(Arc::new(crypto));
