@@ -297,8 +297,8 @@ fn machines_that_sleep_for_a_while_are_back_in_moments() {
             settle(world).await;
             world.book.note(&format!("all sleep for {jump:?}"));
             tokio::time::advance(jump).await;
-            // What has happened meanwhile shows in the first moments.
-            world.pass(SECOND).await;
+            // An end of a connection that the other has given up is found out like any that carries nothing (F-04).
+            world.pass(4 * SECOND).await;
             if world.back(world::BACK).await.is_none() {
                 world.book.wrong(&format!("not back after {jump:?} asleep"));
             }
