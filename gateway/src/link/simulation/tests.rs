@@ -293,7 +293,7 @@ fn f_46_links_stopped_one_by_one_and_healed_in_any_order_are_all_back() {
 fn machines_that_sleep_for_a_while_are_back_in_moments() {
     play_all(FEW, Shape::drawn, async |world| {
         world.load(true);
-        for jump in [500 * MS, 1500 * MS, 4900 * MS] {
+        for jump in [500 * MS, 1500 * MS, 4900 * MS, 30 * SECOND] {
             settle(world).await;
             world.book.note(&format!("all sleep for {jump:?}"));
             tokio::time::advance(jump).await;
