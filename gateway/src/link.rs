@@ -47,6 +47,8 @@ pub mod tls;
 mod trouble;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 pub(crate) mod testkit;
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,7 @@ pub(super) async fn send(
     flow: &Flow,
 ) {
     tokio::select! {
+        biased;
         _ = connection.closed() => {}
         // The stream failed: the connection is about to.
         None = send_all(connection, hello, more, flow) => {

@@ -78,7 +78,8 @@ impl Driver {
         inbox: mpsc::Receiver<Message>,
     ) -> Self {
         let own = &shared.config;
-        let state = LinkState::new(own.cluster.clone(), link.cluster.clone(), own.workers.len(), rand::random::<u64>());
+        let seed = shared.network.seed().unwrap_or_else(rand::random::<u64>);
+        let state = LinkState::new(own.cluster.clone(), link.cluster.clone(), own.workers.len(), seed);
         Self {
             shared,
             link,
@@ -105,6 +106,8 @@ impl Driver {
         loop {
             let deadline = tokio::time::Instant::from_std(self.next_deadline());
             let next = tokio::select! {
+                // What is due is done after each of them; in this order, so that the same events have the same effect.
+                biased;
                 message = self.inbox.recv() => match message {
                     Some(message) => self.take(message),
                     None => Next::End,
@@ -203,7 +206,7 @@ impl Driver {
         if !old.trust.same_roots(&self.config.trust) {
             let mut same_peer = false;
             for standing in self.standing.values_mut() {
-                match standing.verify(&self.config.trust) {
+                match standing.verify(&self.config.trust, self.shared.wall()) {
                     Ok(_) => same_peer = true,
                     Err(failure) => {
                         standing.trouble = Some(trouble(failure.word(), failure.of_peer()));
@@ -279,7 +282,7 @@ impl Driver {
 
     /// Certificates end at wall-clock times, so they are looked at and not waited for.
     fn tick(&mut self) {
-        let wall = SystemTime::now();
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(self.shared.wall().as_secs());
         for standing in self.standing.values_mut() {
             if wall >= standing.expires && standing.trouble.is_none() {
                 let message = "a certificate of the connection has expired and was not replaced in time";

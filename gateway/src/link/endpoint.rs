@@ -128,6 +128,12 @@ fn endpoint_config(keys: &Keys) -> EndpointConfig {
     config
 }
 
+fn widen(seed: u64) -> [u8; 32] {
+    let mut wide = [0; 32];
+    wide[..8].copy_from_slice(&seed.to_le_bytes());
+    wide
+}
+
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
@@ -152,6 +158,7 @@ impl Listener {
         limits: &Limits,
         keys: &Keys,
         crypto: Arc<QuicServerConfig>,
+        seed: Option<u64>,
     ) -> io::Result<Self> {
         let mut config = ServerConfig::new(Arc::clone(&crypto) as _, keys.token());
         config
@@ -163,7 +170,7 @@ impl Listener {
             .migration(true);
         let mut endpoint = endpoint_config(keys);
         let ids = keys.connection_id();
-        endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone())));
+        endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone()))).rng_seed(seed.map(widen));
         let packets = LargestSent::new(LEAST_MTU);
         let socket = LinkSocket::new(socket, Some((worker, steering)), MOST_MTU, Arc::clone(&packets));
         let server = Some(config.clone());
@@ -192,8 +199,10 @@ pub(super) fn dial(
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let mtu = limits.mtu(remote.ip());
     let socket = LinkSocket::new(network.dial(remote)?, None, MOST_MTU, LargestSent::new(mtu));
+    let mut config = endpoint_config(keys);
+    config.rng_seed(network.seed().map(widen));
     // The endpoint's driver lives as long as its connection; nobody needs the handle.
-    let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(keys), None, socket, Arc::new(TokioRuntime))?;
+    let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
     let mut client = ClientConfig::new(Arc::new(crypto));
     client.transport_config(Arc::new(limits.transport(mtu)));
     endpoint.connect_with(client, remote, super::tls::SERVER_NAME).map_err(io::Error::other)

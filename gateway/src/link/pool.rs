@@ -20,6 +20,7 @@ use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
 use quinn::AsyncUdpSocket;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -161,14 +162,16 @@ impl Links {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the links are being served already"));
         }
         let certificate = Arc::clone(&shared.config.certificate);
-        let crypto = tls::server_config(&shared.provider, Arc::clone(&shared.trust), certificate);
+        let (clock, trust) = (shared.network.clock(), Arc::clone(&shared.trust));
+        let crypto = tls::server_config(&shared.provider, clock, trust, certificate);
         let crypto = Arc::new(crypto.map_err(io::Error::other)?);
         let steering = Steering::new(sockets.len());
         for ((worker, socket), runtime) in sockets.into_iter().enumerate().zip(&shared.config.workers) {
             let _entered = runtime.enter();
             let socket = register(socket)?;
-            let (limits, keys) = (&shared.config.limits, &shared.config.keys);
-            let listener = Listener::start(socket, worker, Arc::clone(&steering), limits, keys, Arc::clone(&crypto))?;
+            let (limits, keys, crypto) = (&shared.config.limits, &shared.config.keys, Arc::clone(&crypto));
+            let seed = shared.network.seed();
+            let listener = Listener::start(socket, worker, Arc::clone(&steering), limits, keys, crypto, seed)?;
             let listening = accept::listen(Arc::clone(shared), listener, worker);
             // The handle is not needed: the listener lives as long as the process, and its end is reported.
             drop(task::vital("link_listener", &shared.config.signal, listening));
@@ -290,6 +293,13 @@ impl Links {
         self.0.changed.subscribe()
     }
 
+    /// How much is still being served over the links: streams, and connections with open halves.
+    #[cfg(test)]
+    pub(super) fn open_streams(&self) -> usize {
+        let busy = |link: &PeerLink| link.connections.load().iter().filter(|one| !one.streams.is_idle()).count();
+        self.0.peers.load().values().map(|link| busy(link) + link.streams.load(Ordering::Relaxed)).sum()
+    }
+
     pub(super) fn from_shared(shared: Arc<Shared>) -> Self {
         Self(shared)
     }
@@ -391,6 +401,11 @@ impl Shared {
 
     pub(super) fn next_connection(&self) -> ConnectionId {
         ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The wall clock, in whole seconds.
+    pub(super) fn wall(&self) -> UnixTime {
+        self.network.clock().current_time().unwrap_or_else(UnixTime::now)
     }
 
     pub(super) fn is_ending(&self) -> bool {

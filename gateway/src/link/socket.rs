@@ -27,6 +27,7 @@ use linkspan_runtime::task;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, TokioRuntime, UdpPoller};
 use quinn_proto::InvalidCid;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use socket2::{Domain, Protocol, Socket, Type};
 
 mod batch;
@@ -77,6 +78,17 @@ pub(super) trait Network: Send + Sync + 'static {
     /// A socket of its own for dialling `remote`, on the current runtime. A fresh port for each dial: after a failure no
     /// state of a NAT or a conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+
+    /// What the next random generator of the link starts from, where a run must be the same each time. `None`: from what
+    /// the operating system gives.
+    fn seed(&self) -> Option<u64> {
+        None
+    }
+
+    /// The wall clock that certificates are held against.
+    fn clock(&self) -> Arc<dyn TimeProvider> {
+        Arc::new(DefaultTimeProvider)
+    }
 }
 
 /// UDP of this machine.

@@ -19,7 +19,7 @@ use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::{Drain, Signal};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -36,12 +36,13 @@ pub(crate) mod network;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The link's port in a network in memory.
-const PORT: u16 = 4143;
+pub(crate) const PORT: u16 = 4143;
 
 /// A certificate authority of one trust domain.
 pub(crate) struct Authority {
     pub(crate) trust_domain: TrustDomain,
     issuer: CertifiedIssuer<'static, KeyPair>,
+    algorithm: &'static SignatureAlgorithm,
 }
 
 impl Authority {
@@ -49,16 +50,30 @@ impl Authority {
         Self::with(trust_domain, |_| {})
     }
 
+    /// One whose certificates and signatures have the same size each time: those of ECDSA vary by some bytes, and with them
+    /// the packets of a handshake.
+    pub(crate) fn of_one_size(trust_domain: &str) -> Self {
+        Self::of(trust_domain, &PKCS_ED25519, |_| {})
+    }
+
     /// With changes to the root.
     pub(crate) fn with(trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        Self::of(trust_domain, &PKCS_ECDSA_P256_SHA256, change)
+    }
+
+    fn of(
+        trust_domain: &str,
+        algorithm: &'static SignatureAlgorithm,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
         let mut root = CertificateParams::default();
         root.distinguished_name.push(DnType::CommonName, format!("{trust_domain} root"));
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         change(&mut root);
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate_for(algorithm).unwrap();
         let issuer = CertifiedIssuer::self_signed(root, key).unwrap();
-        Self { trust_domain: TrustDomain::parse(trust_domain).unwrap(), issuer }
+        Self { trust_domain: TrustDomain::parse(trust_domain).unwrap(), issuer, algorithm }
     }
 
     pub(crate) fn bundle(&self) -> String {
@@ -78,7 +93,7 @@ impl Authority {
         change(&mut params);
         let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.issuer).unwrap();
         let der = issuer.der().clone();
-        (Self { trust_domain: self.trust_domain.clone(), issuer }, der)
+        (Self { trust_domain: self.trust_domain.clone(), issuer, algorithm: self.algorithm }, der)
     }
 
     /// Signs somebody else's key.
@@ -100,8 +115,10 @@ impl Authority {
         let now = SystemTime::now();
         params.not_before = (now - Duration::from_secs(60)).into();
         params.not_after = (now + Duration::from_secs(3600)).into();
+        // One that follows from the key is a byte shorter now and then.
+        params.serial_number = Some(SerialNumber::from(vec![0x42; 16]));
         change(&mut params);
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate_for(self.algorithm).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let not_after = params.not_after.into();
         Leaf { chain: vec![certificate.der().clone()], key, not_after }

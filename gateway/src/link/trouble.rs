@@ -34,10 +34,12 @@ pub(super) enum CloseCode {
     NameMismatch,
     /// No protocol version in common.
     VersionMismatch,
+    /// Probes went unanswered, and nothing else came through either.
+    Silent,
 }
 
 impl CloseCode {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Shutdown,
         Self::Unneeded,
         Self::NoHello,
@@ -50,6 +52,7 @@ impl CloseCode {
         Self::Drained,
         Self::NameMismatch,
         Self::VersionMismatch,
+        Self::Silent,
     ];
 
     pub(super) const fn code(self) -> VarInt {
@@ -66,6 +69,7 @@ impl CloseCode {
             Self::Drained => 0x209,
             Self::NameMismatch => 0x20a,
             Self::VersionMismatch => 0x20b,
+            Self::Silent => 0x20c,
         })
     }
 
@@ -88,6 +92,7 @@ impl CloseCode {
             Self::Drained => "Drained",
             Self::NameMismatch => "ClusterNameMismatch",
             Self::VersionMismatch => "VersionMismatch",
+            Self::Silent => "Silent",
         }
     }
 
@@ -111,6 +116,7 @@ impl CloseCode {
             Self::NameMismatch => {
                 "the peer's Link calls this cluster by another name than it has; rename the Link on the peer"
             }
+            Self::Silent => "the peer heard nothing over the connection for some time",
             Self::VersionMismatch => "the two gateways have no link protocol version in common; upgrade the older one",
         };
         Some(Trouble { reason: self.word(), message: message.to_owned() })

@@ -42,7 +42,7 @@ impl Driver {
 
 async fn dial_once(shared: &Shared, trust: Arc<PeerTrust>, address: SocketAddr) -> Result<quinn::Connection, Trouble> {
     let own = &shared.config;
-    let crypto = tls::client_config(&shared.provider, trust, Arc::clone(&own.certificate))
+    let crypto = tls::client_config(&shared.provider, shared.network.clock(), trust, Arc::clone(&own.certificate))
         .map_err(|error| trouble("LocalError", format!("no TLS configuration: {error}")))?;
     let connecting = endpoint::dial(&*shared.network, address, &own.limits, &own.keys, crypto)
         .map_err(|error| trouble("LocalError", format!("cannot dial {address}: {error}")))?;

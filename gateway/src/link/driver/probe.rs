@@ -9,8 +9,9 @@ use linkspan_runtime::task;
 
 use super::{Driver, Message};
 use crate::link::connection::{Connection, ConnectionId};
-use crate::link::health::{Missed, PROBE_TIMEOUT, Probe, Verdict};
+use crate::link::health::{LOST_AFTER, Missed, PROBE_TIMEOUT, Probe, Verdict};
 use crate::link::serve;
+use crate::link::trouble::{self, CloseCode, trouble};
 
 /// An answer has one byte; a peer that sends more than this does not answer, it floods.
 const MOST: usize = 16;
@@ -46,6 +47,11 @@ impl Driver {
         if before != health.verdict() {
             let verdict = if health.verdict() == Verdict::Up { "up" } else { "down" };
             tracing::info!(peer = %self.link.cluster, connection = id.0, verdict, "probes changed their verdict");
+        }
+        if health.is_lost(now) {
+            let message = format!("the connection carried nothing for {} s", LOST_AFTER.as_secs());
+            standing.trouble = Some(trouble(CloseCode::Silent.word(), message));
+            trouble::close(&standing.connection.quinn, CloseCode::Silent);
         }
         self.shared.config.observer.probe(&self.link.cluster, result.is_ok());
     }

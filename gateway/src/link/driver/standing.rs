@@ -62,7 +62,7 @@ impl Driver {
             window: 0,
         };
         // The handshake has verified it, but the bundle may have changed since.
-        match standing.verify(&self.config.trust) {
+        match standing.verify(&self.config.trust, self.shared.wall()) {
             Ok(peer_end) => {
                 let own_end = self.shared.config.certificate.not_after().unwrap_or(SystemTime::UNIX_EPOCH);
                 standing.expires = own_end.min(peer_end);
@@ -176,6 +176,7 @@ impl Driver {
                 }
             };
             tokio::select! {
+                biased;
                 () = finished => trouble::close(&connection.quinn, CloseCode::Drained),
                 _ = connection.quinn.closed() => {}
             }
@@ -185,8 +186,8 @@ impl Driver {
 
 impl Standing {
     /// The end of the peer's certificate, if the bundle vouches for it.
-    pub(super) fn verify(&self, trust: &PeerTrust) -> Result<SystemTime, TrustFailure> {
+    pub(super) fn verify(&self, trust: &PeerTrust, now: UnixTime) -> Result<SystemTime, TrustFailure> {
         let (leaf, above) = self.chain.split_first().ok_or(TrustFailure::InvalidCertificate)?;
-        trust.verify(self.role, leaf, above, UnixTime::now()).map(|svid| svid.not_after)
+        trust.verify(self.role, leaf, above, now).map(|svid| svid.not_after)
     }
 }

@@ -24,7 +24,7 @@ const GROUP: Group = Group::Programs;
 /// A clock that is further off is worth a look: a header says whole seconds, and the answer was under way for some time.
 const SKEW_NOTICE: f64 = 5.0;
 
-/// A clock that is further off breaks things. Certificates are valid from five minutes before they are issued: a clock that is
+/// A clock that is further off breaks things. Certificates are valid from fifteen minutes before they are issued: a clock that is
 /// a minute behind has used a part of that, and drifts on.
 const SKEW_MAX: f64 = 60.0;
 
