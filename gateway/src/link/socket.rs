@@ -20,11 +20,14 @@ use std::time::Duration;
 
 use aws_lc_rs::{hmac, rand};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::task::AtomicWaker;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, TokioRuntime, UdpPoller};
 use quinn_proto::InvalidCid;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::tcp::{self, Wire};
 
 /// What the kernel may queue for a socket. Its default of 208 KiB loses packets even on loopback.
 const BUFFER: usize = 8 * 1024 * 1024;
@@ -65,17 +68,24 @@ pub(super) trait Network: Send + Sync + 'static {
     /// A socket of its own for dialling `remote`, on the current runtime. A fresh port for each dial: after a failure no
     /// state of a NAT or a conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+
+    /// A TCP connection to `remote`, on the current runtime. Has no deadline of its own.
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>>;
 }
 
-/// UDP of this machine.
-pub(super) struct Udp;
+/// UDP and TCP of this machine.
+pub(super) struct Machine;
 
-impl Network for Udp {
+impl Network for Machine {
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
         let socket = unbound(any)?;
         socket.bind(&any.into())?;
         register(socket.into())
+    }
+
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>> {
+        Box::pin(tcp::connect(SocketAddr::new(remote.ip().to_canonical(), remote.port())))
     }
 }
 

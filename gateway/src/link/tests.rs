@@ -20,6 +20,8 @@ use super::testkit::network::{Host, Network};
 use super::testkit::{Authority, PATIENCE, Relay, Setup, Side, link, pair, pair_in_memory, pair_with, side_at};
 use super::*;
 
+mod over_tcp;
+
 fn header(side: &Side) -> StreamHeader {
     StreamHeader {
         service: Some(ServiceKey::parse("shop/web").unwrap()),
