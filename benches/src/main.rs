@@ -43,6 +43,9 @@ struct Args {
     /// Threads of each gateway's data path [default: what `linkspan site init` chooses]
     #[arg(long, value_name = "N")]
     workers: Option<u16>,
+    /// What the link is carried by
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    transport: Transport,
     /// The linkspan program [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     linkspan: Option<PathBuf>,
@@ -55,6 +58,15 @@ struct Args {
     /// Run as the backend; started by the benchmark itself
     #[arg(long, hide = true)]
     serve: bool,
+}
+
+/// As a Link spells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    #[default]
+    Auto,
+    Quic,
+    Tcp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,7 +94,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let cases = cases::all(args.only.as_deref());
     anyhow::ensure!(!cases.is_empty(), "no case has {:?} in its name", args.only.as_deref().unwrap_or_default());
     load::sharpen_timers();
-    let mut pair = pair::Pair::start(&pair::Options { linkspan: args.linkspan.clone(), workers: args.workers })?;
+    let mut pair = pair::Pair::start(&pair::Options {
+        linkspan: args.linkspan.clone(),
+        workers: args.workers,
+        transport: args.transport,
+    })?;
     let report = cases::measure(&mut pair, &cases, args.seconds, args.rounds);
     if args.keep || report.is_err() {
         eprintln!("linkspan-bench: sites and logs are in {}", pair.keep().display());

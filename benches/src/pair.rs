@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::process::{self, Process};
-use crate::{backend, http, lookup};
+use crate::{Transport, backend, http, lookup};
 
 /// How long a start or a link may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) linkspan: Option<PathBuf>,
     /// Threads of each gateway.
     pub(crate) workers: Option<u16>,
+    /// What the link is carried by.
+    pub(crate) transport: Transport,
 }
 
 /// Where a load generator sends.
@@ -97,8 +99,8 @@ impl Pair {
                 Ok(site.bound("gateway", "link").zip(site.bound("controller", "dns")))
             })?;
         }
-        east.import(west)?;
-        west.import(east)?;
+        east.import(west, options.transport)?;
+        west.import(east, options.transport)?;
         let mut mirrored = wait_until_mirrored(east, &mut children)?;
         mirrored.h2 = direct.h2.and(mirrored.h2);
         let processes = children.iter().map(|(name, process)| (*name, process.id())).collect();
@@ -250,8 +252,13 @@ impl Site {
     }
 
     /// Tells this site about `peer`, by the two commands that a user types.
-    fn import(&self, peer: &Self) -> anyhow::Result<()> {
+    fn import(&self, peer: &Self, transport: Transport) -> anyhow::Result<()> {
         let link = process::output(peer.command().args(["link", "export", "--dir"]).arg(&peer.dir))?;
+        let link = match transport {
+            Transport::Auto => link,
+            Transport::Quic => link.replace("\nspec:\n", "\nspec:\n  transport: quic\n"),
+            Transport::Tcp => link.replace("\nspec:\n", "\nspec:\n  transport: tcp\n"),
+        };
         let file = self.dir.with_file_name(format!("{}-to-{}.yaml", peer.name, self.name));
         fs::write(&file, link)?;
         process::output(self.command().args(["link", "import"]).arg(&file).arg("--dir").arg(&self.dir))?;
