@@ -87,7 +87,7 @@ pub(super) trait Doorway: Send + 'static {
 impl Doorway for TcpListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Wire>> {
         Box::pin(async move {
-            let (stream, remote) = TcpListener::accept(self).await?;
+            let (stream, remote) = Self::accept(self).await?;
             Wire::new(stream, remote)
         })
     }
