@@ -11,7 +11,7 @@ use crate::certificates::Certificates;
 use crate::network::Network;
 use crate::paths::{Name, PATIENCE, Path, Setting, Targets};
 use crate::process::{self, Process};
-use crate::{cleanup, http, idle, nginx};
+use crate::{Transport, cleanup, http, idle, nginx};
 
 /// Calls through a path before anything is measured: connections that a pair keeps are there then.
 const WARM_UP_CALLS: usize = 20;
@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) linkspan: Option<PathBuf>,
     /// Threads of each gateway's data path.
     pub(crate) workers: u16,
+    /// What carries the link.
+    pub(crate) transport: Transport,
     /// The paths wanted.
     pub(crate) paths: Vec<Name>,
 }
@@ -61,6 +63,7 @@ impl Bed {
             direct,
             linkspan,
             workers: options.workers,
+            transport: options.transport,
             descriptors: rlimit::Resource::NOFILE.get().map_or(1024, |(soft, _)| soft),
         };
         let mut bed = Self { paths: Vec::new(), setting, http_backend, backends, network, folder };

@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 
-use crate::lookup;
 use crate::network::Host;
 use crate::paths::{Name, PATIENCE, Path, Setting, Targets};
 use crate::process::{self, Process};
+use crate::{Transport, lookup};
 
 /// The name under which east sees the service of west.
 const NAME: &str = "web-west.bench.svc.cluster.local";
@@ -65,8 +65,8 @@ fn start_in(folder: &std::path::Path, setting: &Setting) -> anyhow::Result<Path>
         gateways.push((name, gateway));
         controllers.push(controller);
     }
-    east.import(west)?;
-    west.import(east)?;
+    east.import(west, setting.transport)?;
+    west.import(east, setting.transport)?;
     let targets = wait_until_mirrored(east, &mut gateways, setting)?;
     Ok(Path { name: Name::Linkspan, targets, gateways, controllers })
 }
@@ -150,8 +150,9 @@ impl Site {
     }
 
     /// Tells this site about `peer`, by the two commands that a user types.
-    fn import(&self, peer: &Self) -> anyhow::Result<()> {
+    fn import(&self, peer: &Self, transport: Transport) -> anyhow::Result<()> {
         let link = process::output(peer.command().args(["link", "export", "--dir"]).arg(&peer.dir))?;
+        let link = link.replace("\nspec:\n", &format!("\nspec:\n  transport: {}\n", transport.name()));
         let file = self.dir.with_file_name(format!("{}-to-{}.yaml", peer.host.name, self.host.name));
         fs::write(&file, link)?;
         process::output(self.command().args(["link", "import"]).arg(&file).arg("--dir").arg(&self.dir))?;

@@ -78,6 +78,9 @@ struct Args {
     /// Rate of the WAN, Mbit/s
     #[arg(long, value_name = "MBIT", default_value_t = 1000)]
     rate: u64,
+    /// What the link is carried by
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    transport: Transport,
     /// The linkspan program [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     linkspan: Option<PathBuf>,
@@ -99,6 +102,25 @@ struct Args {
     /// Run as the backend on this address; started by the benchmark itself
     #[arg(long, hide = true, value_name = "ADDRESS")]
     serve: Option<Ipv4Addr>,
+}
+
+/// As a Link spells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    #[default]
+    Auto,
+    Quic,
+    Tcp,
+}
+
+impl Transport {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::certificates::Certificates;
 use crate::network::Host;
 use crate::process::{CpuTime, Memory, Process};
-use crate::{haproxy, linkspan, nginx, process};
+use crate::{Transport, haproxy, linkspan, nginx, process};
 
 /// How long a start or a link may take before the run is given up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -92,6 +92,8 @@ pub(crate) struct Setting {
     pub(crate) certificates: Certificates,
     /// The program measured.
     pub(crate) linkspan: PathBuf,
+    /// What carries its link.
+    pub(crate) transport: Transport,
     /// Threads of each gateway's data path.
     pub(crate) workers: u16,
     /// Descriptors that a process may have.

@@ -41,6 +41,8 @@ pub(crate) struct Environment {
     pub(crate) wire: String,
     pub(crate) mtu: u16,
     pub(crate) workers: u16,
+    /// What carries the link: `auto`, `quic` or `tcp`.
+    pub(crate) transport: String,
     pub(crate) congestion: String,
     pub(crate) rounds: usize,
     pub(crate) seconds: f64,

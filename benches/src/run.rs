@@ -31,7 +31,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut report =
         Report { environment: report::machine(), left_out: Vec::new(), relay: Vec::new(), cases: Vec::new() };
     let names = wanted(args, &mut report.left_out)?;
-    let options = bed::Options { linkspan: args.linkspan.clone(), workers: args.workers, paths: names };
+    let options = bed::Options {
+        linkspan: args.linkspan.clone(),
+        workers: args.workers,
+        transport: args.transport,
+        paths: names,
+    };
     let linkspan = bed::program(&options)?;
     let plans = cases::all(args.only.as_deref());
     anyhow::ensure!(!plans.is_empty(), "no case has {:?} in its name", args.only.as_deref().unwrap_or_default());
@@ -40,6 +45,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     environment.linkspan = bed::version(&linkspan);
     environment.mtu = args.mtu;
     environment.workers = args.workers;
+    environment.transport = args.transport.name().to_owned();
     environment.congestion = args.congestion.name().to_owned();
     environment.rounds = args.rounds;
     environment.seconds = args.seconds;
@@ -126,7 +132,7 @@ fn measure(
             current = wanted;
         }
         let figures: Option<BTreeMap<_, _>> = cases::measure(&mut bed, *plan, effort, &mut report.left_out)?;
-        let targets = targets::of(*plan, args.mtu, args.congestion);
+        let targets = targets::of(*plan, args.transport, args.mtu, args.congestion);
         if let Some(figures) = figures {
             let case = cases::case(*plan, figures, &targets);
             eprintln!("linkspan-bench: {}", case.summary());

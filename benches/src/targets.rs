@@ -1,5 +1,6 @@
 //! What Linkspan must reach, on this class of machine: ratios to the best of the other pairs in the same run.
 
+use crate::Transport;
 use crate::cases::{Kind, Plan, Wan};
 use crate::network::Congestion;
 use crate::report::rows::{Against, Aspect, Target};
@@ -8,7 +9,14 @@ use crate::report::rows::{Against, Aspect, Target};
 const JUMBO: u16 = 8_900;
 
 /// The targets of a case.
-pub(crate) fn of(plan: Plan, mtu: u16, congestion: Congestion) -> Vec<Target> {
+pub(crate) fn of(plan: Plan, transport: Transport, mtu: u16, congestion: Congestion) -> Vec<Target> {
+    if transport == Transport::Tcp {
+        // The other bounds are the default transport's.
+        return match plan {
+            Plan { kind: Kind::Bulk(..), wan: None } => vec![Target::at_least(Aspect::Value, Against::BestPair, 1.6)],
+            _ => Vec::new(),
+        };
+    }
     match plan.wan {
         Some(Wan::Clean) => clean_wan(plan.kind),
         Some(Wan::Lossy) => lossy_wan(plan.kind, congestion),
@@ -63,11 +71,20 @@ mod tests {
     #[test]
     fn the_bound_for_bulk_depends_on_the_packets_and_on_the_kernel() {
         let lan = Plan { kind: Kind::Bulk(1, Way::Down), wan: None };
+        let of = |plan, mtu, congestion| of(plan, Transport::Auto, mtu, congestion);
         assert_eq!(of(lan, 1500, Congestion::Cubic)[0].bound, 1.0);
         assert_eq!(of(lan, 8900, Congestion::Cubic)[0].bound, 2.0);
         let wan = Plan { wan: Some(Wan::Lossy), ..lan };
         assert_eq!(of(wan, 1500, Congestion::Cubic).len(), 2);
         assert_eq!(of(wan, 1500, Congestion::Bbr)[0].against, Against::Bound);
         assert!(of(Plan { wan: Some(Wan::Clean), ..lan }, 1500, Congestion::Cubic).is_empty());
+    }
+
+    #[test]
+    fn over_tcp_only_bulk_has_a_bound() {
+        let of = |kind, wan| super::of(Plan { kind, wan }, Transport::Tcp, 1500, Congestion::Cubic);
+        assert_eq!(of(Kind::Bulk(8, Way::Up), None)[0].bound, 1.6);
+        assert!(of(Kind::Bulk(8, Way::Up), Some(Wan::Lossy)).is_empty());
+        assert!(of(Kind::Requests, None).is_empty());
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +105,16 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The same for TCP.
+    #[error(
+        "cannot listen on {address}/tcp for the link: {error}; free the port, or set gateway.tcp to false: peers then need UDP"
+    )]
+    LinkTcp {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
     /// The address of the mTLS port is not to be had.
     #[error("cannot listen on {address}/tcp for mTLS clients (gateway.mtlsListen): {error}")]
     Mtls {
@@ -119,6 +129,15 @@ pub enum StartError {
     /// The TLS configuration is impossible.
     #[error("cannot set TLS up: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+impl StartError {
+    fn bind(address: SocketAddr, error: link::BindError) -> Self {
+        match error {
+            link::BindError::Udp(error) => Self::Link { address, error },
+            link::BindError::Tcp(error) => Self::LinkTcp { address, error },
+        }
+    }
 }
 
 /// Everything that is bound or made before the first task runs.
@@ -154,8 +173,8 @@ impl App {
             .collect::<io::Result<_>>()
             .map_err(StartError::Thread)?;
         let control = Thread::start("gateway-control".to_owned()).map_err(StartError::Thread)?;
-        let sockets = link::bind(config.listen, config.workers)
-            .map_err(|error| StartError::Link { address: config.listen, error })?;
+        let sockets = link::bind(config.listen, config.workers, config.tcp)
+            .map_err(|error| StartError::bind(config.listen, error))?;
         // Not before the port is ours: a second start by mistake leaves the file of the first alone.
         RunFile::clear(&config.run_file());
 
@@ -229,7 +248,7 @@ impl Parts {
         config: Config,
         process: Process,
         signal: Signal,
-        sockets: &[UdpSocket],
+        sockets: &link::Sockets,
         runtimes: &[Handle],
         control: &Handle,
         descriptors: u64,
@@ -270,7 +289,7 @@ impl Parts {
         });
         let mtls = bind_mtls(&config, &identity)?;
         let addresses = Addresses {
-            link: sockets.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(config.listen),
+            link: sockets.address().unwrap_or(config.listen),
             mtls: mtls.as_ref().and_then(|(_, sockets)| sockets.first()?.local_addr().ok()),
             admin: process.admin_address,
             workers: config.workers,

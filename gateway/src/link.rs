@@ -6,6 +6,9 @@
 //! ingress <---Ingress----- +-----------+ <== any connection of the peer
 //! ```
 //!
+//! QUIC's packets are carried by UDP, or by TCP where no UDP passes or the Link says so (`tcp`); which of them is up to
+//! `state/carrier`.
+//!
 //! - In: the peers that the controller names ([`Links::configure`]), connections from the listening sockets.
 //! - Out: [`Links::open`] gives a fresh stream to a peer; every stream that a peer opens goes to the [`Ingress`] with its
 //!   header read; [`Links::reports`] says how each link stands.
@@ -16,7 +19,7 @@
 //! - Numbers: [`OPEN_TIMEOUT`] 1 s, [`HEADER_TIMEOUT`] 5 s, [`STREAMS_PER_PEER`] 12,288.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +46,7 @@ mod serve;
 mod socket;
 mod state;
 mod stream;
+mod tcp;
 pub mod tls;
 mod trouble;
 
@@ -68,6 +72,9 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one peer that are served at the same time, over all its connections. Above it: `Overloaded`. Idle
 /// ones cost a few KiB each, so that all of them stay within what a hostile peer may cost.
 pub const STREAMS_PER_PEER: usize = 12_288;
+
+/// How many ports the system may choose until one is free for both UDP and TCP, where it is to choose.
+const BIND_TRIES: u32 = 16;
 
 /// Who is at the other end of a connection. Everything in it was checked before the first stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,12 +122,52 @@ pub trait Observer: Send + Sync + 'static {
     fn packets(&self, peer: &ClusterName, sent: u64, lost: u64);
 }
 
-/// Binds the gateway's UDP port, one socket for each worker. A port of 0 is resolved once, for all.
+/// The gateway's port: one socket of each kind for each worker.
+#[derive(Debug)]
+pub struct Sockets {
+    udp: Vec<UdpSocket>,
+    /// Empty: the link is not served over TCP.
+    tcp: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// Where they listen.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.udp.first().and_then(|socket| socket.local_addr().ok())
+    }
+}
+
+/// Why the gateway's port is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// For UDP.
+    #[error("UDP: {0}")]
+    Udp(io::Error),
+    /// For TCP.
+    #[error("TCP: {0}")]
+    Tcp(io::Error),
+}
+
+/// Binds the gateway's port, UDP and, where wished, TCP. A port of 0 is resolved once, for all.
 ///
 /// # Errors
 /// When the address is not to be had: in use (by another gateway too), not of this machine, or forbidden.
-pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
-    socket::listen(address, workers)
+pub fn bind(address: SocketAddr, workers: usize, over_tcp: bool) -> Result<Sockets, BindError> {
+    for left in (0..BIND_TRIES).rev() {
+        let udp = socket::listen(address, workers).map_err(BindError::Udp)?;
+        if !over_tcp {
+            return Ok(Sockets { udp, tcp: Vec::new() });
+        }
+        let sockets = Sockets { udp, tcp: Vec::new() };
+        match tcp::bind(sockets.address().unwrap_or(address), workers) {
+            Ok(tcp) => return Ok(Sockets { tcp, ..sockets }),
+            // The port that UDP was given may be in use for TCP: another one will not be.
+            Err(error) if left > 0 && address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(BindError::Tcp(error)),
+        }
+    }
+    Err(BindError::Tcp(io::ErrorKind::AddrInUse.into()))
 }
 
 /// Why no stream could be opened. Nothing was sent: trying another cluster is safe.

@@ -18,6 +18,7 @@
 mod wire;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -101,6 +102,92 @@ pub struct Peer {
     /// What an export without a policy of its own allows to this peer.
     #[serde(default)]
     pub default_policy: DefaultPolicy,
+    /// What its gateways are dialled over.
+    #[serde(default)]
+    pub transport: Transport,
+}
+
+/// What a link is dialled over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// QUIC; TCP while QUIC does not get through.
+    #[default]
+    Auto,
+    /// QUIC over UDP, never TCP.
+    Quic,
+    /// TCP, never QUIC over UDP: for bulk on a clean network, or where UDP is known to be blocked.
+    Tcp,
+}
+
+impl Transport {
+    /// Whether it is what a Link without the field has.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What carries a connection of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// QUIC over UDP.
+    Quic,
+    /// TCP.
+    Tcp,
+}
+
+impl Carrier {
+    /// Both, the preferred one first.
+    pub const ALL: [Self; 2] = [Self::Quic, Self::Tcp];
+
+    /// As logs, metrics and JSON spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a link is carried by what it is carried by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportReason {
+    /// QUIC is what `auto` begins with.
+    Preferred,
+    /// The Link says so.
+    Configured,
+    /// No QUIC connection came about.
+    UdpBlocked,
+    /// QUIC connections stood, and their probes were not answered any more.
+    UdpSilent,
+    /// QUIC works again.
+    UdpRestored,
+    /// The peer dialled like this; we have nothing that we would rather use.
+    PeerDialled,
+}
+
+impl TransportReason {
+    /// As logs and JSON spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preferred => "Preferred",
+            Self::Configured => "Configured",
+            Self::UdpBlocked => "UdpBlocked",
+            Self::UdpSilent => "UdpSilent",
+            Self::UdpRestored => "UdpRestored",
+            Self::PeerDialled => "PeerDialled",
+        }
+    }
 }
 
 /// What holds for an export that no `ExportPolicy` selects.
@@ -312,7 +399,8 @@ pub struct LinkReport {
     pub alive: bool,
     /// Where the link is in its life.
     pub state: LinkPhase,
-    /// What the operator should know: the last error while not connected, else empty.
+    /// What the operator should know: the last error while not connected; that TCP carries the link for want of QUIC; else
+    /// empty.
     #[serde(default)]
     pub message: String,
     /// A closed set, CamelCase, for conditions: `Connected`, `Unreachable`, `CertificateRejected`, ...
@@ -336,6 +424,12 @@ pub struct LinkReport {
     /// The remote address in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<SocketAddr>,
+    /// What carries new streams; absent while not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Carrier>,
+    /// Why it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport_reason: Option<TransportReason>,
 }
 
 /// Where a link is in its life.

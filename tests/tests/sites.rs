@@ -19,6 +19,8 @@ mod sites {
 
     mod drain;
 
+    mod carrier;
+
     mod nat;
 
     mod reach;

@@ -98,7 +98,7 @@ impl Case {
 impl Environment {
     fn lines(&self) -> String {
         format!(
-            "{} on {} ({} cores), Linux {}\n{}; {}; HTTP backend {}\n{}, MTU {}, TCP {}; {} worker{} each; median of {} \
+            "{} on {} ({} cores), Linux {}\n{}; {}; HTTP backend {}\n{}, MTU {}, TCP {}; transport {}, {} worker{} each; median of {} \
              round{} of {} s\n",
             self.linkspan,
             self.cpu,
@@ -110,6 +110,7 @@ impl Environment {
             self.wire,
             self.mtu,
             self.congestion,
+            self.transport,
             self.workers,
             if self.workers == 1 { "" } else { "s" },
             self.rounds,

@@ -73,6 +73,12 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
     let connections: u32 = alive.iter().map(|report| report.connections).sum();
     let lost: f64 = alive.iter().map(|report| report.loss * f64::from(report.connections)).sum();
     let first = alive.first()?;
+    // The worse of several: one gateway that has to do without UDP is worth a word, too.
+    let carried = alive
+        .iter()
+        .filter_map(|report| report.transport.zip(report.transport_reason))
+        .max_by_key(|(transport, _)| *transport);
+    let of_carrier = alive.iter().find(|report| report.transport == carried.map(|(transport, _)| transport));
     // One that is down beside one that works is worth a word.
     let message = dead.iter().map(|report| report.message.as_str()).find(|message| !message.is_empty());
     Some(LinkReport {
@@ -83,8 +89,10 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
         } else {
             first.state
         },
-        message: message
-            .map_or_else(|| first.message.clone(), |message| format!("of one gateway it is down: {message}")),
+        message: message.map_or_else(
+            || of_carrier.unwrap_or(first).message.clone(),
+            |message| format!("of one gateway it is down: {message}"),
+        ),
         reason: first.reason.clone(),
         connections,
         version: alive.iter().find_map(|report| report.version.clone()),
@@ -93,6 +101,8 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
         loss: if connections > 0 { lost / f64::from(connections) } else { 0.0 },
         since_unix: alive.iter().map(|report| report.since_unix).min()?,
         remote: alive.iter().find_map(|report| report.remote),
+        transport: carried.map(|(transport, _)| transport),
+        transport_reason: carried.map(|(_, reason)| reason),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::net::UdpSocket;
 use std::path::PathBuf;
 
 use linkspan_proto::configuration::{
@@ -71,6 +72,7 @@ impl Cluster {
             trust_bundle: self.authority.bundle(),
             addresses: vec![self.addresses().link.to_string()],
             default_policy: DefaultPolicy::Allow,
+            transport: Default::default(),
         })
     }
 

@@ -152,6 +152,41 @@ impl Controller for Nudged {
     }
 }
 
+/// No window: for a carrier that controls congestion itself. What a peer may have unread still bounds what is under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unlimited;
+
+/// Beyond what is paced by quinn, and far from overflowing.
+const NO_LIMIT: u64 = 1 << 40;
+
+impl ControllerFactory for Unlimited {
+    fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+}
+
+impl Controller for Unlimited {
+    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: u64) {}
+
+    fn on_mtu_update(&mut self, _: u16) {}
+
+    fn window(&self) -> u64 {
+        NO_LIMIT
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+
+    fn initial_window(&self) -> u64 {
+        NO_LIMIT
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

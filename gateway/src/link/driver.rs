@@ -79,7 +79,8 @@ impl Driver {
     ) -> Self {
         let own = &shared.config;
         let seed = shared.network.seed().unwrap_or_else(rand::random::<u64>);
-        let state = LinkState::new(own.cluster.clone(), link.cluster.clone(), own.workers.len(), seed);
+        let (own_name, peer, transport) = (own.cluster.clone(), link.cluster.clone(), config.peer.transport);
+        let state = LinkState::new(own_name, peer, own.workers.len(), transport, seed);
         Self {
             shared,
             link,
@@ -149,24 +150,24 @@ impl Driver {
                 self.state.handle(Event::Shutdown, now);
             }
             Message::Resolved(result) => self.state.handle(Event::Resolved(result), now),
-            Message::Dialled { attempt, connection, worker } => {
+            Message::Dialled { attempt, connection, worker, carrier } => {
                 self.dials.remove(&attempt);
                 let id = self.shared.next_connection();
-                self.stand(id, connection, worker, Role::Server);
+                self.stand(id, connection, worker, Role::Server, carrier);
                 self.state.handle(Event::Dialled { attempt, connection: id }, now);
             }
             Message::DialFailed { attempt, trouble } => {
                 self.dials.remove(&attempt);
                 self.state.handle(Event::DialFailed { attempt, trouble }, now);
             }
-            Message::Accepted { connection, worker } => {
+            Message::Accepted { connection, worker, carrier } => {
                 if let Some(why) = self.state.refusal() {
                     trouble::close(&connection, why.into());
                     return Next::Go;
                 }
                 let id = self.shared.next_connection();
-                self.stand(id, connection, worker, Role::Client);
-                self.state.handle(Event::Accepted { connection: id }, now);
+                self.stand(id, connection, worker, Role::Client, carrier);
+                self.state.handle(Event::Accepted { connection: id, carrier }, now);
             }
             Message::Hello { id, hello } => self.hello(id, &hello, now),
             Message::GoAway { id, leave } => self.state.handle(Event::GoAway { connection: id, leave }, now),
@@ -225,6 +226,7 @@ impl Driver {
                 PeerInfo { default_policy: peer.default_policy, ..PeerInfo::clone(&standing.connection.info.load()) };
             standing.connection.info.store(Arc::new(info));
         }
+        self.state.handle(Event::Transport(peer.transport), now);
         if old.peer.addresses != peer.addresses || !old.trust.same_roots(&self.config.trust) {
             // Whatever is being dialled is dialled with the old trust.
             let dialable = self.dialable();
@@ -254,7 +256,7 @@ impl Driver {
     fn act(&mut self, action: Action) {
         match action {
             Action::Resolve => self.resolve(),
-            Action::Dial { attempt, worker, address } => self.dial(attempt, worker, address),
+            Action::Dial { attempt, worker, address, carrier } => self.dial(attempt, worker, address, carrier),
             Action::Abandon { attempt } => {
                 self.dials.remove(&attempt).inspect(JoinHandle::abort);
             }

@@ -1,7 +1,7 @@
 //! quinn's endpoints and their limits.
 //!
 //! - In: bound sockets, TLS configurations, [`Limits`].
-//! - Out: one listening endpoint for each worker; one endpoint for each dial.
+//! - Out: one listening endpoint for each worker; one endpoint for each dial, and for each TCP connection.
 //! - Never does: keep one of quinn's defaults that a hostile or distant peer could use: unlimited connection windows,
 //!   30 s idle, no keep-alive, random reset keys (S-28, S-29).
 
@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    AckFrequencyConfig, AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, ClientConfig, ConnectionError, Endpoint, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 
-use super::congestion::NudgedFactory;
+use super::congestion::{NudgedFactory, Unlimited};
 use super::credit;
 use super::keys::Keys;
 use super::socket::{self, LargestSent, LinkSocket, Network, Steering, WorkerIds};
+use super::tcp::{MAX_PACKET, Pipe, Wire};
 
 /// A connection that heard nothing for so long is dead. Above the blackout of 2 s that is survived and the 3.7 s after
 /// which probes give up; also the most that a handshake may stall (S-27).
@@ -44,6 +45,23 @@ const LEAST_MTU: u16 = 1200;
 
 /// Bytes of a stream under way or unread, as QUIC sees it: the outer bound of what `credit` grants.
 const STREAM_WINDOW: VarInt = VarInt::from_u32(credit::MOST as u32);
+
+/// Largest packet over TCP: one pass of encryption and one call of the kernel for as much as possible.
+const TCP_MTU: u16 = 65_000;
+
+/// The same where our certificates are so many that a handshake packet could become larger than the two bytes of its length
+/// can say, which is 16,383 (RFC 9000 section 16); packets of the handshake are never larger than these.
+const TCP_MTU_WITH_LONG_CHAIN: u16 = 16_000;
+
+/// What a peer may send over TCP.
+const TCP_MOST: u16 = MAX_PACKET as u16;
+
+/// The longest chain that is sent in one packet: beside it there is room for the rest of a handshake's flight.
+const SHORT_CHAIN: usize = 8 * 1024;
+
+/// Over TCP nothing is lost: packets in order are acknowledged in order. Losses are declared after so many round trips, and
+/// not before so many later packets, that only a broken peer has any.
+const TCP_LOSS_AFTER: (f32, u32) = (10_000.0, u32::MAX);
 
 /// Handshakes that wait to be looked at, for each worker. The accept loop takes them at once; this bounds a burst.
 const MAX_INCOMING: usize = 512;
@@ -96,6 +114,27 @@ impl Limits {
     fn transport(&self, mtu: u16) -> TransportConfig {
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(mtu);
+        let mut transport = self.transport_of_any();
+        transport
+            .mtu_discovery_config(Some(discovery))
+            .congestion_controller_factory(Arc::new(NudgedFactory::new(mtu)));
+        transport
+    }
+
+    /// TCP below repeats, orders and controls congestion; the packets are as large as it may have them.
+    fn transport_over_tcp(&self, chain: usize) -> TransportConfig {
+        let mut transport = self.transport_of_any();
+        transport
+            .initial_mtu(if chain <= SHORT_CHAIN { TCP_MTU } else { TCP_MTU_WITH_LONG_CHAIN })
+            .mtu_discovery_config(None)
+            .enable_segmentation_offload(false)
+            .time_threshold(TCP_LOSS_AFTER.0)
+            .packet_threshold(TCP_LOSS_AFTER.1)
+            .congestion_controller_factory(Arc::new(Unlimited));
+        transport
+    }
+
+    fn transport_of_any(&self) -> TransportConfig {
         let mut acks = AckFrequencyConfig::default();
         acks.ack_eliciting_threshold(VarInt::from_u32(10))
             .max_ack_delay(Some(Duration::from_millis(5)))
@@ -112,19 +151,16 @@ impl Limits {
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(millis(IDLE)))))
             .keep_alive_interval(Some(KEEP_ALIVE))
             .initial_rtt(INITIAL_RTT)
-            .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))
-            .congestion_controller_factory(Arc::new(NudgedFactory::new(mtu)))
             // No datagrams until UDP associations are built.
             .datagram_receive_buffer_size(None);
         transport
     }
 }
 
-fn endpoint_config(keys: &Keys) -> EndpointConfig {
+fn endpoint_config(keys: &Keys, largest: u16) -> EndpointConfig {
     let mut config = EndpointConfig::new(keys.reset());
-    // A peer may send whatever its path carries.
-    config.max_udp_payload_size(MOST_MTU).expect("between 1,200 and 65,527");
+    config.max_udp_payload_size(largest).expect("between 1,200 and 65,527");
     config
 }
 
@@ -168,7 +204,8 @@ impl Listener {
             .incoming_buffer_size_total(INCOMING_BUFFERS)
             // A NAT may change the peer's port at any time; the new path is validated first (S-53).
             .migration(true);
-        let mut endpoint = endpoint_config(keys);
+        // A peer may send whatever its path carries.
+        let mut endpoint = endpoint_config(keys, MOST_MTU);
         let ids = keys.connection_id();
         endpoint.cid_generator(move || Box::new(WorkerIds::new(worker, ids.clone()))).rng_seed(seed.map(widen));
         let packets = LargestSent::new(LEAST_MTU);
@@ -199,13 +236,66 @@ pub(super) fn dial(
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let mtu = limits.mtu(remote.ip());
     let socket = LinkSocket::new(network.dial(remote)?, None, MOST_MTU, LargestSent::new(mtu));
-    let mut config = endpoint_config(keys);
+    let mut config = endpoint_config(keys, MOST_MTU);
     config.rng_seed(network.seed().map(widen));
     // The endpoint's driver lives as long as its connection; nobody needs the handle.
     let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
     let mut client = ClientConfig::new(Arc::new(crypto));
     client.transport_config(Arc::new(limits.transport(mtu)));
     endpoint.connect_with(client, remote, super::tls::SERVER_NAME).map_err(io::Error::other)
+}
+
+/// Begins a handshake over a TCP connection, on the current runtime. `chain` is the size of our certificates.
+pub(super) fn dial_over_tcp(
+    wire: Wire,
+    limits: &Limits,
+    keys: &Keys,
+    crypto: QuicClientConfig,
+    chain: usize,
+) -> io::Result<quinn::Connecting> {
+    let remote = wire.remote;
+    let pipe = Pipe::dialled(wire);
+    let runtime = pipe.runtime();
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(keys, TCP_MOST), None, pipe, runtime)?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    client.transport_config(Arc::new(limits.transport_over_tcp(chain)));
+    endpoint.connect_with(client, remote, super::tls::SERVER_NAME).map_err(io::Error::other)
+}
+
+/// What the handshakes of those who dial us over TCP need.
+pub(super) struct TcpServer {
+    pub(super) limits: Limits,
+    pub(super) keys: Keys,
+    pub(super) crypto: Arc<QuicServerConfig>,
+}
+
+impl TcpServer {
+    /// The handshake of a TCP connection whose preface was right, on the current runtime. `None` for an error: it ended
+    /// before there was anything to answer.
+    pub(super) async fn accept(&self, wire: Wire, chain: usize) -> Result<quinn::Connection, Option<ConnectionError>> {
+        let mut config = ServerConfig::new(Arc::clone(&self.crypto) as _, self.keys.token());
+        config
+            .transport_config(Arc::new(self.limits.transport_over_tcp(chain)))
+            .max_incoming(1)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFER)
+            .migration(false);
+        let pipe = Pipe::accepted(wire);
+        let runtime = pipe.runtime();
+        let endpoint = endpoint_config(&self.keys, TCP_MOST);
+        let endpoint = match Endpoint::new_with_abstract_socket(endpoint, Some(config.clone()), pipe, runtime) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                tracing::debug!(%error, "no endpoint over a TCP connection");
+                return Err(None);
+            }
+        };
+        let Some(incoming) = endpoint.accept().await else { return Err(None) };
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(Some)?;
+        // One connection each.
+        endpoint.set_server_config(None);
+        connecting.await.map_err(Some)
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,18 @@ pub(super) enum Verdict {
     Down,
 }
 
+/// What the probes of a connection say right now, long before there is a verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Probes {
+    /// Too few were answered to say anything.
+    #[default]
+    Untold,
+    /// [`UP_ANSWERS`] in a row at least.
+    Answered,
+    /// The last one went unanswered.
+    Silent,
+}
+
 /// Names a probe: when it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
@@ -137,6 +149,15 @@ impl Health {
     /// What the probes say so far.
     pub(super) fn verdict(&self) -> Verdict {
         self.verdict
+    }
+
+    /// What they say right now.
+    pub(super) fn probes(&self) -> Probes {
+        match (self.misses, self.answers) {
+            (0, answers) if answers >= UP_ANSWERS => Probes::Answered,
+            (0, _) => Probes::Untold,
+            _ => Probes::Silent,
+        }
     }
 
     /// Whether a probe went unanswered and none was answered since: the path may be stalled.

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::Signal;
 use linkspan_runtime::task;
 use quinn::AsyncUdpSocket;
+use quinn::crypto::rustls::QuicServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use tokio::runtime::Handle;
@@ -27,11 +27,12 @@ use tokio::task::JoinHandle;
 
 use super::connection::{Connection, ConnectionId};
 use super::driver::{Driver, Message, PeerConfig};
-use super::endpoint::Listener;
+use super::endpoint::{Listener, TcpServer};
 use super::keys::Keys;
-use super::socket::{self, Network, Steering, Udp};
+use super::socket::{self, Machine, Network, Steering};
+use super::tcp::{self, Door, Doorway, Strangers};
 use super::tls::{self, OwnCertificate, PeerTrust, TrustStore};
-use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, accept};
+use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, Sockets, accept};
 use crate::discovery::Controller;
 
 /// Messages that wait for the driver of a link. Its tasks wait when it is full; it never is for long, since the driver
@@ -83,6 +84,8 @@ pub(super) struct Shared {
     pub(super) ingress: OnceLock<Arc<dyn Ingress>>,
     /// Handshakes of diallers that are not done yet, over all workers.
     pub(super) handshakes: AtomicUsize,
+    /// Whoever is at the door over TCP.
+    pub(super) strangers: Strangers,
     pub(super) ending: AtomicBool,
     /// Counts changes of any link's report.
     pub(super) changed: watch::Sender<u64>,
@@ -120,7 +123,7 @@ impl Links {
     /// No links yet. Must be called on the runtime on which the drivers shall run.
     #[must_use]
     pub fn new(config: LinkConfig) -> Self {
-        Self::over(Arc::new(Udp), config)
+        Self::over(Arc::new(Machine), config)
     }
 
     /// The same over any network.
@@ -132,6 +135,7 @@ impl Links {
             trust: Arc::default(),
             ingress: OnceLock::new(),
             handshakes: AtomicUsize::new(0),
+            strangers: Strangers::default(),
             ending: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             peers: ArcSwap::default(),
@@ -141,13 +145,14 @@ impl Links {
         }))
     }
 
-    /// Starts listening, one socket (see [`bind`](super::bind)) for each worker; streams of peers go to `ingress`, on
-    /// connections of either direction. Once, before the first [`Self::configure`].
+    /// Starts listening, with what [`bind`](super::bind) gave; streams of peers go to `ingress`, on connections of either
+    /// direction. Once, before the first [`Self::configure`].
     ///
     /// # Errors
     /// When a socket cannot be registered or the TLS configuration is impossible.
-    pub fn serve(&self, sockets: Vec<UdpSocket>, ingress: Arc<dyn Ingress>) -> io::Result<()> {
-        self.serve_on(sockets, socket::register, ingress)
+    pub fn serve(&self, sockets: Sockets, ingress: Arc<dyn Ingress>) -> io::Result<()> {
+        self.serve_on(sockets.udp, socket::register, ingress)?;
+        self.serve_tcp_on(sockets.tcp, tcp::register)
     }
 
     /// The same over any network: `register` gives each socket to its worker's runtime.
@@ -161,10 +166,7 @@ impl Links {
         if shared.ingress.set(ingress).is_err() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the links are being served already"));
         }
-        let certificate = Arc::clone(&shared.config.certificate);
-        let (clock, trust) = (shared.network.clock(), Arc::clone(&shared.trust));
-        let crypto = tls::server_config(&shared.provider, clock, trust, certificate);
-        let crypto = Arc::new(crypto.map_err(io::Error::other)?);
+        let crypto = self.server_crypto()?;
         let steering = Steering::new(sockets.len());
         for ((worker, socket), runtime) in sockets.into_iter().enumerate().zip(&shared.config.workers) {
             let _entered = runtime.enter();
@@ -177,6 +179,33 @@ impl Links {
             drop(task::vital("link_listener", &shared.config.signal, listening));
         }
         Ok(())
+    }
+
+    /// The same over TCP.
+    pub(super) fn serve_tcp_on<S>(
+        &self,
+        sockets: Vec<S>,
+        register: impl Fn(S) -> io::Result<Box<dyn Doorway>>,
+    ) -> io::Result<()> {
+        let shared = &self.0;
+        let (limits, keys) = (shared.config.limits.clone(), shared.config.keys.clone());
+        let server = TcpServer { limits, keys, crypto: self.server_crypto()? };
+        let door = Arc::new(Door { shared: Arc::clone(shared), server, warnings: accept::Budget::new() });
+        for ((worker, socket), runtime) in sockets.into_iter().enumerate().zip(&shared.config.workers) {
+            let _entered = runtime.enter();
+            let doorway = register(socket)?;
+            let listening = tcp::listen(Arc::clone(&door), doorway, worker);
+            drop(task::vital("link_tcp_listener", &shared.config.signal, listening));
+        }
+        Ok(())
+    }
+
+    fn server_crypto(&self) -> io::Result<Arc<QuicServerConfig>> {
+        let shared = &self.0;
+        let certificate = Arc::clone(&shared.config.certificate);
+        let (clock, trust) = (shared.network.clock(), Arc::clone(&shared.trust));
+        let crypto = tls::server_config(&shared.provider, clock, trust, certificate);
+        Ok(Arc::new(crypto.map_err(io::Error::other)?))
     }
 
     /// Brings the links in line with `peers`: new ones are opened, those that are gone are closed, changed ones adapt. A

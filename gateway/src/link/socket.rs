@@ -22,6 +22,7 @@ use std::time::Duration;
 use aws_lc_rs::{hmac, rand};
 use batch::Batch;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::task::AtomicWaker;
 use linkspan_runtime::task;
 use quinn::udp::{RecvMeta, Transmit};
@@ -30,6 +31,7 @@ use quinn_proto::InvalidCid;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::tcp::{self, Wire};
 mod batch;
 
 /// What the kernel may queue for a socket. Its default of 208 KiB loses packets even on loopback.
@@ -79,6 +81,9 @@ pub(super) trait Network: Send + Sync + 'static {
     /// state of a NAT or a conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
+    /// A TCP connection to `remote`, on the current runtime. Has no deadline of its own.
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>>;
+
     /// What the next random generator of the link starts from, where a run must be the same each time. `None`: from what
     /// the operating system gives.
     fn seed(&self) -> Option<u64> {
@@ -91,15 +96,19 @@ pub(super) trait Network: Send + Sync + 'static {
     }
 }
 
-/// UDP of this machine.
-pub(super) struct Udp;
+/// UDP and TCP of this machine.
+pub(super) struct Machine;
 
-impl Network for Udp {
+impl Network for Machine {
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
         let socket = unbound(any)?;
         socket.bind(&any.into())?;
         register(socket.into())
+    }
+
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>> {
+        Box::pin(tcp::connect(SocketAddr::new(remote.ip().to_canonical(), remote.port())))
     }
 }
 

@@ -20,6 +20,7 @@ use super::testkit::network::{Host, Network};
 use super::testkit::{Authority, PATIENCE, Relay, Setup, Side, link, pair, pair_in_memory, pair_with, side_at};
 use super::*;
 
+mod over_tcp;
 mod readers;
 
 fn header(side: &Side) -> StreamHeader {

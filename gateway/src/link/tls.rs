@@ -120,6 +120,11 @@ impl OwnCertificate {
         self.current.load().as_ref().map(|current| current.not_after)
     }
 
+    /// The size of the chain in bytes.
+    pub(super) fn chain_len(&self) -> usize {
+        self.current.load().as_ref().map_or(0, |current| current.key.cert.iter().map(|one| one.len()).sum())
+    }
+
     /// Counts the replacements and the reminders of them; 0 while there is no certificate.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {

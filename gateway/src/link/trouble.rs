@@ -1,8 +1,11 @@
 //! Why there is no connection, in words: from quinn's errors and from the close codes of this protocol.
 
+use std::io;
 use std::net::SocketAddr;
 
+use linkspan_proto::configuration::Carrier;
 use quinn::{ConnectionError, VarInt};
+use quinn_proto::TransportErrorCode;
 
 use super::state::{CloseWhy, Trouble};
 use super::tls::TrustFailure;
@@ -141,8 +144,18 @@ pub(super) fn close(connection: &quinn::Connection, code: CloseCode) {
 }
 
 /// What a lost connection means; `None`: it ended as one of the two sides wished.
-pub(super) fn of_connection(error: &ConnectionError, remote: SocketAddr) -> Option<Trouble> {
+pub(super) fn of_connection(error: &ConnectionError, remote: SocketAddr, carrier: Carrier) -> Option<Trouble> {
     Some(match error {
+        // The only internal error over TCP: the pipe has ended, and with it the endpoint.
+        ConnectionError::TransportError(error)
+            if carrier == Carrier::Tcp && error.code == TransportErrorCode::INTERNAL_ERROR =>
+        {
+            let message = format!(
+                "the TCP connection to {remote} was ended by the other side or on the way; is that the peer's gateway, does it \
+                 serve the link over TCP, and do its logs say why?"
+            );
+            trouble("TcpEnded", message)
+        }
         ConnectionError::LocallyClosed => return None,
         ConnectionError::ApplicationClosed(close) => match CloseCode::from_code(close.error_code) {
             Some(code) => return code.trouble(),
@@ -166,6 +179,15 @@ pub(super) fn of_connection(error: &ConnectionError, remote: SocketAddr) -> Opti
         }
         ConnectionError::CidsExhausted => trouble("LocalError", "no connection ids are left"),
     })
+}
+
+/// Why there is no TCP connection.
+pub(super) fn of_tcp(error: &io::Error, remote: SocketAddr) -> Trouble {
+    let message = format!(
+        "no TCP connection to {remote}: {error}; does the peer's gateway serve the link over TCP, and does every firewall \
+         between let it pass?"
+    );
+    Trouble { reason: Trouble::UNREACHABLE, message }
 }
 
 fn closed_by_transport(close: &quinn::ConnectionClose, remote: SocketAddr) -> Trouble {

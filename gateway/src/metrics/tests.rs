@@ -27,6 +27,7 @@ pub(crate) fn snapshot() -> Snapshot {
             trust_bundle: String::new(),
             addresses: Vec::new(),
             default_policy: Default::default(),
+            transport: Default::default(),
         }),
         Resource::Mirror(Mirror {
             name: "web-west.shop.svc.cluster.local".to_owned(),

@@ -124,6 +124,7 @@ fn what_was_admitted_is_reviewed_by_the_table_in_force() {
             trust_bundle: String::new(),
             addresses: Vec::new(),
             default_policy,
+            transport: configuration::Transport::Auto,
         })
     };
     let exported = || export("shop/web", 80, &[("10.0.0.1:8080", None)], None);

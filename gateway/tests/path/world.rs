@@ -156,8 +156,8 @@ impl Site {
             drain: signal.clone(),
         });
         let path = Path::new(gateway);
-        let sockets = link::bind(([127, 0, 0, 1], 0).into(), 2).expect("bind");
-        let address = sockets[0].local_addr().expect("address");
+        let sockets = link::bind(([127, 0, 0, 1], 0).into(), 2, true).expect("bind");
+        let address = sockets.address().expect("address");
         links.serve(sockets, Arc::new(path.clone())).expect("serve");
 
         let (binder, listeners) = Binder::new(2, Budget::default(), Rejections::new());
@@ -219,6 +219,7 @@ impl Site {
                 trust_bundle: other.root.pem(),
                 addresses: vec![other.address.to_string()],
                 default_policy: DefaultPolicy::Allow,
+                transport: Default::default(),
             });
             peers.clone()
         };

@@ -9,6 +9,7 @@ fn resources() -> Vec<Resource> {
             trust_bundle: "-----BEGIN CERTIFICATE-----\n".into(),
             addresses: vec!["east.example.com:4143".into()],
             default_policy: DefaultPolicy::Deny,
+            transport: Transport::Tcp,
         }),
         Resource::Mirror(Mirror {
             name: "web-east.shop.svc.cluster.local".into(),
@@ -112,6 +113,8 @@ fn reports_come_back() {
         loss: 0.25,
         since_unix: 1,
         remote: Some("10.0.0.1:4143".parse().unwrap()),
+        transport: Some(Carrier::Tcp),
+        transport_reason: Some(TransportReason::UdpBlocked),
     };
     let rejection = Rejection {
         resource: resources()[1].key(),

@@ -1,6 +1,6 @@
 //! Fixtures for all commands that show facts, and the rules of health.
 
-use linkspan_proto::configuration::{DefaultPolicy, Endpoint, ExportPort, LinkPhase, Tier};
+use linkspan_proto::configuration::{Carrier, DefaultPolicy, Endpoint, ExportPort, LinkPhase, Tier, TransportReason};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::EndpointName;
 
@@ -33,6 +33,8 @@ pub(crate) fn link(peer: &str, alive: bool) -> LinkReport {
         loss: if alive { 0.001 } else { 0.0 },
         since_unix: 1_700_000_000,
         remote: alive.then(|| "10.77.0.2:4143".parse().expect("address")),
+        transport: alive.then_some(Carrier::Quic),
+        transport_reason: alive.then_some(TransportReason::Preferred),
     }
 }
 
@@ -43,6 +45,7 @@ pub(crate) fn peer(name: &str, addresses: &[&str]) -> Resource {
         trust_bundle: String::new(),
         addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
         default_policy: DefaultPolicy::Allow,
+        transport: Default::default(),
     })
 }
 

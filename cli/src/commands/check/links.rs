@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use futures::StreamExt;
 use futures::stream;
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
+use linkspan_proto::configuration::{Carrier, LinkPhase, LinkReport, Peer, Transport, TransportReason};
 use linkspan_proto::names::ClusterName;
 
 use super::report::Group;
@@ -26,7 +26,9 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
     for peer in peers(checks) {
         checks.progress.say(&format!("{}: UDP", peer.cluster));
         let alive = checks.facts.links.get(&peer.cluster).is_some_and(|link| link.alive);
-        let echoes = addresses(checks, &peer, alive).await;
+        // Over TCP alone nobody needs UDP.
+        let over_tcp = peer.transport == Transport::Tcp;
+        let echoes = if over_tcp { BTreeMap::new() } else { addresses(checks, &peer, alive).await };
         state(checks, &peer, &echoes);
     }
 }
@@ -214,12 +216,14 @@ async fn addresses(checks: &mut Checks<'_>, peer: &Peer, alive: bool) -> BTreeMa
     if silent.is_empty() {
         checks.ok(GROUP, name, summary(&found));
     } else if alive || silent.len() < found.len() {
-        checks.warn(
-            GROUP,
-            name,
-            summary(&silent),
-            "the link works by another way; an address that never answers belongs out of the Link",
-        );
+        let over_tcp =
+            checks.facts.links.get(cluster).is_some_and(|link| alive && link.transport == Some(Carrier::Tcp));
+        let remedy = if over_tcp {
+            "TCP carries the link meanwhile; let UDP to these ports pass every firewall between"
+        } else {
+            "the link works by another way; an address that never answers belongs out of the Link"
+        };
+        checks.warn(GROUP, name, summary(&silent), remedy);
     } else {
         checks.fail(GROUP, name, summary(&silent), remedy_for_silence(&silent, cluster));
     }
@@ -275,7 +279,20 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Ech
     let latency =
         link.probe_micros.map(|micros| format!(", answers in {:.1} ms", micros as f64 / 1e3)).unwrap_or_default();
     let version = link.version.as_deref().map(|version| format!(", version {version}")).unwrap_or_default();
-    checks.ok(GROUP, name, format!("{} connections{latency}{version}", link.connections));
+    let transport = link.transport.map(|carrier| format!(" over {carrier}")).unwrap_or_default();
+    checks.ok(GROUP, name, format!("{} connections{transport}{latency}{version}", link.connections));
+    if let Some(TransportReason::UdpBlocked | TransportReason::UdpSilent) = link.transport_reason {
+        checks.warn(
+            GROUP,
+            format!("{cluster}: QUIC carries the link"),
+            format!("UDP blocked, TCP is in use: {}", link.message),
+            format!(
+                "let UDP to {} pass every firewall between, then the link returns to QUIC by itself; or, if it never will, set \
+                 `transport: tcp` in the Link and this is no longer said",
+                udp_ports(peer)
+            ),
+        );
+    }
     if link.loss > LOSS_NOTICE {
         checks.warn(
             GROUP,
@@ -284,6 +301,14 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Ech
             "look for a full uplink or a rate limit on UDP between the sites; `linkspan gateways` shows the figure live",
         );
     }
+}
+
+/// Where UDP has to get through.
+fn udp_ports(peer: &Peer) -> String {
+    if peer.addresses.is_empty() {
+        return "our own link port".to_owned();
+    }
+    peer.addresses.iter().map(|address| format!("{address}/udp")).collect::<Vec<_>>().join(", ")
 }
 
 /// What to do about a link that is not alive, by the gateway's reason for it.
@@ -329,8 +354,9 @@ fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo
         ),
         _ if peer.addresses.is_empty() => format!("put an address of {cluster} into its Link, or let it dial us"),
         _ if echoes.is_empty() => format!(
-            "see that {cluster} runs (`linkspan check` there) and that UDP to {} passes every firewall between; or correct the \
+            "see that {cluster} runs (`linkspan check` there) and that {} to {} passes every firewall between; or correct the \
              address in the Link: {import}",
+            if peer.transport == Transport::Tcp { "TCP" } else { "UDP" },
             peer.addresses.join(", ")
         ),
         _ => {
@@ -400,6 +426,29 @@ mod tests {
         state(&mut checks, &west(), &BTreeMap::new());
         let report = checks.report.render(false);
         assert!(report.contains("FAILED") && report.contains("LinkRemoved: the peer has removed its Link"), "{report}");
+    }
+
+    #[test]
+    fn a_link_that_tcp_carries_for_want_of_udp_is_worth_a_warning() {
+        let over_tcp = LinkReport {
+            transport: Some(Carrier::Tcp),
+            transport_reason: Some(TransportReason::UdpBlocked),
+            message: "UDP to the peer seems blocked".to_owned(),
+            ..link("west", true)
+        };
+        let progress = crate::commands::check::Progress::silent();
+        let mut checks = crate::commands::check::tests::checks(&progress);
+        checks.facts.links.insert(over_tcp.cluster.clone(), over_tcp.clone());
+        state(&mut checks, &west(), &BTreeMap::new());
+        let report = checks.report.render(false);
+        assert!(report.contains("over tcp") && report.contains("UDP blocked, TCP is in use"), "{report}");
+        assert!(report.contains("10.77.0.2:4143/udp") && report.contains("transport: tcp"), "{report}");
+
+        let mut checks = crate::commands::check::tests::checks(&progress);
+        let wished = LinkReport { transport_reason: Some(TransportReason::Configured), ..over_tcp };
+        checks.facts.links.insert(wished.cluster.clone(), wished);
+        state(&mut checks, &west(), &BTreeMap::new());
+        assert!(!checks.report.render(false).contains("UDP blocked"), "as the Link says");
     }
 
     #[test]

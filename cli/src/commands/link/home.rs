@@ -183,6 +183,7 @@ fn object(peer: &ClusterName, link: &Link) -> Value {
             "trustBundle": spec.trust_bundle,
             "addresses": spec.addresses,
             "defaultPolicy": spec.default_policy,
+            "transport": spec.transport,
         },
     })
 }

@@ -116,6 +116,7 @@ pub(super) fn write(
         trust_bundle: &spec.trust_bundle,
         addresses: &spec.addresses,
         default_policy: spec.default_policy,
+        transport: spec.transport,
     });
     let file = manifests::file_of(folder, cluster);
     let placed = match read_manifest(&file) {

@@ -11,6 +11,7 @@ use super::{Driver, Message};
 use crate::link::connection::{Connection, ConnectionId};
 use crate::link::health::{LOST_AFTER, Missed, PROBE_TIMEOUT, Probe, Verdict};
 use crate::link::serve;
+use crate::link::state::Event;
 use crate::link::trouble::{self, CloseCode, trouble};
 
 /// An answer has one byte; a peer that sends more than this does not answer, it floods.
@@ -35,7 +36,7 @@ impl Driver {
     pub(super) fn probed(&mut self, id: ConnectionId, probe: Probe, result: Result<Duration, Missed>, now: Instant) {
         let Some(standing) = self.standing.get_mut(&id) else { return };
         let Some(health) = &mut standing.health else { return };
-        let before = health.verdict();
+        let (before, said) = (health.verdict(), health.probes());
         match result {
             Ok(took) => {
                 health.answer(probe, now);
@@ -48,12 +49,16 @@ impl Driver {
             let verdict = if health.verdict() == Verdict::Up { "up" } else { "down" };
             tracing::info!(peer = %self.link.cluster, connection = id.0, verdict, "probes changed their verdict");
         }
+        let probes = health.probes();
         if health.is_lost(now) {
             let message = format!("the connection carried nothing for {} s", LOST_AFTER.as_secs());
             standing.trouble = Some(trouble(CloseCode::Silent.word(), message));
             trouble::close(&standing.connection.quinn, CloseCode::Silent);
         }
         self.shared.config.observer.probe(&self.link.cluster, result.is_ok());
+        if probes != said {
+            self.state.handle(Event::Probes { connection: id, probes }, now);
+        }
     }
 
     /// Shows the data path what may be used, and everybody how the link stands.

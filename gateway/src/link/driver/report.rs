@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
+use linkspan_proto::configuration::{Carrier, LinkPhase, LinkReport, Peer, TransportReason};
 
 use super::Driver;
 use crate::link::connection::ConnectionId;
@@ -27,6 +27,8 @@ pub(super) struct Figures {
     totals: HashMap<usize, (u64, u64)>,
     /// Of connections that ended since the last sample.
     left: (u64, u64),
+    /// What carried new streams last, and why.
+    carrier: Option<(Carrier, TransportReason)>,
 }
 
 impl Default for Figures {
@@ -38,6 +40,7 @@ impl Default for Figures {
             samples: VecDeque::new(),
             totals: HashMap::new(),
             left: (0, 0),
+            carrier: None,
         }
     }
 }
@@ -109,6 +112,24 @@ pub(in super::super) fn first_report(peer: &Peer) -> LinkReport {
         loss: 0.0,
         since_unix: unix(SystemTime::now()),
         remote: None,
+        transport: None,
+        transport_reason: None,
+    }
+}
+
+/// Why a link is carried by what carries it.
+const fn told(why: TransportReason) -> &'static str {
+    match why {
+        TransportReason::Preferred => "QUIC connections stand",
+        TransportReason::Configured => "the Link's transport says so",
+        TransportReason::UdpBlocked => {
+            "UDP to the peer seems blocked, there is no QUIC connection: TCP is in use, and QUIC is tried again every 10 s"
+        }
+        TransportReason::UdpSilent => {
+            "probes over QUIC go unanswered, UDP to the peer seems blocked: TCP is in use, and QUIC is tried again every 10 s"
+        }
+        TransportReason::UdpRestored => "QUIC works again",
+        TransportReason::PeerDialled => "the peer has dialled like this, and nothing better stands",
     }
 }
 
@@ -122,9 +143,15 @@ fn micros(duration: Duration) -> u64 {
 
 impl Driver {
     /// Stores the report; counts a change where an operator would see one.
-    pub(super) fn report(&self, usable: &[ConnectionId]) {
+    pub(super) fn report(&mut self, usable: &[ConnectionId]) {
         let alive = self.health.verdict() == Verdict::Up;
-        let (state, reason, message) = self.phase(usable, alive);
+        let (state, reason, mut message) = self.phase(usable, alive);
+        let transport = self.transport(usable);
+        if let Some((Carrier::Tcp, why @ (TransportReason::UdpBlocked | TransportReason::UdpSilent))) = transport
+            && message.is_empty()
+        {
+            message = told(why).to_owned();
+        }
         let quinn = usable.iter().filter_map(|id| self.standing.get(id)).map(|standing| &standing.connection.quinn);
         let connected = !usable.is_empty();
         let report = LinkReport {
@@ -140,6 +167,8 @@ impl Driver {
             loss: self.figures.loss(),
             since_unix: unix(self.figures.since),
             remote: quinn.map(quinn::Connection::remote_address).next(),
+            transport: transport.map(|(carrier, _)| carrier),
+            transport_reason: transport.map(|(_, why)| why),
         };
         let old = self.link.report.load();
         let noticed = old.alive != report.alive
@@ -148,12 +177,26 @@ impl Driver {
             || old.message != report.message
             || old.connections != report.connections
             || old.version != report.version
-            || old.remote != report.remote;
+            || old.remote != report.remote
+            || (old.transport, old.transport_reason) != (report.transport, report.transport_reason);
         drop(old);
         self.link.report.store(Arc::new(report));
         if noticed {
             self.shared.changed.send_modify(|changes| *changes += 1);
         }
+    }
+
+    /// What carries new streams, and why; changes are told.
+    fn transport(&mut self, usable: &[ConnectionId]) -> Option<(Carrier, TransportReason)> {
+        // Of several gateways of the peer, one may be reached over the better carrier only.
+        let carrier = usable.iter().filter_map(|id| self.state.carrier(*id)).min()?;
+        let now = (carrier, self.state.why(carrier));
+        let before = self.figures.carrier.replace(now);
+        if before.map(|(carrier, _)| carrier) != Some(carrier) {
+            let (transport, reason) = (carrier.as_str(), now.1.as_str());
+            tracing::info!(peer = %self.link.cluster, transport, reason, "link transport changed: {}", told(now.1));
+        }
+        Some(now)
     }
 
     fn phase(&self, usable: &[ConnectionId], alive: bool) -> (LinkPhase, String, String) {

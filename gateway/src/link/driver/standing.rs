@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use linkspan_proto::configuration::Carrier;
 use linkspan_proto::control::{ControlMessage, GoAway, Hello, VERSION};
 use linkspan_runtime::{build_info, task};
 use quinn::ConnectionError;
@@ -24,6 +25,7 @@ const GOAWAYS: usize = 4;
 pub(super) struct Standing {
     pub(super) connection: Arc<Connection>,
     pub(super) role: Role,
+    pub(super) carrier: Carrier,
     pub(super) chain: Vec<CertificateDer<'static>>,
     /// The earlier end of the two certificates.
     pub(super) expires: SystemTime,
@@ -38,7 +40,14 @@ pub(super) struct Standing {
 impl Driver {
     /// Takes a fresh connection in and serves it. One that is not believed (any more) is closed, and comes back as
     /// [`Message::Closed`] like any other.
-    pub(super) fn stand(&mut self, id: ConnectionId, quinn: quinn::Connection, worker: usize, role: Role) {
+    pub(super) fn stand(
+        &mut self,
+        id: ConnectionId,
+        quinn: quinn::Connection,
+        worker: usize,
+        role: Role,
+        carrier: Carrier,
+    ) {
         let chain = accept::certificates(&quinn);
         let peer = &self.config.peer;
         let info = Arc::new(PeerInfo {
@@ -54,6 +63,7 @@ impl Driver {
         let mut standing = Standing {
             connection: Arc::clone(&connection),
             role,
+            carrier,
             chain,
             expires: SystemTime::UNIX_EPOCH,
             goaways,
@@ -121,7 +131,11 @@ impl Driver {
         standing.health = Some(Health::new(self.health.verdict(), now));
         self.figures.version = Some(hello.software_version.clone());
         let remote = standing.connection.quinn.remote_address();
-        tracing::info!(peer = %self.link.cluster, %remote, connection = id.0, version = hello.software_version, "link connected");
+        let transport = standing.carrier.as_str();
+        tracing::info!(
+            peer = %self.link.cluster, %remote, connection = id.0, transport, version = hello.software_version,
+            "link connected"
+        );
         let facts = HelloFacts {
             gateway_id: hello.gateway_id.clone(),
             boot_id: hello.boot_id.clone(),
@@ -135,7 +149,7 @@ impl Driver {
         let Some(standing) = self.standing.remove(&id) else { return };
         self.figures.leave(&standing.connection.quinn);
         let remote = standing.connection.quinn.remote_address();
-        let trouble = standing.trouble.or_else(|| trouble::of_connection(error, remote));
+        let trouble = standing.trouble.or_else(|| trouble::of_connection(error, remote, standing.carrier));
         let reason = trouble.as_ref().map_or("Closed", |trouble| trouble.reason);
         if standing.health.is_some() {
             tracing::info!(peer = %self.link.cluster, %remote, connection = id.0, reason, %error, "link connection ended");

@@ -2,7 +2,8 @@
 //!
 //! Each direction between two hosts has [`Conditions`]; what arrives at a socket has a rate and a queue, beyond which packets
 //! are lost, as on a real link. A direction can be cut, a host unplugged like one that is killed, or put behind a NAT that
-//! forgets. All that is random follows from the network's seed; [`Network::journal`] says what was carried.
+//! forgets. All that is random follows from the network's seed; [`Network::journal`] says what was carried. TCP connections
+//! have a delay, no rate, and lose nothing: while a direction is cut they wait. UDP can be blocked by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,13 +16,17 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use crate::link::socket;
+use crate::link::tcp::{Doorway, Wire};
 pub(crate) use path::Conditions;
 use path::{Delivery, Path};
 
@@ -51,6 +56,10 @@ struct State {
     paths: BTreeMap<(IpAddr, IpAddr), Path>,
     /// By host.
     nats: BTreeMap<IpAddr, Nat>,
+    is_udp_blocked: bool,
+    doors: BTreeMap<SocketAddr, mpsc::UnboundedSender<Wire>>,
+    /// Counts the TCP connections that were made.
+    connected: u64,
     ports: u16,
     /// From one packet to the next.
     packet: Duration,
@@ -227,11 +236,43 @@ impl Network {
         }
     }
 
+    /// Loses all UDP, or no longer does.
+    pub(crate) fn block_udp(&self, block: bool) {
+        self.0.lock().unwrap().is_udp_blocked = block;
+    }
+
+    /// How many TCP connections were made so far.
+    pub(crate) fn connected(&self) -> u64 {
+        self.0.lock().unwrap().connected
+    }
+
+    /// Carries bytes until either side is gone.
+    async fn pump(
+        self,
+        from: IpAddr,
+        to: IpAddr,
+        mut reader: ReadHalf<DuplexStream>,
+        mut writer: WriteHalf<DuplexStream>,
+    ) {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(bytes) = reader.read(&mut buffer).await {
+            tokio::time::sleep(DELAY).await;
+            while self.0.lock().unwrap().cut.contains(&(from, to)) {
+                // What TCP sends again, and sooner than it would.
+                tokio::time::sleep(DELAY * 20).await;
+            }
+            if bytes == 0 || writer.write_all(&buffer[..bytes]).await.is_err() {
+                break;
+            }
+        }
+        drop(writer.shutdown().await);
+    }
+
     fn carry(&self, from: SocketAddr, to: SocketAddr, packet: &[u8]) {
         let (mailbox, copies, from, pace) = {
             let mut state = self.0.lock().unwrap();
             let (Some(to), seen) = (state.inside(to), state.outside(from)) else { return };
-            if state.cut.contains(&(from.ip(), to.ip())) {
+            if state.is_udp_blocked || state.cut.contains(&(from.ip(), to.ip())) {
                 return;
             }
             let Some(mailbox) = state.mailboxes.get(&to).map(Arc::clone) else { return };
@@ -263,6 +304,13 @@ impl Host {
         self.socket(port)
     }
 
+    /// A listening socket for TCP.
+    pub(in crate::link) fn listen_tcp(&self, port: u16) -> Box<dyn Doorway> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.network.0.lock().unwrap().doors.insert(self.address(port), sender);
+        Box::new(Knocks(receiver))
+    }
+
     pub(crate) fn address(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.ip, port)
     }
@@ -270,7 +318,9 @@ impl Host {
     /// Ends it as its peers see a `kill -9`: without a word. Another host may take its place.
     pub(crate) fn unplug(&self) {
         self.plugged.store(false, Ordering::Relaxed);
-        self.network.0.lock().unwrap().mailboxes.retain(|address, _| address.ip() != self.ip);
+        let mut state = self.network.0.lock().unwrap();
+        state.mailboxes.retain(|address, _| address.ip() != self.ip);
+        state.doors.retain(|address, _| address.ip() != self.ip);
     }
 
     /// Sets its wall clock so many seconds ahead of what is right, or behind.
@@ -315,6 +365,47 @@ impl socket::Network for Host {
 
     fn clock(&self) -> Arc<dyn TimeProvider> {
         Arc::clone(&self.clock) as Arc<dyn TimeProvider>
+    }
+
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>> {
+        Box::pin(async move {
+            let network = &self.network;
+            let cut = |from, to| network.0.lock().unwrap().cut.contains(&(from, to));
+            while cut(self.ip, remote.ip()) || cut(remote.ip(), self.ip) {
+                tokio::time::sleep(DELAY * 20).await;
+            }
+            tokio::time::sleep(2 * DELAY).await;
+            let (door, local) = {
+                let mut state = network.0.lock().unwrap();
+                state.ports += 1;
+                state.connected += 1;
+                (state.doors.get(&remote).cloned(), SocketAddr::new(self.ip, 32_768 + state.ports))
+            };
+            let (near, of_near) = tokio::io::duplex(64 * 1024);
+            let (far, of_far) = tokio::io::duplex(64 * 1024);
+            let ((near_reader, near_writer), (far_reader, far_writer)) =
+                (tokio::io::split(of_near), tokio::io::split(of_far));
+            let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+            let wire = Wire { stream: Box::new(far), local: remote, remote: local };
+            door.and_then(|door| door.send(wire).ok()).ok_or_else(refused)?;
+            tokio::spawn(network.clone().pump(self.ip, remote.ip(), near_reader, far_writer));
+            tokio::spawn(network.clone().pump(remote.ip(), self.ip, far_reader, near_writer));
+            Ok(Wire { stream: Box::new(near), local, remote })
+        })
+    }
+}
+
+/// TCP connections that knock at a host.
+struct Knocks(mpsc::UnboundedReceiver<Wire>);
+
+impl Doorway for Knocks {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Wire>> {
+        Box::pin(async {
+            match self.0.recv().await {
+                Some(wire) => Ok(wire),
+                None => std::future::pending().await,
+            }
+        })
     }
 }
 

@@ -348,6 +348,8 @@ impl Gateway {
             loss: 0.0,
             since_unix: 0,
             remote: None,
+            transport: None,
+            transport_reason: None,
         };
         self.report(Report::Links { links: vec![link] }).await;
     }

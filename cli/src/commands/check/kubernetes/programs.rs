@@ -369,7 +369,10 @@ async fn address(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings
             GROUP,
             name,
             format!("the gateways have no address: the load balancer has given the Service {service} none"),
-            format!("see why: {see}; where nothing hands out addresses: --service-type NodePort; or {otherwise}"),
+            format!(
+                "see why: {see}; where nothing hands out addresses: --service-type NodePort; where UDP and TCP cannot share a \
+                 port: --no-link-tcp; or {otherwise}"
+            ),
         ),
         Ok(Some(Reach::NoNode)) => checks.fail(
             GROUP,
