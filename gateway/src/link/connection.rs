@@ -11,6 +11,7 @@ use linkspan_runtime::task;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::datagrams::Datagrams;
 use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf, congestion};
 
 /// After a goaway for the end of the process, streams that were opened before it arrived are still served for so long.
@@ -29,6 +30,9 @@ pub(super) struct Connection {
     /// Replaced when the Link object changes without touching trust.
     pub(super) info: ArcSwap<PeerInfo>,
     pub(super) streams: Arc<Streams>,
+    pub(super) datagrams: Datagrams,
+    /// Associations that this side has opened.
+    pub(super) associations: AtomicUsize,
     /// Probes go unanswered.
     in_doubt: AtomicBool,
     /// Since when the peer knows that this gateway ends.
@@ -44,6 +48,8 @@ impl Connection {
             worker,
             info: ArcSwap::new(info),
             streams,
+            datagrams: Datagrams::new(),
+            associations: AtomicUsize::new(0),
             in_doubt: AtomicBool::new(false),
             shut: OnceLock::new(),
         }

@@ -17,6 +17,7 @@ use quinn::{
 };
 
 use super::congestion::NudgedFactory;
+use super::datagrams::{RECEIVE_BUFFER, SEND_BUFFER};
 use super::keys::Keys;
 use super::socket::{LinkSocket, Network, Steering, WorkerIds};
 
@@ -113,8 +114,8 @@ impl Limits {
             .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))
             .congestion_controller_factory(Arc::new(NudgedFactory::default()))
-            // No datagrams until UDP associations are built.
-            .datagram_receive_buffer_size(None);
+            .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
+            .datagram_send_buffer_size(SEND_BUFFER);
         transport
     }
 
