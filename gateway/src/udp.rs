@@ -59,8 +59,9 @@ pub const FLOWS: usize = 16 * 1024;
 /// (`link::datagrams::ASSOCIATIONS`), by enough for those whose end the peer has not heard yet.
 pub const SPARE_ABOVE: usize = 384;
 
-/// How long an answered exchange must be silent before it is spare. Above the pause between the parts of one answer.
-pub const SPARE_AFTER: Duration = Duration::from_millis(100);
+/// How long an answered exchange must be silent before it is spare. Above the pause between the parts of one answer, and short
+/// enough that a resolver may ask some ten thousand questions a second from ever new ports.
+pub const SPARE_AFTER: Duration = Duration::from_millis(30);
 
 /// Datagrams of the client up to which a flow is an exchange: a question, and the same once more for want of patience.
 pub const EXCHANGE: u64 = 2;
