@@ -28,7 +28,7 @@ use crate::discovery::{Client, Controller, Rejections, Snapshot};
 use crate::identity::Identity;
 use crate::link::tls::OwnCertificate;
 use crate::link::{self, Keys, LinkConfig, Links};
-use crate::listener::{self, Binder, Bindings, Board, Budget, ClientConnection, Permits};
+use crate::listener::{self, Binder, Bindings, Board, Budget, ClientConnection, DatagramSocket, Permits};
 use crate::metrics::Metrics;
 use crate::mtls;
 use crate::outcome::Recorder;
@@ -377,7 +377,13 @@ impl Parts {
                 // Detached: the drain waits for it by its guard.
                 drop(task::spawn("egress", async move { path.egress(conn).await }));
             };
-            let serving = listener::serve(worker, self.permits.clone(), self.signal.clone(), take);
+            let path = self.path.clone();
+            let take_datagrams = move |socket: DatagramSocket| {
+                let path = path.clone();
+                // Detached: it ends by the socket's token, or when the gateway has drained.
+                drop(task::spawn("udp_egress", async move { path.egress_datagrams(socket).await }));
+            };
+            let serving = listener::serve(worker, self.permits.clone(), self.signal.clone(), take, take_datagrams);
             drop(task::vital("listener", &self.signal, serving));
         }
         let Some((server, sockets)) = &mut self.mtls else { return };

@@ -10,7 +10,7 @@
 //! `state/carrier`.
 //!
 //! - In: the peers that the controller names ([`Links::configure`]), connections from the listening sockets.
-//! - Out: [`Links::open`] gives a fresh stream to a peer; every stream that a peer opens goes to the [`Ingress`] with its
+//! - Out: [`Links::open`] gives a fresh stream to a peer, [`Links::associate`] one with datagrams beside it; every stream that a peer opens goes to the [`Ingress`] with its
 //!   header read; [`Links::reports`] says how each link stands.
 //! - Refuses when: the peer is unknown or not connected (at once), its stream credit stays used up (after
 //!   [`OPEN_TIMEOUT`]); from peers: bad or slow headers, unknown kinds, too many streams.
@@ -30,11 +30,14 @@ use linkspan_proto::names::ClusterName;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::StreamHeader;
 
+use crate::outcome::{Direction, Loss};
+
 mod accept;
 mod congestion;
 mod connection;
 mod control;
 mod credit;
+mod datagrams;
 mod driver;
 mod endpoint;
 mod exchange;
@@ -57,6 +60,7 @@ pub(crate) mod testkit;
 #[cfg(test)]
 mod tests;
 
+pub use datagrams::{Association, Outlet, Sink};
 pub use endpoint::Limits;
 pub use keys::Keys;
 pub use pool::{LinkConfig, Links};
@@ -102,13 +106,15 @@ pub struct Incoming {
     pub send: SendHalf,
     /// From the peer; starts with the first byte after the header.
     pub recv: RecvHalf,
+    /// Of kind `Udp`: its datagrams.
+    pub association: Option<Association>,
     /// The worker on whose runtime the connection lives and [`Ingress::stream`] is polled.
     pub worker: usize,
 }
 
 /// Takes the streams that peers open. Implemented by `path`.
 pub trait Ingress: Send + Sync + 'static {
-    /// Serves one stream to its end. Only kinds `Tcp` and `Http` come here; probes and the catalogue exchange are the
+    /// Serves one stream to its end. Only kinds `Tcp`, `Http` and `Udp` come here; probes and the catalogue exchange are the
     /// link's own. Polled in a task of its own: a panic costs this stream alone.
     fn stream(&self, incoming: Incoming) -> BoxFuture<'static, ()>;
 }
@@ -120,6 +126,9 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Further packets to this peer were sent, and further ones found lost.
     fn packets(&self, peer: &ClusterName, sent: u64, lost: u64);
+
+    /// So many datagrams of this peer were lost that belong to no flow, or to none that is known.
+    fn lost(&self, _peer: &ClusterName, _direction: Direction, _why: Loss, _count: u64) {}
 }
 
 /// The gateway's port: one socket of each kind for each worker.
@@ -179,6 +188,9 @@ pub enum OpenError {
     /// The link has no connection at the moment.
     #[error("the link is not connected")]
     NotConnected,
+    /// The peer takes no datagrams: it is of an earlier version.
+    #[error("the peer carries no datagrams")]
+    NoDatagrams,
     /// All streams that the peer permits are in use.
     #[error("the peer permits no further streams")]
     Overloaded,
@@ -193,6 +205,7 @@ impl OpenError {
     pub const fn refusal(self) -> Refusal {
         match self {
             Self::Overloaded => Refusal::Overloaded,
+            Self::NoDatagrams => Refusal::UnsupportedKind,
             Self::UnknownPeer | Self::NotConnected | Self::LinkLost => Refusal::NoBackend,
         }
     }

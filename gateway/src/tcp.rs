@@ -39,7 +39,7 @@ pub const REPLAY: usize = 64 * 1024;
 pub const REPLY: Duration = Duration::from_secs(5);
 
 /// A W3C trace context for a connection that brings none: the PROXY header and both access logs carry its id.
-fn new_trace() -> String {
+pub(crate) fn new_trace() -> String {
     let (trace, span): (u128, u64) = (rand::random(), rand::random());
     // All zero is not allowed (W3C trace-context section 3.2.2.3).
     format!("00-{:032x}-{:016x}-01", trace.max(1), span.max(1))

@@ -218,14 +218,48 @@ pub struct Mirror {
     pub tiers: Vec<Tier>,
 }
 
-/// One port of a [`Mirror`].
+/// What carries a port's traffic between client and gateway, and between gateway and backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Transport {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// For logs, metric labels and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// Whether it is what a port has that does not say; such a port is written without it, as by earlier versions.
+    #[must_use]
+    pub const fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp)
+    }
+}
+
+/// One port of a [`Mirror`]. A number may be there twice, once for each [`Transport`], as DNS has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorPort {
     /// The local address that the gateway listens on. On a site its port equals `port`; on Kubernetes it is allocated.
     pub listen: SocketAddr,
-    /// The service's own port number, which names the port on the link.
+    /// The service's own port number, which together with `transport` names the port on the link.
     pub port: u16,
+    /// What is listened for.
+    #[serde(default, skip_serializing_if = "Transport::is_tcp")]
+    pub transport: Transport,
     /// The port's name, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PortName>,
@@ -264,12 +298,15 @@ pub struct Export {
     pub proxy_protocol: bool,
 }
 
-/// One port of an [`Export`].
+/// One port of an [`Export`]. A number may be there twice, once for each [`Transport`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportPort {
     /// The service's port number.
     pub port: u16,
+    /// What it is reached by.
+    #[serde(default, skip_serializing_if = "Transport::is_tcp")]
+    pub transport: Transport,
     /// The port's name, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PortName>,
@@ -306,7 +343,7 @@ pub struct ExportRule {
     /// Whole-segment prefixes: `spiffe://east.example/ns/shop` matches `.../ns/shop/sa/web`, never `.../ns/shopping/...`.
     #[serde(default)]
     pub identity_prefixes: Vec<SpiffeId>,
-    /// Ports that may be called. Empty: all exported ports.
+    /// Ports that may be called, by number, whatever their transport. Empty: all exported ports.
     #[serde(default)]
     pub ports: Vec<u16>,
     /// The weakest assurance that suffices.
@@ -322,16 +359,44 @@ pub struct Capacity {
     pub cluster: ClusterName,
     /// The exported service.
     pub service: ServiceKey,
-    /// Ready endpoints by port number. A port that is missing is not exported by that cluster.
+    /// Ready endpoints by number of the TCP port. A port that is missing is not exported by that cluster.
     #[serde(deserialize_with = "wire::by_port")]
     pub ready: BTreeMap<u16, u32>,
-    /// All endpoints by port number, ready or not. A port that is missing here counts as wholly ready while any endpoint of it
-    /// is: the peer does not say.
+    /// All endpoints by number of the TCP port, ready or not. A port that is missing here counts as wholly ready while any
+    /// endpoint of it is: the peer does not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
     pub total: BTreeMap<u16, u32>,
+    /// As `ready`, of the UDP ports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
+    pub ready_udp: BTreeMap<u16, u32>,
+    /// As `total`, of the UDP ports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
+    pub total_udp: BTreeMap<u16, u32>,
     /// Names of the ready endpoints of a headless service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ready_endpoints: Vec<EndpointName>,
+}
+
+impl Capacity {
+    /// Ready endpoints of a port; `None`: that cluster does not export it.
+    #[must_use]
+    pub fn ready_of(&self, transport: Transport, port: u16) -> Option<u32> {
+        let ready = if transport.is_tcp() { &self.ready } else { &self.ready_udp };
+        ready.get(&port).copied()
+    }
+
+    /// All endpoints of a port; `None`: that cluster does not say.
+    #[must_use]
+    pub fn total_of(&self, transport: Transport, port: u16) -> Option<u32> {
+        let total = if transport.is_tcp() { &self.total } else { &self.total_udp };
+        total.get(&port).copied()
+    }
+
+    /// The exported ports, with their ready endpoints.
+    pub fn ports(&self) -> impl Iterator<Item = (Transport, u16, u32)> + '_ {
+        let tcp = self.ready.iter().map(|(port, ready)| (Transport::Tcp, *port, *ready));
+        tcp.chain(self.ready_udp.iter().map(|(port, ready)| (Transport::Udp, *port, *ready)))
+    }
 }
 
 /// The client addresses that belong to one workload: assurance `network`.
@@ -384,7 +449,7 @@ pub struct Rejection {
     pub reason: String,
     /// One sentence with the remedy.
     pub message: String,
-    /// Of a mirror: the ports that nothing listens on. Empty where the whole resource is meant.
+    /// Of a mirror: the ports that nothing listens on, for either transport. Empty where the whole resource is meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }

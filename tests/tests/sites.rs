@@ -9,6 +9,8 @@ mod sites {
 
     mod tcp;
 
+    mod udp;
+
     mod identity;
 
     mod weights;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Resource};
+use linkspan_proto::configuration::{LinkPhase, LinkReport, Resource, Transport};
 use linkspan_proto::names::ClusterName;
 
 use super::facts::{Facts, Listener};
@@ -28,7 +28,7 @@ pub(crate) struct Said {
 /// One view of all of them. The configuration is that of the gateway which has the newest.
 pub(crate) fn merge(all: Vec<Said>) -> Facts {
     let mut links: BTreeMap<ClusterName, Vec<LinkReport>> = BTreeMap::new();
-    let mut listeners: BTreeMap<SocketAddr, Listener> = BTreeMap::new();
+    let mut listeners: BTreeMap<(SocketAddr, Transport), Listener> = BTreeMap::new();
     let mut newest: Option<(u64, ClusterName, Vec<Resource>)> = None;
     for said in all {
         for link in said.links {
@@ -39,9 +39,9 @@ pub(crate) fn merge(all: Vec<Said>) -> Facts {
                 // Its clients are spread over all gateways: one that does not listen is enough to fail some of them.
                 let told = if listener.message.is_empty() { &listener.reason } else { &listener.message };
                 listener.message = format!("{}: {told}", said.gateway);
-                listeners.insert(listener.listen, listener);
+                listeners.insert(listener.place(), listener);
             } else {
-                listeners.entry(listener.listen).or_insert(listener);
+                listeners.entry(listener.place()).or_insert(listener);
             }
         }
         if newest.as_ref().is_none_or(|(generation, ..)| said.generation > *generation) {

@@ -122,6 +122,7 @@ fn export(backend: SocketAddr) -> Resource {
         service: service(),
         ports: vec![ExportPort {
             port: 7,
+            transport: Default::default(),
             name: None,
             app_protocol: Some("tcp".to_owned()),
             endpoints: vec![Endpoint { address: backend, name: None, ready: true }],
@@ -138,7 +139,13 @@ fn mirror(cluster: &ClusterName) -> (Resource, Resource, SocketAddr) {
         name: format!("echo-{cluster}.shop.svc.cluster.local"),
         service: service(),
         endpoint: None,
-        ports: vec![MirrorPort { listen, port: 7, name: None, app_protocol: Some("tcp".to_owned()) }],
+        ports: vec![MirrorPort {
+            listen,
+            port: 7,
+            transport: Default::default(),
+            name: None,
+            app_protocol: Some("tcp".to_owned()),
+        }],
         tiers: vec![Tier { clusters: BTreeMap::from([(cluster.clone(), 1)]), min_healthy_percent: 1 }],
     };
     let capacity = Capacity {
@@ -146,6 +153,8 @@ fn mirror(cluster: &ClusterName) -> (Resource, Resource, SocketAddr) {
         service: service(),
         ready: BTreeMap::from([(7, 1)]),
         total: BTreeMap::new(),
+        ready_udp: Default::default(),
+        total_udp: Default::default(),
         ready_endpoints: Vec::new(),
     };
     (Resource::Mirror(mirror), Resource::Capacity(capacity), listen)

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::credit::{Allowance, Flow, Window};
+use super::datagrams::Datagrams;
 use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf, congestion};
 
 /// After a goaway for the end of the process, streams that were opened before it arrived are still served for so long.
@@ -35,6 +36,9 @@ pub(super) struct Connection {
     pub(super) info: ArcSwap<PeerInfo>,
     pub(super) streams: Arc<Streams>,
     pub(super) flow: Arc<Flow>,
+    pub(super) datagrams: Datagrams,
+    /// Associations that this side has opened.
+    pub(super) associations: AtomicUsize,
     /// Probes go unanswered.
     in_doubt: AtomicBool,
     /// Since when the peer knows that this gateway ends.
@@ -62,6 +66,8 @@ impl Connection {
             info: ArcSwap::new(info),
             streams,
             flow,
+            datagrams: Datagrams::new(),
+            associations: AtomicUsize::new(0),
             in_doubt: AtomicBool::new(false),
             shut: OnceLock::new(),
             permitted: AtomicU32::new(permitted),

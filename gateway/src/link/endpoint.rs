@@ -18,6 +18,7 @@ use quinn::{
 
 use super::congestion::{NudgedFactory, Unlimited};
 use super::credit;
+use super::datagrams::{RECEIVE_BUFFER, SEND_BUFFER};
 use super::keys::Keys;
 use super::socket::{self, LargestSent, LinkSocket, Network, Steering, WorkerIds};
 use super::tcp::{MAX_PACKET, Pipe, Wire};
@@ -152,8 +153,8 @@ impl Limits {
             .keep_alive_interval(Some(KEEP_ALIVE))
             .initial_rtt(INITIAL_RTT)
             .ack_frequency_config(Some(acks))
-            // No datagrams until UDP associations are built.
-            .datagram_receive_buffer_size(None);
+            .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
+            .datagram_send_buffer_size(SEND_BUFFER);
         transport
     }
 }

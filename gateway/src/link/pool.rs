@@ -32,7 +32,7 @@ use super::keys::Keys;
 use super::socket::{self, Machine, Network, Steering};
 use super::tcp::{self, Door, Doorway, Strangers};
 use super::tls::{self, OwnCertificate, PeerTrust, TrustStore};
-use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, Sockets, accept};
+use super::{Association, Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, Sockets, accept, datagrams};
 use crate::discovery::Controller;
 
 /// Messages that wait for the driver of a link. Its tasks wait when it is full; it never is for long, since the driver
@@ -296,6 +296,33 @@ impl Links {
             }
         }
         first.open().await
+    }
+
+    /// Opens an association of datagrams to a peer: a stream, and the datagrams beside it on the same connection.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Nothing was sent: another cluster may be tried. Of what a connection permits, associations get a
+    /// part, and are refused as `Overloaded` beyond that, without waiting.
+    pub async fn associate(
+        &self,
+        worker: usize,
+        peer: &ClusterName,
+    ) -> Result<(SendHalf, RecvHalf, Association), OpenError> {
+        let link = self.peer(peer).ok_or(OpenError::UnknownPeer)?;
+        let connections = link.connections.load_full();
+        let first = link.pick(&connections, worker).ok_or(OpenError::NotConnected)?;
+        let others = connections.iter().filter(|other| other.id != first.id);
+        let connection = std::iter::once(first).chain(others).find(|connection| !datagrams::is_full(connection));
+        let connection = connection.ok_or(OpenError::Overloaded)?;
+        if connection.quinn.max_datagram_size().is_none() {
+            return Err(OpenError::NoDatagrams);
+        }
+        let (send, recv) = match connection.try_open() {
+            Some(opened) => opened?,
+            None => connection.open().await?,
+        };
+        let association = Association::outbound(connection, recv.stream_id());
+        Ok((send, recv, association))
     }
 
     /// Whether new streams to this peer may be expected to work: a connection stands and the probes say so.

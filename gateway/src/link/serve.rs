@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::accept::Counted;
 use super::connection::Connection;
+use super::datagrams::{self, Association};
 use super::driver::Message;
 use super::pool::{PeerLink, Shared};
 use super::state::Leave;
@@ -59,6 +60,7 @@ pub(super) async fn serve(
         control::send(quinn, ControlMessage::Hello(hello), goaways, &connection.flow),
         control::receive(quinn, deliver),
         accept_streams(&shared, &link, &connection),
+        datagrams::demultiplex(&shared, &link, &connection),
     );
     let error = quinn.closed().await;
     drop(link.inbox.send(Message::Closed { id: connection.id, error }).await);
@@ -99,11 +101,12 @@ async fn serve_stream(
             };
             exchange::publish(&link.cluster, shared.config.controller.as_ref(), send, recv).await;
         }
-        StreamKind::Udp => refuse(&mut send, &mut recv, Refusal::UnsupportedKind),
-        StreamKind::Tcp | StreamKind::Http => match shared.ingress.get() {
+        StreamKind::Tcp | StreamKind::Http | StreamKind::Udp => match shared.ingress.get() {
             Some(ingress) => {
                 let peer = connection.info.load_full();
-                ingress.stream(Incoming { peer, header, send, recv, worker: connection.worker }).await;
+                let association =
+                    (header.kind == StreamKind::Udp).then(|| Association::new(&connection, recv.stream_id()));
+                ingress.stream(Incoming { peer, header, send, recv, association, worker: connection.worker }).await;
             }
             None => refuse(&mut send, &mut recv, Refusal::Draining),
         },

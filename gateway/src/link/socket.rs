@@ -138,23 +138,8 @@ fn unbound(address: SocketAddr) -> io::Result<Socket> {
         let _dual = socket.set_only_v6(false);
     }
     socket.set_nonblocking(true)?;
-    grow_buffers(&socket);
+    crate::listener::grow_buffers(&socket, BUFFER);
     Ok(socket)
-}
-
-/// As large as we may: beyond `net.core.rmem_max` and `wmem_max` only with CAP_NET_ADMIN.
-fn grow_buffers(socket: &Socket) {
-    let forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, BUFFER)
-        .and_then(|()| rustix::net::sockopt::set_socket_send_buffer_size_force(socket, BUFFER));
-    if forced.is_ok() {
-        return;
-    }
-    // Capped by the sysctls without an error, so what was obtained is what counts.
-    let grown = socket.set_recv_buffer_size(BUFFER).and_then(|()| socket.set_send_buffer_size(BUFFER));
-    let got = socket.recv_buffer_size().unwrap_or(0);
-    if grown.is_err() || got < BUFFER {
-        tracing::debug!(bytes = got, wanted = BUFFER, "small UDP buffers; raise net.core.rmem_max and wmem_max");
-    }
 }
 
 /// Hands packets from the worker at which they came out to the one that knows them. One for all sockets of a port.

@@ -262,6 +262,11 @@ impl RecvHalf {
         }
     }
 
+    /// Names the stream, the same on both sides of the connection.
+    pub(super) fn stream_id(&self) -> quinn::StreamId {
+        self.stream.id()
+    }
+
     /// Gives back bytes that were read too far; the next read yields them first.
     pub fn unread(&mut self, bytes: Bytes) {
         if bytes.is_empty() {

@@ -8,8 +8,8 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 
 use super::tls::{self, OwnCertificate};
 use super::{Incoming, Ingress, Keys, Limits, LinkConfig, Links, Observer};
+use crate::outcome::{Direction, Loss};
 use network::{Host, Network};
 
 pub(crate) mod network;
@@ -149,6 +150,7 @@ impl Leaf {
 pub(crate) struct Counter {
     pub(crate) answered: AtomicU64,
     pub(crate) failed: AtomicU64,
+    pub(crate) lost: Mutex<Vec<(Direction, Loss, u64)>>,
 }
 
 impl Observer for Counter {
@@ -158,6 +160,12 @@ impl Observer for Counter {
     }
 
     fn packets(&self, _peer: &ClusterName, _sent: u64, _lost: u64) {}
+
+    fn lost(&self, _peer: &ClusterName, direction: Direction, why: Loss, count: u64) {
+        if count > 0 {
+            self.lost.lock().unwrap().push((direction, why, count));
+        }
+    }
 }
 
 /// Passes the streams of peers on to the test.

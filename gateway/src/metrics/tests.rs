@@ -33,12 +33,18 @@ pub(crate) fn snapshot() -> Snapshot {
             name: "web-west.shop.svc.cluster.local".to_owned(),
             service: service("shop/web"),
             endpoint: None,
-            ports: vec![MirrorPort { listen, port: 80, name: None, app_protocol: None }],
+            ports: vec![MirrorPort { listen, port: 80, transport: Default::default(), name: None, app_protocol: None }],
             tiers: Vec::new(),
         }),
         Resource::Export(Export {
             service: service("shop/db"),
-            ports: vec![ExportPort { port: 5432, name: None, app_protocol: None, endpoints: Vec::new() }],
+            ports: vec![ExportPort {
+                port: 5432,
+                transport: Default::default(),
+                name: None,
+                app_protocol: None,
+                endpoints: Vec::new(),
+            }],
             rules: None,
             proxy_protocol: false,
         }),
@@ -176,7 +182,13 @@ fn many_configured_names_are_capped() {
     for n in 0..3000 {
         let resource = Resource::Export(Export {
             service: service(&format!("shop/svc-{n}")),
-            ports: vec![ExportPort { port: 80, name: None, app_protocol: None, endpoints: Vec::new() }],
+            ports: vec![ExportPort {
+                port: 80,
+                transport: Default::default(),
+                name: None,
+                app_protocol: None,
+                endpoints: Vec::new(),
+            }],
             rules: None,
             proxy_protocol: false,
         });

@@ -70,6 +70,7 @@ fn world(app_protocol: Option<&str>) -> World {
     let port = |port: u16| MirrorPort {
         listen: SocketAddr::from(([127, 80, 0, 1], port)),
         port,
+        transport: Default::default(),
         name: None,
         app_protocol: app_protocol.map(str::to_owned),
     };

@@ -18,6 +18,7 @@ fn resources() -> Vec<Resource> {
             ports: vec![MirrorPort {
                 listen: "127.80.0.1:80".parse().unwrap(),
                 port: 80,
+                transport: Default::default(),
                 name: None,
                 app_protocol: Some("http".into()),
             }],
@@ -38,6 +39,8 @@ fn resources() -> Vec<Resource> {
             service: ServiceKey::parse("shop/web").unwrap(),
             ready: BTreeMap::from([(80, 3)]),
             total: BTreeMap::new(),
+            ready_udp: Default::default(),
+            total_udp: Default::default(),
             ready_endpoints: Vec::new(),
         }),
         Resource::Workload(Workload {

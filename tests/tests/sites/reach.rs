@@ -212,19 +212,15 @@ async fn no_address(alone: bool) {
             }
             expect(format!("namespace {place:?}:{port}"), raw(place, "web", port.into(), "").header(1), &[refusal])
                 .await;
-            // UDP is not carried: whatever it asks for.
-            expect(
-                format!("udp {place:?}:{port}"),
-                raw("shop", place, port.into(), "").header(3),
-                &[refusal, Refusal::UnsupportedKind],
-            )
-            .await;
+            expect(format!("udp {place:?}:{port}"), raw("shop", place, port.into(), "").header(3), &[refusal]).await;
         }
         if !place.is_empty() {
             // As the one endpoint of a service that is exported.
             expect(format!("endpoint {place:?}"), raw("shop", "web", web.into(), place).header(1), &[refusal]).await;
         }
     }
+    // A port of TCP is none of UDP.
+    expect("udp".to_owned(), raw("shop", "web", web.into(), "").header(3), &[Refusal::UnknownExport]).await;
     // Ports: another one, the admin port, none, and numbers that would come out right if they were cut to 16 bits.
     for (port, refusal) in [
         (u64::from(hidden), Refusal::UnknownExport),

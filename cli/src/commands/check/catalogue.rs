@@ -149,7 +149,7 @@ fn refused(checks: &mut Checks<'_>, statuses: &[Status]) {
             let name = format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname());
             if complaint.reason == "UnsupportedProtocol" {
                 // Nothing that this cluster could change.
-                let remedy = "in the cluster that exports it give the Service a TCP port, or take the export back; nothing here \
+                let remedy = "in the cluster that exports it give the Service a TCP or UDP port, or take the export back; nothing here \
                               is in its way";
                 checks.warn(GROUP, name, complaint.sentence(), remedy);
                 continue;
@@ -183,7 +183,7 @@ fn overruled(checks: &mut Checks<'_>, statuses: &[Status]) {
 /// A service without a TCP port has nothing that could be mirrored.
 fn carried(facts: &Facts, (cluster, service): &(ClusterName, ServiceKey)) -> bool {
     let capacity = facts.capacities.get(&(cluster.clone(), service.clone()));
-    capacity.is_some_and(|capacity| !capacity.ready.is_empty())
+    capacity.is_some_and(|capacity| capacity.ports().next().is_some())
 }
 
 /// The services that have a mirror which leads to that one cluster.

@@ -87,13 +87,15 @@ struct Question {
 fn questions(checks: &Checks<'_>) -> Vec<Question> {
     let resolves = |mirror: &&Mirror| {
         let ready = || {
-            let backings = mirror.ports.iter().flat_map(|port| checks.facts.backings(mirror, port.port));
+            let backings = mirror.ports.iter().flat_map(|port| checks.facts.backings(mirror, port));
             backings.into_iter().any(|backing| backing.ready.is_some_and(|ready| ready > 0))
         };
         checks.scope.covers_service(&mirror.service) && covers(checks, mirror) && (mirror.endpoint.is_none() || ready())
     };
     let mirrors = checks.facts.mirrors.iter().filter(resolves);
-    let closed = |port: &MirrorPort| checks.facts.listeners.get(&port.listen).is_some_and(|listener| !listener.bound);
+    let closed = |port: &MirrorPort| {
+        checks.facts.listeners.get(&(port.listen, port.transport)).is_some_and(|listener| !listener.bound)
+    };
     mirrors
         .filter_map(|mirror| {
             let address = mirror.ports.first()?.listen.ip();

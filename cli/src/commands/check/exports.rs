@@ -110,7 +110,7 @@ fn ready(checks: &mut Checks<'_>, export: &Export) {
         .map(|port| port.port.to_string())
         .collect();
     if export.ports.is_empty() {
-        checks.warn(GROUP, name, "none of its ports is TCP", "only TCP ports are carried");
+        checks.warn(GROUP, name, "none of its ports is TCP or UDP", "only TCP and UDP ports are carried");
     } else if empty.is_empty() {
         let ready: BTreeSet<SocketAddr> = export
             .ports

@@ -27,7 +27,8 @@ struct Target {
 
 impl Target {
     fn name(&self) -> String {
-        format!("{} port {} works", self.mirror.name, self.port.port)
+        let udp = if self.port.transport.is_tcp() { "" } else { "/udp" };
+        format!("{} port {}{udp} works", self.mirror.name, self.port.port)
     }
 }
 
@@ -74,6 +75,8 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
         let language = Language::of(target.port.app_protocol.as_deref());
         // What cannot work is not probed: the reason is known, and the probe would only wait for it.
         let found = match target.health.state {
+            // No datagram is an answer to every service: one that is ready is taken for one that works.
+            State::Healthy | State::Degraded if !target.port.transport.is_tcp() => Found::Works("ready".to_owned()),
             State::Healthy | State::Degraded => probe(target.port.listen, &target.mirror.name, language).await,
             State::NotListening => Found::NotListening,
             State::LinkDown | State::NotExported | State::NoReadyEndpoints | State::NoService | State::Refused => {
