@@ -110,6 +110,7 @@ impl Attack {
                 | Self::Overrun
                 | Self::Fragments
                 | Self::Connections
+                | Self::HalfHandshakes
         )
     }
 

@@ -7,7 +7,7 @@
 //! - Never does: read beyond the header into the payload and keep it; let one stream's panic cost another.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use linkspan_proto::control::{ControlMessage, Hello};
@@ -31,6 +31,9 @@ const CHUNK: usize = 64 * 1024;
 /// to do must not judge the link dead.
 const PROBE_ROOM: usize = 64;
 
+/// Goaways of one connection that are listened to: there are three kinds, each is said once.
+const GOAWAYS: usize = 8;
+
 /// Probes go before data, behind the control stream.
 pub(super) const PROBE_PRIORITY: i32 = 100;
 
@@ -46,12 +49,17 @@ pub(super) async fn serve(
     goaways: mpsc::Receiver<ControlMessage>,
 ) {
     let quinn = &connection.quinn;
+    let (greeted, goaways_heard) = (AtomicBool::new(false), AtomicUsize::new(0));
     let deliver = |message| async {
         let id = connection.id;
         let message = match message {
             ControlMessage::Credit(credit) => return connection.flow.granted(credit.stream, credit.limit),
-            ControlMessage::Hello(hello) => Message::Hello { id, hello },
-            ControlMessage::GoAway(away) => Message::GoAway { id, leave: Leave::from_word(&away.reason) },
+            ControlMessage::Hello(hello) if !greeted.swap(true, Ordering::Relaxed) => Message::Hello { id, hello },
+            ControlMessage::GoAway(away) if goaways_heard.fetch_add(1, Ordering::Relaxed) < GOAWAYS => {
+                Message::GoAway { id, leave: Leave::from_word(&away.reason) }
+            }
+            // The driver of a link runs beside those of all others: a peer must not keep it busy by repeating itself.
+            ControlMessage::Hello(_) | ControlMessage::GoAway(_) => return,
         };
         // An error says that the driver has ended; the connection follows.
         drop(link.inbox.send(message).await);

@@ -62,6 +62,7 @@ pub(super) struct Tally {
     connected: AtomicU64,
     done: AtomicU64,
     sent: AtomicU64,
+    pub(super) received: AtomicU64,
     ends: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -76,6 +77,8 @@ pub struct Report {
     pub done: u64,
     /// Bytes of them.
     pub sent: u64,
+    /// Bytes that came back, where the attack looks at that.
+    pub received: u64,
     /// How connections ended, and how often.
     pub ends: BTreeMap<String, u64>,
 }
@@ -129,6 +132,7 @@ impl Plan {
             connected: count(&tally.connected),
             done: count(&tally.done),
             sent: count(&tally.sent),
+            received: count(&tally.received),
             ends: tally.ends.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

@@ -1,7 +1,9 @@
 //! What comes before a connection: handshakes that nobody finishes, and the door for TCP.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quinn::{Endpoint, TransportConfig};
@@ -15,6 +17,12 @@ use crate::peer;
 
 /// ClientHellos that are made ahead; each is sent from many addresses.
 const HELLOS: usize = 256;
+
+/// Sockets of such handshakes that are kept open until somebody looks what came to them.
+const WAITING: usize = 300;
+
+/// How a [`super::Report`] calls an answer that asks for proof of the address.
+const RETRY: &str = "retry";
 
 /// TCP connections at the same time.
 const DOORS: usize = 200;
@@ -56,6 +64,7 @@ async fn client_hellos(plan: &Plan) -> Vec<Vec<Vec<u8>>> {
 pub(super) async fn half_handshakes(plan: &Arc<Plan>) {
     let hellos = client_hellos(plan).await;
     let own = if plan.target.address.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+    let mut waiting = VecDeque::new();
     while !plan.is_over() {
         for packets in &hellos {
             let Ok(socket) = UdpSocket::bind((own, 0)).await else { continue };
@@ -64,11 +73,32 @@ pub(super) async fn half_handshakes(plan: &Arc<Plan>) {
                     plan.tally.did(packet.len());
                 }
             }
+            waiting.push_back(socket);
+            if waiting.len() > WAITING
+                && let Some(socket) = waiting.pop_front()
+            {
+                listen_to(plan, &socket);
+            }
             if plan.is_over() {
-                return;
+                break;
             }
         }
         sleep(Duration::from_millis(1)).await;
+    }
+    for socket in waiting {
+        listen_to(plan, &socket);
+    }
+}
+
+/// Counts what was answered to an address that never answers.
+fn listen_to(plan: &Plan, socket: &UdpSocket) {
+    let mut buffer = vec![0; 2048];
+    while let Ok((length, _)) = socket.try_recv_from(&mut buffer) {
+        plan.tally.received.fetch_add(length as u64, Ordering::Relaxed);
+        // RFC 9000 section 17.2: a long header of type 3 is a Retry.
+        if buffer[0] & 0xf0 == 0xf0 {
+            plan.tally.ended(RETRY);
+        }
     }
 }
 

@@ -194,7 +194,7 @@ fn report(process: &mut Process) -> Report {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s_29_whatever_a_hostile_peer_holds_costs_at_most_64_mib() {
+async fn s_28_s_29_whatever_a_hostile_peer_holds_costs_at_most_64_mib() {
     let mut bed = Bed::new().await;
     let _load = bed.honest_load().await;
     sleep(Duration::from_millis(300)).await;
@@ -204,7 +204,13 @@ async fn s_29_whatever_a_hostile_peer_holds_costs_at_most_64_mib() {
         bed.memory(true);
         let mut process = bed.attack(attack, CONNECTIONS, Duration::from_millis(1500));
         let report = report(&mut process);
-        assert!(report.connected > 0, "{report:?}");
+        assert!(report.connected > 0 || attack == Attack::HalfHandshakes, "{report:?}");
+        if attack == Attack::HalfHandshakes {
+            // S-28: addresses that were not validated get three times what came from them at most; many of them must prove
+            // themselves first.
+            assert!(report.received <= 3 * report.sent, "{report:?}");
+            assert!(report.ends.contains_key("retry"), "{report:?}");
+        }
         let (_, most) = bed.memory(false);
         costs.push((attack.name(), most.saturating_sub(before) / 1024));
         eprintln!("{:?} KiB: {report:?}", costs.last());
