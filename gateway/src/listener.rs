@@ -24,7 +24,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -63,28 +63,28 @@ pub struct Place {
     /// The local address.
     pub address: SocketAddr,
     /// For connections or for datagrams.
-    pub transport: Transport,
+    pub transport: PortTransport,
 }
 
 impl Place {
     /// For connections.
     #[must_use]
     pub const fn tcp(address: SocketAddr) -> Self {
-        Self { address, transport: Transport::Tcp }
+        Self { address, transport: PortTransport::Tcp }
     }
 
     /// For datagrams.
     #[must_use]
     pub const fn udp(address: SocketAddr) -> Self {
-        Self { address, transport: Transport::Udp }
+        Self { address, transport: PortTransport::Udp }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.transport {
-            Transport::Tcp => write!(f, "{}", self.address),
-            Transport::Udp => write!(f, "{}/udp", self.address),
+            PortTransport::Tcp => write!(f, "{}", self.address),
+            PortTransport::Udp => write!(f, "{}/udp", self.address),
         }
     }
 }

@@ -23,7 +23,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{Mirror, Transport};
+use linkspan_proto::configuration::{Mirror, PortTransport};
 use linkspan_proto::identity::{Source, TrustDomain};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 
@@ -263,7 +263,7 @@ impl Route {
 
     /// What carries it.
     #[must_use]
-    pub fn transport(&self) -> Transport {
+    pub fn transport(&self) -> PortTransport {
         self.mirror_port().transport
     }
 

@@ -221,7 +221,7 @@ pub struct Mirror {
 /// What carries a port's traffic between client and gateway, and between gateway and backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Transport {
+pub enum PortTransport {
     /// Connections.
     #[default]
     Tcp,
@@ -229,7 +229,7 @@ pub enum Transport {
     Udp,
 }
 
-impl Transport {
+impl PortTransport {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
@@ -249,7 +249,7 @@ impl Transport {
     }
 }
 
-/// One port of a [`Mirror`]. A number may be there twice, once for each [`Transport`], as DNS has it.
+/// One port of a [`Mirror`]. A number may be there twice, once for each [`PortTransport`], as DNS has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorPort {
@@ -258,8 +258,8 @@ pub struct MirrorPort {
     /// The service's own port number, which together with `transport` names the port on the link.
     pub port: u16,
     /// What is listened for.
-    #[serde(default, skip_serializing_if = "Transport::is_tcp")]
-    pub transport: Transport,
+    #[serde(default, skip_serializing_if = "PortTransport::is_tcp")]
+    pub transport: PortTransport,
     /// The port's name, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PortName>,
@@ -298,15 +298,15 @@ pub struct Export {
     pub proxy_protocol: bool,
 }
 
-/// One port of an [`Export`]. A number may be there twice, once for each [`Transport`].
+/// One port of an [`Export`]. A number may be there twice, once for each [`PortTransport`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportPort {
     /// The service's port number.
     pub port: u16,
     /// What it is reached by.
-    #[serde(default, skip_serializing_if = "Transport::is_tcp")]
-    pub transport: Transport,
+    #[serde(default, skip_serializing_if = "PortTransport::is_tcp")]
+    pub transport: PortTransport,
     /// The port's name, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PortName>,
@@ -380,22 +380,22 @@ pub struct Capacity {
 impl Capacity {
     /// Ready endpoints of a port; `None`: that cluster does not export it.
     #[must_use]
-    pub fn ready_of(&self, transport: Transport, port: u16) -> Option<u32> {
+    pub fn ready_of(&self, transport: PortTransport, port: u16) -> Option<u32> {
         let ready = if transport.is_tcp() { &self.ready } else { &self.ready_udp };
         ready.get(&port).copied()
     }
 
     /// All endpoints of a port; `None`: that cluster does not say.
     #[must_use]
-    pub fn total_of(&self, transport: Transport, port: u16) -> Option<u32> {
+    pub fn total_of(&self, transport: PortTransport, port: u16) -> Option<u32> {
         let total = if transport.is_tcp() { &self.total } else { &self.total_udp };
         total.get(&port).copied()
     }
 
     /// The exported ports, with their ready endpoints.
-    pub fn ports(&self) -> impl Iterator<Item = (Transport, u16, u32)> + '_ {
-        let tcp = self.ready.iter().map(|(port, ready)| (Transport::Tcp, *port, *ready));
-        tcp.chain(self.ready_udp.iter().map(|(port, ready)| (Transport::Udp, *port, *ready)))
+    pub fn ports(&self) -> impl Iterator<Item = (PortTransport, u16, u32)> + '_ {
+        let tcp = self.ready.iter().map(|(port, ready)| (PortTransport::Tcp, *port, *ready));
+        tcp.chain(self.ready_udp.iter().map(|(port, ready)| (PortTransport::Udp, *port, *ready)))
     }
 }
 

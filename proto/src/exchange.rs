@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::configuration::Transport;
+use crate::configuration::PortTransport;
 use crate::names::{ClusterName, EndpointName, PortName, ServiceKey};
 
 pub use convert::batches;
@@ -146,10 +146,10 @@ impl Protocol {
 
     /// What carries it between gateways; `None`: nothing does.
     #[must_use]
-    pub const fn transport(self) -> Option<Transport> {
+    pub const fn transport(self) -> Option<PortTransport> {
         match self {
-            Self::Tcp => Some(Transport::Tcp),
-            Self::Udp => Some(Transport::Udp),
+            Self::Tcp => Some(PortTransport::Tcp),
+            Self::Udp => Some(PortTransport::Udp),
             Self::Sctp => None,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use linkspan_proto::configuration::{
-    Capacity, Export, ExportPort, LinkReport, Mirror, MirrorPort, Peer, Resource, Transport,
+    Capacity, Export, ExportPort, LinkReport, Mirror, MirrorPort, Peer, PortTransport, Resource,
 };
 use linkspan_proto::names::{ClusterName, ServiceKey, mirror_name};
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub(crate) struct Facts {
     /// What is ready in the peers.
     pub(crate) capacities: BTreeMap<(ClusterName, ServiceKey), Capacity>,
     /// The listening sockets of the mirrors.
-    pub(crate) listeners: BTreeMap<(SocketAddr, Transport), Listener>,
+    pub(crate) listeners: BTreeMap<(SocketAddr, PortTransport), Listener>,
     /// On Kubernetes, where clients reach each mirrored name: the address of its Service. On a site they reach the listening
     /// sockets themselves.
     pub(crate) fronts: Option<BTreeMap<String, Front>>,
@@ -48,7 +48,7 @@ pub(crate) struct Listener {
     pub(crate) listen: SocketAddr,
     /// For connections or for datagrams.
     #[serde(default)]
-    pub(crate) transport: Transport,
+    pub(crate) transport: PortTransport,
     /// Whether it is bound.
     pub(crate) bound: bool,
     /// Why not, one word.
@@ -64,7 +64,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// What names it among all.
-    pub(crate) fn place(&self) -> (SocketAddr, Transport) {
+    pub(crate) fn place(&self) -> (SocketAddr, PortTransport) {
         (self.listen, self.transport)
     }
 }

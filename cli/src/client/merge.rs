@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Resource, Transport};
+use linkspan_proto::configuration::{LinkPhase, LinkReport, PortTransport, Resource};
 use linkspan_proto::names::ClusterName;
 
 use super::facts::{Facts, Listener};
@@ -28,7 +28,7 @@ pub(crate) struct Said {
 /// One view of all of them. The configuration is that of the gateway which has the newest.
 pub(crate) fn merge(all: Vec<Said>) -> Facts {
     let mut links: BTreeMap<ClusterName, Vec<LinkReport>> = BTreeMap::new();
-    let mut listeners: BTreeMap<(SocketAddr, Transport), Listener> = BTreeMap::new();
+    let mut listeners: BTreeMap<(SocketAddr, PortTransport), Listener> = BTreeMap::new();
     let mut newest: Option<(u64, ClusterName, Vec<Resource>)> = None;
     for said in all {
         for link in said.links {

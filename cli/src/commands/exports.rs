@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use linkspan_proto::configuration::{DefaultPolicy, Export, ExportRule, Transport};
+use linkspan_proto::configuration::{DefaultPolicy, Export, ExportRule, PortTransport};
 use linkspan_proto::names::Namespace;
 use serde::Serialize;
 
@@ -35,8 +35,8 @@ struct Row {
 #[serde(rename_all = "camelCase")]
 struct Port {
     port: u16,
-    #[serde(skip_serializing_if = "Transport::is_tcp")]
-    transport: Transport,
+    #[serde(skip_serializing_if = "PortTransport::is_tcp")]
+    transport: PortTransport,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

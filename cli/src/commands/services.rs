@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::{Mirror, MirrorPort, Tier, Transport};
+use linkspan_proto::configuration::{Mirror, MirrorPort, PortTransport, Tier};
 use linkspan_proto::names::{ClusterName, EndpointName, Namespace, ServiceKey};
 use serde::Serialize;
 
@@ -44,8 +44,8 @@ struct Row {
 #[serde(rename_all = "camelCase")]
 struct Port {
     port: u16,
-    #[serde(skip_serializing_if = "Transport::is_tcp")]
-    transport: Transport,
+    #[serde(skip_serializing_if = "PortTransport::is_tcp")]
+    transport: PortTransport,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -219,7 +219,7 @@ impl Row {
         let endpoints = facts.mirrors.iter().filter(|mirror| mirror.endpoint.is_some() && mirror.service == service);
         let endpoints: Vec<&Mirror> = endpoints.filter(|mirror| mirror.name.ends_with(&below)).collect();
         let mut clusters: BTreeMap<ClusterName, u32> = BTreeMap::new();
-        let mut ports: BTreeMap<(u16, Transport), MirrorPort> = BTreeMap::new();
+        let mut ports: BTreeMap<(u16, PortTransport), MirrorPort> = BTreeMap::new();
         for mirror in &endpoints {
             clusters.extend(mirror.tiers.iter().flat_map(|tier| tier.clusters.clone()));
             ports.extend(mirror.ports.iter().map(|port| ((port.port, port.transport), port.clone())));

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::metrics::Registry;
 use linkspan_runtime::metrics::prometheus_client::collector::Collector;
@@ -59,8 +59,8 @@ pub struct MirrorState {
     /// Where clients connect to, or send to.
     pub listen: SocketAddr,
     /// For connections or for datagrams.
-    #[serde(skip_serializing_if = "Transport::is_tcp")]
-    pub transport: Transport,
+    #[serde(skip_serializing_if = "PortTransport::is_tcp")]
+    pub transport: PortTransport,
     /// Whether it is bound.
     pub bound: bool,
     /// On how many workers.

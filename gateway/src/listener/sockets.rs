@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{BACKLOG, DATAGRAM_BUFFER, Place};
@@ -18,8 +18,8 @@ pub(super) enum Opened {
 /// Binds `place`, `copies` times.
 pub(super) fn open(place: Place, copies: usize) -> io::Result<Vec<Opened>> {
     Ok(match place.transport {
-        Transport::Tcp => bind(place.address, copies)?.into_iter().map(Opened::Connections).collect(),
-        Transport::Udp => bind_datagrams(place.address, copies)?.into_iter().map(Opened::Datagrams).collect(),
+        PortTransport::Tcp => bind(place.address, copies)?.into_iter().map(Opened::Connections).collect(),
+        PortTransport::Udp => bind_datagrams(place.address, copies)?.into_iter().map(Opened::Datagrams).collect(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{DefaultPolicy, ExportRule, Transport};
+use linkspan_proto::configuration::{DefaultPolicy, ExportRule, PortTransport};
 use linkspan_proto::identity::Source;
 use linkspan_proto::names::{ClusterName, EndpointName, ServiceKey};
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
@@ -23,7 +23,7 @@ pub fn authorize(table: &RouteTable, peer: &PeerInfo, header: &StreamHeader) -> 
     let source = header.source.clone().ok_or(Refused::Incomplete { what: "caller" })?;
     check_identity(peer, &source)?;
     let service = header.service.as_ref().ok_or(Refused::Incomplete { what: "service" })?;
-    let transport = if header.kind == StreamKind::Udp { Transport::Udp } else { Transport::Tcp };
+    let transport = if header.kind == StreamKind::Udp { PortTransport::Udp } else { PortTransport::Tcp };
     let port = (transport, header.port);
     let mut admitted = find_export(table, service, port, header.endpoint.as_ref(), source, peer.cluster.clone())?;
     admitted.default_policy = Some(peer.default_policy);
@@ -50,7 +50,7 @@ pub(super) fn review(table: &RouteTable, admitted: &Admitted) -> Result<(), Refu
 pub fn admit_local(
     table: &RouteTable,
     service: &ServiceKey,
-    port: (Transport, u16),
+    port: (PortTransport, u16),
     endpoint: Option<&EndpointName>,
     source: Source,
 ) -> Result<Admitted, Refused> {
@@ -94,7 +94,7 @@ fn check_certificate(peer: &PeerInfo, source: &Source) -> Result<(), Refused> {
 fn find_export(
     table: &RouteTable,
     service: &ServiceKey,
-    (transport, port): (Transport, u16),
+    (transport, port): (PortTransport, u16),
     endpoint: Option<&EndpointName>,
     source: Source,
     cluster: ClusterName,

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::configuration::{self, DefaultPolicy, Endpoint, ExportRule, Resource};
 use linkspan_proto::identity::Assurance;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
@@ -134,8 +134,8 @@ fn what_was_admitted_is_reviewed_by_the_table_in_force() {
     assert_eq!(reviewed(&admitted, &with(DefaultPolicy::Deny)), Some(Refusal::Denied));
     assert_eq!(reviewed(&admitted, &with(DefaultPolicy::Allow)), None);
     let service = "shop/web".parse().expect("service");
-    let local =
-        admit_local(&open, &service, (Transport::Tcp, 80), None, source(CART, Assurance::Network)).expect("exported");
+    let local = admit_local(&open, &service, (PortTransport::Tcp, 80), None, source(CART, Assurance::Network))
+        .expect("exported");
     assert_eq!(reviewed(&local, &denying()), None, "policies are for peers");
 }
 
@@ -260,7 +260,7 @@ fn a_local_call_needs_the_export_but_no_rule() {
     let table = web(Some(Vec::new()));
     let call = |name: &str, port: u16| {
         let caller = source("spiffe://east.linkspan.internal/ns/shop/sa/cart", Assurance::Network);
-        admit_local(&table, &name.parse().expect("service"), (Transport::Tcp, port), None, caller)
+        admit_local(&table, &name.parse().expect("service"), (PortTransport::Tcp, port), None, caller)
     };
     assert_eq!(call("shop/web", 80).expect("exported").cluster(), &"east");
     assert!(matches!(call("shop/web", 81), Err(Refused::UnknownExport { .. })));

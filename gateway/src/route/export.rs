@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{self, ExportRule, Transport};
+use linkspan_proto::configuration::{self, ExportRule, PortTransport};
 use linkspan_proto::names::{EndpointName, PortName, ServiceKey};
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ pub struct ExportPort {
     /// The service's port number.
     pub port: u16,
     /// What it is reached by.
-    pub transport: Transport,
+    pub transport: PortTransport,
     /// Its name.
     pub name: Option<PortName>,
     /// The declared protocol.
@@ -56,7 +56,7 @@ pub struct Backend {
 impl Export {
     /// The exported port of this number and transport.
     #[must_use]
-    pub fn port(&self, transport: Transport, port: u16) -> Option<&Arc<ExportPort>> {
+    pub fn port(&self, transport: PortTransport, port: u16) -> Option<&Arc<ExportPort>> {
         self.ports.iter().find(|exported| (exported.transport, exported.port) == (transport, port))
     }
 

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::Shutdown;
 
 use bytes::Bytes;
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::refusal::Refusal;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
@@ -32,7 +32,7 @@ pub(super) async fn carry(
 ) -> Result<Outcome, Failure> {
     let mirror = routed.route.mirror();
     let endpoint = mirror.endpoint.as_ref();
-    let port = (Transport::Tcp, routed.route.port());
+    let port = (PortTransport::Tcp, routed.route.port());
     let admitted = admit_local(&table(gateway), &mirror.service, port, endpoint, routed.source.clone())?;
     let traceparent = record.entry().traceparent.clone();
     let (backend, _endpoint) = ingress::connect(&admitted, Some(conn.client), traceparent.as_deref(), record).await?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{CONNECTED, StreamHeader, StreamKind};
@@ -247,7 +247,7 @@ impl Carrier {
     async fn local(&self, record: &mut Record) -> Result<Outcome, Failure> {
         let (route, source) = (&self.routed.route, self.routed.source.clone());
         let mirror = route.mirror();
-        let port = (Transport::Udp, route.port());
+        let port = (PortTransport::Udp, route.port());
         let table = self.gateway.table.load_full();
         let admitted = admit_local(&table, &mirror.service, port, mirror.endpoint.as_ref(), source)?;
         drop(table);

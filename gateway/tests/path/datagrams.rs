@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use linkspan_gateway::outcome::{Direction, Outcome, Protocol};
-use linkspan_proto::configuration::Transport;
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::identity::Assurance;
 use linkspan_proto::refusal::Refusal;
 use tokio::net::UdpSocket;
@@ -34,7 +34,7 @@ async fn nobody() -> SocketAddr {
 }
 
 fn export(site: &Site, endpoints: &[SocketAddr]) {
-    site.export("echo", endpoints, |export| export.ports[0].transport = Transport::Udp);
+    site.export("echo", endpoints, |export| export.ports[0].transport = PortTransport::Udp);
 }
 
 async fn client(address: SocketAddr) -> UdpSocket {
@@ -103,7 +103,7 @@ async fn a_caller_that_policy_denies_is_refused_and_its_datagrams_are_counted() 
         let (east, west) = pair().await;
         let address = echo("west:").await;
         west.export("echo", &[address], |export| {
-            export.ports[0].transport = Transport::Udp;
+            export.ports[0].transport = PortTransport::Udp;
             export.rules = Some(vec![rule(|rule| rule.minimum_assurance = Assurance::Mtls)]);
         });
         let address = east.mirror_datagrams("echo", &[&[("west", 1)]]).await;

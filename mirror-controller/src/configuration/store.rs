@@ -8,8 +8,9 @@ use tokio::sync::watch;
 
 use crate::mirror::Changes;
 
-/// Changed keys that are remembered: half a minute at the 1,000 changes a second that are met with ease. A gateway that is
-/// further behind gets everything anew.
+/// Changed keys that are remembered: half a minute of 1,000 endpoint changes a second, one key each. A gateway that is further
+/// behind gets everything anew; so do all when one update has more, such as the coming of a peer of ten thousand services, which
+/// is most of everything anyway.
 pub const LOG_MAX: usize = 32_768;
 
 /// All resources. Cheap to clone: a handle.

@@ -104,7 +104,7 @@ pub(crate) fn export(key: &str, ready: &[bool]) -> Resource {
 pub(crate) fn bound(address: &str) -> Listener {
     Listener {
         listen: address.parse().expect("address"),
-        transport: Transport::Tcp,
+        transport: PortTransport::Tcp,
         bound: true,
         reason: String::new(),
         message: String::new(),
@@ -165,12 +165,12 @@ fn a_mirror_is_as_healthy_as_the_clusters_behind_it() {
 fn a_listener_that_is_not_bound_comes_first() {
     let mut facts = facts();
     let address: SocketAddr = "127.80.0.1:80".parse().expect("address");
-    let listener = facts.listeners.get_mut(&(address, Transport::Tcp)).expect("listener");
+    let listener = facts.listeners.get_mut(&(address, PortTransport::Tcp)).expect("listener");
     listener.bound = false;
     listener.reason = "PermissionDenied".to_owned();
     let west = health(&facts, "web-west.shop.svc.cluster.local");
     assert_eq!((west.state, west.message.as_str()), (State::NotListening, "PermissionDenied"));
-    let listener = facts.listeners.get_mut(&(address, Transport::Tcp)).expect("listener");
+    let listener = facts.listeners.get_mut(&(address, PortTransport::Tcp)).expect("listener");
     listener.occupant = Some(Occupant { listen: "0.0.0.0:80".parse().expect("address"), uid: 0, process: None });
     let west = health(&facts, "web-west.shop.svc.cluster.local");
     assert!(west.message.contains("listens on 0.0.0.0:80"), "who is in the way says more: {}", west.message);

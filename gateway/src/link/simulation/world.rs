@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use linkspan_proto::configuration::{DefaultPolicy, Peer};
+use linkspan_proto::configuration::{DefaultPolicy, Peer, Transport};
 use linkspan_proto::identity::SpiffeId;
 use linkspan_proto::names::ClusterName;
 use rand::rngs::SmallRng;
@@ -172,6 +172,7 @@ impl World {
                 trust_bundle: one.authority.bundle(),
                 addresses: if is_dialled { vec![one.host.address(PORT).to_string()] } else { Vec::new() },
                 default_policy: DefaultPolicy::Allow,
+                transport: Transport::Auto,
             }
         };
         let of_pair = |(one, other, first, second): &(usize, usize, bool, bool)| match of {

@@ -1,6 +1,6 @@
 use std::time::Instant as Clock;
 
-use linkspan_proto::configuration::{Capacity, Endpoint, MirrorPort, Transport, Workload};
+use linkspan_proto::configuration::{Capacity, Endpoint, MirrorPort, PortTransport, Workload};
 
 use super::*;
 use crate::route::tests::{capacity, cluster, down, export, mirror, own, service, snapshot, tier};
@@ -150,7 +150,7 @@ fn the_load_of_an_endpoint_outlives_changes_of_its_export() {
     );
     let load = |table: &RouteTable, address: &str| {
         let export = table.export(&service("api")).expect("export");
-        let port = export.port(Transport::Tcp, 80).expect("port");
+        let port = export.port(PortTransport::Tcp, 80).expect("port");
         let backend = port.backends().iter().find(|backend| backend.address == at(address)).expect("backend");
         (Arc::clone(&backend.load), backend.ready)
     };
@@ -162,7 +162,7 @@ fn the_load_of_an_endpoint_outlives_changes_of_its_export() {
     assert!(!ready);
     let export = second.export(&service("api")).expect("export");
     let ready: Vec<_> =
-        export.port(Transport::Tcp, 80).expect("port").all_ready().iter().map(|backend| backend.address).collect();
+        export.port(PortTransport::Tcp, 80).expect("port").all_ready().iter().map(|backend| backend.address).collect();
     assert_eq!(ready, [at("10.0.0.3:80")]);
     assert!(second.then(&snapshot([])).export(&service("api")).is_none());
 }
@@ -304,6 +304,6 @@ fn duplicate_endpoints_share_their_load_only_by_address() {
     api.ports[0].endpoints.push(Endpoint { address: at("10.0.0.1:81"), name: None, ready: true });
     let table = RouteTable::build(&snapshot([Resource::Export(api)]), &own());
     let export = table.export(&service("api")).expect("export");
-    let backends = export.port(Transport::Tcp, 80).expect("port").backends();
+    let backends = export.port(PortTransport::Tcp, 80).expect("port").backends();
     assert!(!Arc::ptr_eq(&backends[0].load, &backends[1].load));
 }
