@@ -34,10 +34,11 @@ const PREFACE: &[u8] = b"LINKSPAN TCP 1\r\n";
 /// answers.
 async fn client_hellos(plan: &Plan) -> Vec<Vec<Vec<u8>>> {
     let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let sink = UdpSocket::bind(own).await.expect("a socket");
-    let to = sink.local_addr().expect("bound");
     let mut hellos = Vec::new();
     for _ in 0..HELLOS {
+        // One for each: what is said at the end of such an attempt is none of the next one.
+        let sink = UdpSocket::bind(own).await.expect("a socket");
+        let to = sink.local_addr().expect("bound");
         let endpoint = Endpoint::client(own).expect("a socket");
         let config = peer::client_config(plan.identity(), TransportConfig::default());
         let connecting = endpoint.connect_with(config, to, "peer.linkspan.internal");
@@ -51,8 +52,6 @@ async fn client_hellos(plan: &Plan) -> Vec<Vec<Vec<u8>>> {
         }
         drop(connecting);
         drop(endpoint);
-        // What is said at the end of such an attempt is none of it.
-        while sink.try_recv_from(&mut buffer).is_ok() {}
         if !packets.is_empty() {
             hellos.push(packets);
         }

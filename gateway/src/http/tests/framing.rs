@@ -217,17 +217,20 @@ async fn s_22_no_answer_is_ever_another_requests() {
                         client = world.client().await;
                         continue;
                     }
-                    let head = client.head().await;
-                    if let Some(seen) = field(&head, "x-nonce") {
-                        assert_eq!(seen, nonce, "{path}: {head}");
-                    } else {
-                        assert!(head.starts_with("HTTP/1.1 5"), "{path}: {head}");
-                    }
-                    if path == "/" {
+                    if matches!(path, "/" | "/close") {
+                        let head = client.head().await;
+                        assert_eq!(field(&head, "x-nonce").as_deref(), Some(nonce.as_str()), "{path}: {head}");
                         assert_eq!(client.exactly(4).await, "what");
-                    } else {
-                        client = world.client().await;
+                        continue;
                     }
+                    // The answer may be torn, and is anybody's guess; what is there of it must be this request's.
+                    let mut answer = [0; 4096];
+                    let read = tokio::io::AsyncReadExt::read(&mut client.stream, &mut answer).await.unwrap_or_default();
+                    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+                    if let Some((_, seen)) = answer.split_once("x-nonce: ") {
+                        assert!(seen.starts_with(&format!("{nonce}\r\n")), "{path}: {answer}");
+                    }
+                    client = world.client().await;
                 }
             }
         };
