@@ -6,11 +6,13 @@
 //!   plan  -- connections, with the peer's own hello on each
 //!     streams, http, control, datagrams -- what goes over them
 //!     strangers -- what comes before a connection: handshakes, the door for TCP
+//!     clients -- what comes from the other side: to a mirrored service, without any certificate
 //! ```
 //!
 //! An attack never ends by itself: what it holds, it holds until its time is over, and what the gateway closes is opened
 //! again. Its [`Report`] says how far it came, so that a test can tell an attack that was withstood from one that never began.
 
+mod clients;
 mod control;
 mod datagrams;
 mod http;
@@ -71,10 +73,12 @@ pub enum Attack {
     TcpPreface,
     /// The door for TCP: packets of impossible lengths.
     TcpLengths,
+    /// No peer but clients of a mirrored service, whose heads trickle in.
+    SlowClients,
 }
 
 impl Attack {
-    /// All of them.
+    /// All that a peer can do.
     pub const ALL: [Self; 22] = [
         Self::Unheaded,
         Self::HeaderDrip,
@@ -147,6 +151,7 @@ impl Attack {
             Self::HalfHandshakes => strangers::half_handshakes(&plan).await,
             Self::TcpPreface => strangers::tcp_preface(&plan).await,
             Self::TcpLengths => strangers::tcp_lengths(&plan).await,
+            Self::SlowClients => clients::slow(&plan).await,
         }
         plan.report(self)
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use linkspan_tests::hostile::{Attack, Plan, Target};
 use linkspan_tests::peer;
@@ -21,20 +21,20 @@ struct Args {
     /// Where to wait for a gateway that dials.
     #[arg(long)]
     listen: Option<SocketAddr>,
-    /// The folder with leaf.der and key.der of the peer's gateway.
+    /// The folder with leaf.der and key.der of the peer's gateway; clients have none.
     #[arg(long)]
-    identity: PathBuf,
+    identity: Option<PathBuf>,
     /// The cluster that the peer is.
-    #[arg(long)]
+    #[arg(long, default_value = "west")]
     cluster: String,
     /// A workload of it, by its SPIFFE ID.
-    #[arg(long)]
+    #[arg(long, default_value = "spiffe://west.example/ns/shop/sa/web")]
     source: String,
     /// A service that the gateway exports.
-    #[arg(long)]
+    #[arg(long, default_value = "shop/web")]
     service: String,
     /// Its port.
-    #[arg(long)]
+    #[arg(long, default_value_t = 80)]
     port: u16,
     /// Connections at the same time.
     #[arg(long, default_value_t = 4)]
@@ -51,7 +51,11 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let identity = peer::load(&args.identity).context("the identity cannot be read")?;
+    let identity = match (&args.identity, args.attack) {
+        (Some(dir), _) => peer::load(dir).context("the identity cannot be read")?,
+        (None, Attack::SlowClients) => peer::Authority::new("nobody.example").gateway(),
+        (None, _) => bail!("a peer needs --identity"),
+    };
     let target = Target {
         address: args.to.or(args.listen).context("--to or --listen")?,
         is_listening: args.listen.is_some(),

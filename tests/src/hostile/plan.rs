@@ -59,7 +59,7 @@ pub(super) struct Link {
 /// What was done so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    connected: AtomicU64,
+    pub(super) connected: AtomicU64,
     done: AtomicU64,
     sent: AtomicU64,
     pub(super) received: AtomicU64,

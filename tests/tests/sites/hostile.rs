@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use linkspan_tests::hostile::{Attack, Report};
+use linkspan_tests::load::Load;
 use linkspan_tests::manifests::Service;
 use linkspan_tests::peer::{Authority, Verdict, close, dial, open, save, tcp_header, verdict};
 use linkspan_tests::process::{Process, program};
+use linkspan_tests::servers::Nginx;
 use linkspan_tests::site::{Options, PATIENCE, Site};
 use linkspan_tests::world::Host;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::sleep;
+
+use super::kit::{linked, needs_namespaces};
 
 /// What a hostile peer may cost, beyond what the gateway had before.
 const MOST: u64 = 64 * 1024 * 1024;
@@ -183,6 +187,43 @@ impl Bed {
         assert!(log.len() < 4 * 1024 * 1024, "the log has {} bytes", log.len());
         log.lines().filter(|line| line.contains("panic")).count()
     }
+}
+
+/// Memory that this process has in use, in bytes.
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a field of /proc/PID/status");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+}
+
+/// Clients whose heads trickle in, and one that wants an answer.
+#[test]
+fn s_27_five_thousand_slow_clients_cost_40_kib_each_and_hold_nobody_up() {
+    const CLIENTS: u64 = 5000;
+    const WEB: &str = "web-west.shop.svc.cluster.local";
+    needs_namespaces!();
+    let (_world, mut sites) = linked(&["east", "west"]);
+    let _nginx = Nginx::start(&sites[1].host, 8080);
+    sites[1].apply("web.yaml", &Service::new("shop", "web").port("http", 8080, Some("http")).yaml());
+    let address = sites[0].wait_resolves(WEB);
+    let url = format!("http://{WEB}:8080/");
+    let before = Load::start(&sites[0].host, &url, 200, 1).finish();
+    let pid = sites[0].process(0).id();
+    let alone = resident(pid);
+    let clients = CLIENTS.to_string();
+    let to = format!("{address}:8080");
+    let args = ["slow-clients", "--to", &to, "--connections", &clients, "--millis", "5000"];
+    let mut slow = sites[0].host.start("slow-clients", program("linkspan-hostile"), &args);
+    std::thread::sleep(Duration::from_millis(2000));
+    let during = Load::start(&sites[0].host, &url, 200, 1).finish();
+    let each = resident(pid).saturating_sub(alone) / CLIENTS;
+    let report = report(&mut slow);
+    eprintln!("{each} bytes each; {:?} ms before, {:?} during; {report:?}", before.percentiles, during.percentiles);
+    assert_eq!(report.connected, CLIENTS, "{report:?}");
+    assert!(each <= 40 * 1024, "{each} bytes each");
+    assert_eq!((during.good, during.failures.len()), (during.requests, 0), "{:?}", during.failures);
+    // Twice as long, and what two cores take to wake up for it all.
+    assert!(during.percentiles[2] <= before.percentiles[2] * 2.0 + 20.0, "{before:?} {during:?}");
 }
 
 /// What the hostile program says at its end.
