@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use linkspan_proto::control::{self, ControlMessage, Hello, VERSION};
+use linkspan_proto::names::ClusterName;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
@@ -180,6 +182,35 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
+/// What the gateway of `cluster` says first.
+///
+/// # Panics
+/// When that is no name of a cluster.
+pub fn hello(cluster: &str) -> Hello {
+    Hello {
+        version_min: VERSION,
+        version_max: VERSION,
+        features: 0,
+        cluster: ClusterName::parse(cluster).expect("a cluster name"),
+        gateway_id: cluster.to_owned(),
+        boot_id: cluster.to_owned(),
+        software_version: "0".to_owned(),
+        worker: 0,
+        workers: 1,
+    }
+}
+
+/// Says [`hello`] as `cluster`. The control stream must stay open; without it a connection lasts for five seconds.
+///
+/// # Errors
+/// When the connection is gone.
+pub async fn greet(connection: &Connection, cluster: &str) -> Result<SendStream, quinn::WriteError> {
+    let mut stream = connection.open_uni().await?;
+    stream.write_all(&control::open()).await?;
+    stream.write_all(&control::encode(&ControlMessage::Hello(hello(cluster)))).await?;
+    Ok(stream)
+}
+
 /// Opens a stream with `header` and `payload` in it.
 ///
 /// # Errors
@@ -233,7 +264,7 @@ pub fn tcp_header(source: &str, service: &str, port: u16, path: &[&str]) -> Stre
         linkspan_proto::identity::SpiffeId::parse(source).expect("SPIFFE ID"),
         linkspan_proto::identity::Assurance::Network,
     ));
-    header.path = path.iter().map(|c| linkspan_proto::names::ClusterName::parse(c).expect("name")).collect();
+    header.path = path.iter().map(|c| ClusterName::parse(c).expect("name")).collect();
     header
 }
 

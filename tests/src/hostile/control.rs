@@ -6,6 +6,7 @@ use linkspan_proto::control::{self, ControlMessage, Credit, GoAway, Hello};
 use quinn::{RecvStream, SendStream};
 
 use super::plan::{Link, Plan};
+use crate::peer;
 use crate::wire::Message;
 
 /// Messages in one write.
@@ -32,7 +33,11 @@ pub(super) async fn flood(plan: Arc<Plan>, mut link: Link) {
                 0 => ControlMessage::Credit(Credit { stream: u64::MAX - id, limit: u64::MAX }),
                 1 => ControlMessage::Credit(Credit { stream: id, limit: id }),
                 2 => ControlMessage::GoAway(GoAway { drain_millis: u32::MAX, reason: "x".repeat(256) }),
-                _ => ControlMessage::Hello(Hello { worker: u32::MAX, workers: u32::MAX, ..plan.hello() }),
+                _ => ControlMessage::Hello(Hello {
+                    worker: u32::MAX,
+                    workers: u32::MAX,
+                    ..peer::hello(&plan.target.cluster)
+                }),
             };
             bytes.extend_from_slice(&control::encode(&message));
         }

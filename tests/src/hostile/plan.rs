@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use linkspan_proto::control::{self, ControlMessage, Hello, VERSION};
-use linkspan_proto::names::ClusterName;
 use linkspan_proto::stream_header::StreamKind;
 use quinn::{Connection, Endpoint, IdleTimeout, SendStream, TransportConfig, VarInt};
 use serde::{Deserialize, Serialize};
@@ -147,30 +145,8 @@ impl Plan {
             None => peer::dial_with(self.target.address, self.identity(), transport()).await,
         };
         let connection = connection.map_err(|error| error.to_string())?;
-        let control = self.greet(&connection).await.map_err(|error| error.to_string())?;
+        let control = peer::greet(&connection, &self.target.cluster).await.map_err(|error| error.to_string())?;
         Ok(Link { connection, control })
-    }
-
-    /// Says hello. The control stream has to stay open.
-    async fn greet(&self, connection: &Connection) -> Result<SendStream, quinn::WriteError> {
-        let mut stream = connection.open_uni().await?;
-        stream.write_all(&control::open()).await?;
-        stream.write_all(&control::encode(&ControlMessage::Hello(self.hello()))).await?;
-        Ok(stream)
-    }
-
-    pub(super) fn hello(&self) -> Hello {
-        Hello {
-            version_min: VERSION,
-            version_max: VERSION,
-            features: 0,
-            cluster: ClusterName::parse(&self.target.cluster).expect("a cluster name"),
-            gateway_id: "hostile".to_owned(),
-            boot_id: "hostile".to_owned(),
-            software_version: "0".to_owned(),
-            worker: 0,
-            workers: 1,
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use linkspan_tests::hostile::{Attack, Report};
 use linkspan_tests::load::Load;
 use linkspan_tests::manifests::Service;
-use linkspan_tests::peer::{Authority, Verdict, close, dial, open, save, tcp_header, verdict};
+use linkspan_tests::peer::{Authority, Verdict, close, dial, greet, open, save, tcp_header, verdict};
 use linkspan_tests::process::{Process, program};
 use linkspan_tests::servers::Nginx;
 use linkspan_tests::site::{Options, PATIENCE, Site};
@@ -129,16 +129,17 @@ impl Bed {
     /// A stream of north's to the sink on which [`PACE`] bytes a second flow from now on.
     async fn honest_load(&self) -> tokio::task::JoinHandle<()> {
         let start = Instant::now();
-        let (connection, mut send, recv) = loop {
+        let ((connection, control), mut send, recv) = loop {
             assert!(start.elapsed() < PATIENCE, "north cannot use the export");
             sleep(Duration::from_millis(50)).await;
             let Ok(connection) = dial(self.link, self.north.gateway()).await else { continue };
+            let Ok(control) = greet(&connection, "north").await else { continue };
             let source = "spiffe://north.example/ns/shop/sa/web";
             let header = tcp_header(source, "shop/sink", self.sink, &["north"]).encode().expect("header");
             if let Ok((send, mut recv)) = open(&connection, &header, b"").await
                 && verdict(&mut recv).await == Verdict::Bytes(vec![0])
             {
-                break (connection, send, recv);
+                break ((connection, control), send, recv);
             }
         };
         tokio::spawn(async move {
@@ -156,7 +157,7 @@ impl Bed {
                 }
             }
             close(&connection);
-            drop(recv);
+            drop((recv, control));
         })
     }
 
