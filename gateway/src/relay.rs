@@ -45,8 +45,7 @@ use crate::remote::Review;
 pub const CHUNK: usize = 64 * 1024;
 
 /// Reads shorter than this are copied out of the shared buffer, so that a few bytes that wait for an acknowledgement do
-/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst twice the payload is held, by as many streams as a
-/// peer may leave unread.
+/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst twice the payload is held.
 pub const COPY_BELOW: usize = CHUNK / 2;
 
 /// How often the counters of a connection that moves bytes are told to the recorders.
