@@ -46,6 +46,7 @@ mod keys;
 mod pool;
 mod resolve;
 mod serve;
+mod share;
 mod socket;
 mod state;
 mod stream;

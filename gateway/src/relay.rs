@@ -45,8 +45,8 @@ use crate::remote::Review;
 pub const CHUNK: usize = 64 * 1024;
 
 /// Reads shorter than this are copied out of the shared buffer, so that a few bytes that wait for an acknowledgement do
-/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst four times the payload is held.
-pub const COPY_BELOW: usize = CHUNK / 4;
+/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst twice the payload is held.
+pub const COPY_BELOW: usize = CHUNK / 2;
 
 /// How often the counters of a connection that moves bytes are told to the recorders.
 pub const TELL_EVERY: Duration = Duration::from_secs(1);

@@ -37,7 +37,7 @@ fn failed_accepts(registry: &Registry) -> u64 {
 }
 
 #[tokio::test]
-async fn accepting_resumes_within_a_second_of_relief() {
+async fn s_32_accepting_resumes_within_a_second_of_relief() {
     let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).expect("limit");
     rlimit::setrlimit(rlimit::Resource::NOFILE, 256, hard).expect("lower the limit");
 

@@ -30,6 +30,8 @@ pub mod peer;
 
 pub mod wire;
 
+pub mod hostile;
+
 pub mod readme;
 
 pub mod bed;

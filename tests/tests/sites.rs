@@ -27,6 +27,8 @@ mod sites {
 
     mod reach;
 
+    mod hostile;
+
     mod lifecycle;
 
     mod cli;

@@ -90,6 +90,8 @@ where
                 }
             }
         }
+        // A peer that has no end of messages must leave time to the others of this worker.
+        tokio::task::yield_now().await;
     }
     trouble::close(connection, CloseCode::Protocol);
 }

@@ -44,6 +44,9 @@ pub(super) struct Flow {
     /// What the peer is to be told, by stream id: the newest of each counts.
     owed: Mutex<BTreeMap<u64, u64>>,
     telling: Notify,
+    /// Bytes that were read from all streams, and given to QUIC for all of them.
+    read: AtomicU64,
+    sent: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -56,11 +59,23 @@ struct Grant {
 impl Flow {
     /// `rtt` gives the connection's round trip at any moment; asked once for each credit.
     pub(super) fn new(rtt: impl Fn() -> Duration + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { rtt: Box::new(rtt), grants: Mutex::default(), owed: Mutex::default(), telling: Notify::new() })
+        Arc::new(Self {
+            rtt: Box::new(rtt),
+            grants: Mutex::default(),
+            owed: Mutex::default(),
+            telling: Notify::new(),
+            read: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+        })
     }
 
     fn rtt(&self) -> Duration {
         (self.rtt)()
+    }
+
+    /// Bytes that were read from the connection's streams so far, and given to QUIC for them.
+    pub(super) fn passed(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
     }
 
     /// Takes in a credit of the peer. One for a stream that is over, or never was, changes nothing.
@@ -154,6 +169,7 @@ impl Allowance {
     /// So many bytes were sent.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
+        self.flow.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Ready when more may be sent.
@@ -189,6 +205,7 @@ impl Window {
     /// Takes in that so many bytes were read.
     pub(super) fn read(&mut self, bytes: usize) {
         self.read += bytes as u64;
+        self.flow.read.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.granted.saturating_sub(self.read) > self.size / 2 {
             return;
         }

@@ -20,6 +20,7 @@ use super::congestion::{NudgedFactory, Unlimited};
 use super::credit;
 use super::datagrams::{RECEIVE_BUFFER, SEND_BUFFER};
 use super::keys::Keys;
+use super::share;
 use super::socket::{self, LargestSent, LinkSocket, Network, Steering, WorkerIds};
 use super::tcp::{MAX_PACKET, Pipe, Wire};
 
@@ -82,30 +83,19 @@ pub struct Limits {
     /// Bytes of one peer that may be unread in all, over its connections: what a hostile peer can make us hold. A
     /// stalled stream takes [`credit::FIRST`] of it, so it must be many times that.
     pub peer_window: u32,
-    /// Bytes of one connection that may be sent and not yet acknowledged.
-    pub send_window: u32,
+    /// Bytes that may be sent to one peer and not yet acknowledged, over its connections.
+    pub peer_send_window: u32,
     /// Largest packet that is tried on any path. `None`: what the route to the peer carries, as far as this machine knows.
     pub mtu: Option<u16>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { streams: 1024, peer_window: 64 * 1024 * 1024, send_window: 16 * 1024 * 1024, mtu: None }
+        Self { streams: 1024, peer_window: 64 * 1024 * 1024, peer_send_window: 32 * 1024 * 1024, mtu: None }
     }
 }
 
 impl Limits {
-    /// The connection window while nothing is known of the peer: what the smallest share of `peer_window` will be.
-    fn first_window(&self) -> u32 {
-        self.peer_window / 4
-    }
-
-    /// Each connection's share, once it is known how many there will be.
-    pub(super) fn window(&self, connections: usize) -> VarInt {
-        let connections = u32::try_from(connections.clamp(1, 4)).unwrap_or(4);
-        VarInt::from_u32(self.peer_window / connections)
-    }
-
     /// The largest packet that is tried on the way to `remote`.
     fn mtu(&self, remote: IpAddr) -> u16 {
         let route = || socket::route_payload(remote.to_canonical()).unwrap_or(UNKNOWN_MTU);
@@ -147,8 +137,8 @@ impl Limits {
             // The control stream, and room for a later version's.
             .max_concurrent_uni_streams(VarInt::from_u32(4))
             .stream_receive_window(STREAM_WINDOW)
-            .receive_window(VarInt::from_u32(self.first_window()))
-            .send_window(u64::from(self.send_window))
+            .receive_window(VarInt::from_u32(share::FIRST as u32))
+            .send_window(share::FIRST)
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(millis(IDLE)))))
             .keep_alive_interval(Some(KEEP_ALIVE))
             .initial_rtt(INITIAL_RTT)
@@ -302,17 +292,6 @@ impl TcpServer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shares_of_the_peer_window_add_up_to_it() {
-        let limits = Limits::default();
-        for connections in 1..=4_u32 {
-            let share = limits.window(connections as usize).into_inner();
-            assert!(share * u64::from(connections) <= u64::from(limits.peer_window));
-            assert!(share >= 64 * credit::FIRST, "stalled streams must not stop the others");
-        }
-        assert_eq!(limits.window(100), limits.window(4));
-    }
 
     #[test]
     fn the_largest_packet_is_that_of_the_route_unless_told_otherwise() {

@@ -109,6 +109,8 @@ pub(super) struct PeerLink {
     pub(super) connected: watch::Sender<bool>,
     /// Streams of the peer that are being served.
     pub(super) streams: AtomicUsize,
+    /// Those of them whose header did not come with their first bytes.
+    pub(super) unheaded: AtomicUsize,
     /// Catalogue pipes of the peer that are being served.
     pub(super) pipes: AtomicUsize,
     pub(super) inbox: mpsc::Sender<Message>,
@@ -436,6 +438,7 @@ impl Links {
             report: ArcSwap::from_pointee(super::driver::first_report(&config.peer)),
             connected: watch::Sender::new(false),
             streams: AtomicUsize::new(0),
+            unheaded: AtomicUsize::new(0),
             pipes: AtomicUsize::new(0),
             inbox: sender,
             config: ArcSwap::new(Arc::clone(&config)),

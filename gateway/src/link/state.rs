@@ -278,11 +278,19 @@ impl LinkState {
         if self.retiring {
             return Some(CloseWhy::Shutdown);
         }
-        // Two replicas of the peer, each with all connections in use and all being replaced, over both carriers, and a few that
-        // look for another worker of ours.
-        let most = 8 * self.workers + 4;
         let accepted = self.known.values().filter(|known| known.dialled.is_none()).count();
-        (accepted >= most).then_some(CloseWhy::TooMany)
+        (accepted >= self.most_accepted()).then_some(CloseWhy::TooMany)
+    }
+
+    /// Two replicas of the peer, each with all connections in use and all being replaced, over both carriers, and a few that
+    /// look for another worker of ours.
+    fn most_accepted(&self) -> usize {
+        8 * self.workers + 4
+    }
+
+    /// Connections that there may be at most, our own and all being replaced.
+    pub(super) fn most_connections(&self) -> usize {
+        self.most_accepted() + 2 * self.slots.len()
     }
 
     fn accepted(&mut self, connection: ConnectionId, carrier: Carrier, now: Instant) {

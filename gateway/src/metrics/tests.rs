@@ -154,7 +154,7 @@ fn probes_of_check_are_no_traffic() {
 
 /// S-31: a million names that nobody configured.
 #[test]
-fn made_up_names_make_no_series() {
+fn s_31_made_up_names_make_no_series() {
     let (metrics, registry) = metrics();
     for n in 0..1_000_000_u32 {
         let mut entry = Entry::new(Direction::Inbound, Protocol::Http1);
@@ -177,7 +177,7 @@ fn made_up_names_make_no_series() {
 }
 
 #[test]
-fn many_configured_names_are_capped() {
+fn s_31_many_configured_names_are_capped() {
     let (metrics, _registry) = metrics();
     let mut big = snapshot();
     for n in 0..3000 {

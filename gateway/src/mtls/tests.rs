@@ -250,7 +250,7 @@ async fn an_unknown_name_is_no_route() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_client_is_dropped_in_time() {
+async fn s_27_a_silent_client_is_dropped_in_time() {
     let world = world(None);
     let (_socket, conn) = connection().await;
     let began = tokio::time::Instant::now();

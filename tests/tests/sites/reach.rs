@@ -86,7 +86,7 @@ fn refused(why: Refusal) -> Verdict {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s14_nothing_that_is_not_exported_can_be_reached() {
+async fn s_14_nothing_that_is_not_exported_can_be_reached() {
     let bed = Bed::new().await;
     let connection = bed.connect().await;
     let admin: SocketAddr = bed.site.bound("gateway", "admin").and_then(|a| a.parse().ok()).expect("admin");
@@ -177,8 +177,8 @@ fn begun() -> u64 {
 /// What an authenticated peer gets for raw headers: every place, port and spelling is refused with the right code, and the
 /// kernel's own counter says that no connection was begun to anywhere.
 #[test]
-fn s14_headers_written_by_hand_reach_no_address() {
-    let network = own_network("sites::reach::s14_headers_written_by_hand_reach_no_address");
+fn s_14_s_15_headers_written_by_hand_reach_no_address() {
+    let network = own_network("sites::reach::s_14_s_15_headers_written_by_hand_reach_no_address");
     if network == Network::Done {
         return;
     }

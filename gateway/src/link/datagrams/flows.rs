@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_cannot_make_us_hold_more_than_the_bounds() {
+    fn s_29_a_peer_cannot_make_us_hold_more_than_the_bounds() {
         let now = Instant::now();
         let mut flows: Flows<()> = Flows::default();
         for _ in 0..EARLY_OF_FLOW {

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use linkspan_runtime::task;
+use quinn::VarInt;
 
 use super::{Driver, Message};
 use crate::link::connection::{Connection, ConnectionId};
 use crate::link::health::{LOST_AFTER, Missed, PROBE_TIMEOUT, Probe, Verdict};
 use crate::link::serve;
+use crate::link::share::Pool;
 use crate::link::state::Event;
 use crate::link::trouble::{self, CloseCode, trouble};
 
@@ -95,12 +97,29 @@ impl Driver {
 
     /// Gives each connection its share of what one peer may make us hold.
     fn share_window(&mut self, usable: usize) {
-        let ready = self.standing.values().filter(|standing| standing.health.is_some()).count();
-        let window = self.shared.config.limits.window(self.state.target().max(ready).max(usable));
-        for standing in self.standing.values_mut().filter(|standing| standing.health.is_some()) {
-            if standing.window != window.into_inner() {
-                standing.window = window.into_inner();
-                standing.connection.quinn.set_receive_window(window);
+        let own = &self.shared.config;
+        let expected = self.state.target().max(usable);
+        let most = self.state.most_connections();
+        let receive = Pool::new(u64::from(own.limits.peer_window), most);
+        let send = Pool::new(u64::from(own.limits.peer_send_window), most);
+        let mut ready: Vec<_> = self.standing.values_mut().filter(|standing| standing.health.is_some()).collect();
+        let before: Vec<_> = ready.iter().map(|one| (one.receive.window(), one.send.window())).collect();
+        let mut unread: Vec<_> = Vec::with_capacity(ready.len());
+        let mut unacknowledged: Vec<_> = Vec::with_capacity(ready.len());
+        for one in &mut ready {
+            let (read, sent) = one.connection.flow.passed();
+            unread.push((&mut one.receive, read));
+            unacknowledged.push((&mut one.send, sent));
+        }
+        receive.divide(expected, &mut unread);
+        send.divide(expected, &mut unacknowledged);
+        for (one, before) in ready.iter().zip(before) {
+            let quinn = &one.connection.quinn;
+            if one.receive.window() != before.0 {
+                quinn.set_receive_window(VarInt::from_u64(one.receive.window()).unwrap_or(VarInt::MAX));
+            }
+            if one.send.window() != before.1 {
+                quinn.set_send_window(one.send.window());
             }
         }
     }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::{Driver, now};
 use crate::link::connection::{Connection, ConnectionId};
 use crate::link::health::Health;
+use crate::link::share::Share;
 use crate::link::state::{Event, HelloFacts, Leave, Trouble};
 use crate::link::tls::{PeerTrust, Role, TrustFailure};
 use crate::link::trouble::{self, CloseCode, trouble};
@@ -34,7 +35,10 @@ pub(super) struct Standing {
     pub(super) health: Option<Health>,
     /// Why we closed it, where that is something to tell.
     pub(super) trouble: Option<Trouble>,
-    pub(super) window: u64,
+    /// Of what the peer may leave unread here.
+    pub(super) receive: Share,
+    /// Of what it may leave unacknowledged.
+    pub(super) send: Share,
 }
 
 impl Driver {
@@ -70,7 +74,8 @@ impl Driver {
             goaways,
             health: None,
             trouble: None,
-            window: 0,
+            receive: Share::new(),
+            send: Share::new(),
         };
         // The handshake has verified it, but the bundle may have changed since.
         match standing.verify(&self.config.trust, self.shared.wall()) {

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_lengths_are_refused() {
+    fn s_27_impossible_lengths_are_refused() {
         let of = |length: u16| deframe(Deframer::after_preface(), &length.to_be_bytes(), &[2]);
         assert_eq!(of(0), Err(FrameError::Empty));
         assert_eq!(of(65_528), Err(FrameError::Oversize(65_528)));

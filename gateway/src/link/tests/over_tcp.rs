@@ -229,7 +229,7 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn strangers_get_nowhere_over_tcp() {
+async fn s_27_strangers_get_nowhere_over_tcp() {
     let west = Side::start("west");
     let mut http = TcpStream::connect(west.address).await.unwrap();
     http.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -252,7 +252,7 @@ async fn strangers_get_nowhere_over_tcp() {
 }
 
 #[tokio::test]
-async fn one_address_cannot_keep_all_others_out() {
+async fn s_27_one_address_cannot_keep_all_others_out() {
     let west = Side::start("west");
     let mut held = Vec::new();
     for _ in 0..32 {

@@ -19,7 +19,7 @@ async fn fill(mut send: SendHalf) -> (usize, SendHalf) {
 /// F-27, S-29: each costs 256 KiB, and whoever reads is not held up. 48 of them would have used up a connection's window of
 /// 16 MiB with QUIC's stream windows alone.
 #[tokio::test(start_paused = true)]
-async fn readers_who_do_not_read_cost_little_and_hold_nobody_up() {
+async fn s_29_f_27_readers_who_do_not_read_cost_little_and_hold_nobody_up() {
     let (east, mut west, _wire) = pair_in_memory().await;
     let mut stalled = Vec::new();
     let mut unread = Vec::new();
