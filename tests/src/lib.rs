@@ -16,6 +16,8 @@
 
 pub mod process;
 
+pub mod clock;
+
 pub mod world;
 
 pub mod site;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::clock;
 use crate::process::{Process, eventually, program, run, succeed};
 use crate::world::Host;
 
@@ -117,6 +118,17 @@ impl Site {
     pub fn start(&mut self) {
         let dir = self.dir.display().to_string();
         self.processes.push(self.host.start("site", program("linkspan"), &["site", "run", "--dir", &dir]));
+        self.wait_ready();
+    }
+
+    /// Starts `linkspan site run` with a clock that is so many seconds ahead, and waits until it is ready.
+    pub fn start_ahead(&mut self, seconds: i64) {
+        let dir = self.dir.display().to_string();
+        let mut command = self.host.command("env");
+        let clock = clock::environment(&clock::library(self.host.dir()), seconds);
+        command.args(clock.map(|(name, value)| format!("{name}={value}")));
+        command.arg(program("linkspan")).args(["site", "run", "--dir", &dir]).current_dir(self.host.dir());
+        self.processes.push(Process::start(&format!("{}/site", self.name), command, &self.host.dir().join("site.log")));
         self.wait_ready();
     }
 

@@ -19,6 +19,8 @@ mod sites {
 
     mod faults;
 
+    mod causes;
+
     mod drain;
 
     mod carrier;
