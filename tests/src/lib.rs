@@ -18,6 +18,8 @@ pub mod process;
 
 pub mod clock;
 
+pub mod cgroup;
+
 pub mod world;
 
 pub mod site;

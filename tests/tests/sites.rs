@@ -21,6 +21,8 @@ mod sites {
 
     mod causes;
 
+    mod limits;
+
     mod drain;
 
     mod carrier;
