@@ -57,6 +57,18 @@ impl Cgroup {
         }
     }
 
+    /// Its folder, for programs that enter it themselves.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The most that it has used so far, bytes.
+    pub fn most(&self) -> u64 {
+        let files = ["memory.peak", "memory.max_usage_in_bytes"];
+        let text = files.iter().find_map(|file| fs::read_to_string(self.dir.join(file)).ok()).unwrap_or_default();
+        text.trim().parse().unwrap_or_default()
+    }
+
     /// Puts a process into it, with all its threads.
     ///
     /// # Panics

@@ -54,12 +54,10 @@ const AT_ONCE: usize = 64;
 
 /// The longest wait of one round at a site, while there is no more to ask than [`AT_ONCE`] of a kind: for one program that gives
 /// no answer, for new Links, then for everything that is asked at the same time. Whoever runs a check waits before it.
-const LONGEST: Duration = http::PATIENCE
-    .saturating_add(longer(http::PATIENCE, site::IN_FORCE))
-    .saturating_add(longer(
-        longer(reach::RESOLVE.saturating_add(quic::PATIENCE), dns::PATIENCE),
-        longer(probe::PATIENCE, exports::CONNECT),
-    ));
+const LONGEST: Duration = http::PATIENCE.saturating_add(longer(http::PATIENCE, site::IN_FORCE)).saturating_add(longer(
+    longer(reach::RESOLVE.saturating_add(quic::PATIENCE), dns::PATIENCE),
+    longer(probe::PATIENCE, exports::CONNECT),
+));
 
 /// What a check may take.
 const TEN_SECONDS: Duration = Duration::from_secs(10);

@@ -16,6 +16,7 @@ use linkspan_proto::configuration::{LinkReport, Peer, Rejection, ResourceKey, Re
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::Signal;
+use linkspan_runtime::memory::Shortage;
 use linkspan_runtime::task;
 use quinn::AsyncUdpSocket;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -65,6 +66,8 @@ pub struct LinkConfig {
     pub controller: Option<Controller>,
     /// Limits of the transport.
     pub limits: Limits,
+    /// Whether there is memory for new streams.
+    pub shortage: Shortage,
     /// Who counts probes and losses.
     pub observer: Arc<dyn Observer>,
     /// Reports the end of a listening socket.
@@ -283,6 +286,18 @@ impl Links {
     /// # Errors
     /// See [`OpenError`]. Nothing was sent: another cluster may be tried.
     pub async fn open(&self, worker: usize, peer: &ClusterName) -> Result<(SendHalf, RecvHalf), OpenError> {
+        if self.0.config.shortage.is_short() {
+            return Err(OpenError::Overloaded);
+        }
+        self.open_anyway(worker, peer).await
+    }
+
+    /// The same for what the link itself cannot do without.
+    pub(super) async fn open_anyway(
+        &self,
+        worker: usize,
+        peer: &ClusterName,
+    ) -> Result<(SendHalf, RecvHalf), OpenError> {
         let link = self.peer(peer).ok_or(OpenError::UnknownPeer)?;
         let connections = link.connections.load_full();
         let first = link.pick(&connections, worker).ok_or(OpenError::NotConnected)?;
@@ -313,7 +328,7 @@ impl Links {
         let first = link.pick(&connections, worker).ok_or(OpenError::NotConnected)?;
         let others = connections.iter().filter(|other| other.id != first.id);
         let connection = std::iter::once(first).chain(others).find(|connection| !datagrams::is_full(connection));
-        let connection = connection.ok_or(OpenError::Overloaded)?;
+        let connection = connection.filter(|_| !self.0.config.shortage.is_short()).ok_or(OpenError::Overloaded)?;
         if connection.quinn.max_datagram_size().is_none() {
             return Err(OpenError::NoDatagrams);
         }

@@ -121,7 +121,9 @@ fn udp_is_blocked_and_tcp_is_in_use() {
     eventually("TCP carries the link", PATIENCE, || east.gateway("west").is_some_and(|row| row["transport"] == "tcp"));
     named(east, &[], "udpBlocked", "warning", "`transport: tcp`");
     let (found, code) = check(east, &[]);
-    assert!(code == 0 && found.iter().any(|one| one["reason"].as_str().is_some_and(|why| why.contains("TCP is in use"))));
+    assert!(
+        code == 0 && found.iter().any(|one| one["reason"].as_str().is_some_and(|why| why.contains("TCP is in use")))
+    );
 }
 
 #[test]
@@ -171,9 +173,7 @@ async fn a_certificate_has_ended_or_not_begun() {
     east.apply("link-west.yaml", &west.link("west"));
     east.start();
     let link = east.bound("gateway", "link").and_then(|at| at.parse().ok()).expect("the link is bound");
-    for ((from, until), cause) in
-        [((2020, 2021), "certificateExpired"), ((2090, 2091), "certificateNotYetValid")]
-    {
+    for ((from, until), cause) in [((2020, 2021), "certificateExpired"), ((2090, 2091), "certificateNotYetValid")] {
         // Until the site has read the Link, west is a stranger.
         let start = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! What happens when something runs short, or dies half-way: SECURITY-BAR's F-26, F-33, F-35, F-37 and F-50.
+//! What happens when something runs short, or dies half-way: SECURITY-BAR's F-26, F-33, F-35, F-36, F-37 and F-50.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -78,8 +78,10 @@ fn f_26_a_request_of_which_nothing_was_sent_is_served_by_another_endpoint_in_100
     // At the second endpoint nothing listens.
     let web = Service::new("shop", "web").port("http", 8080, Some("http"));
     west.apply("web.yaml", &web.endpoints(&[("127.0.0.1", true), ("127.0.0.9", true)]).yaml());
-    eventually("both are known", PATIENCE, || west.linkspan(&["exports"]).contains("2/2") || {
-        west.linkspan(&["exports", "-o", "json"]).contains("127.0.0.9")
+    eventually("both are known", PATIENCE, || {
+        west.linkspan(&["exports"]).contains("2/2") || {
+            west.linkspan(&["exports", "-o", "json"]).contains("127.0.0.9")
+        }
     });
     let each = east.host.sh(&format!(
         "for i in $(seq 40); do curl -sS -m 5 -o /dev/null -w '%{{http_code}} %{{time_total}}\\n' http://{WEB}:8080/; done"
@@ -131,7 +133,7 @@ fn f_35_without_descriptors_what_stands_goes_on_and_the_rest_comes_back_in_a_sec
     let east = &sites[0];
     let cache = "cache-west.shop.svc.cluster.local";
     east.wait_resolves(cache);
-    let ping = || east.host.try_sh(&format!("redis-cli -h {cache} -t 1 ping")).1.contains("PONG");
+    let ping = || east.host.try_sh(&format!("timeout 1 redis-cli -h {cache} ping")).1.contains("PONG");
     eventually("west answers", PATIENCE, ping);
     // A connection that stands, with a question every tenth of a second; each answer is a line.
     let mut standing = east.host.start("standing", "redis-cli", &["-h", cache, "-i", "0.1", "-r", "100000", "ping"]);
@@ -150,6 +152,39 @@ fn f_35_without_descriptors_what_stands_goes_on_and_the_rest_comes_back_in_a_sec
     assert!(standing.running() && share <= 0.5, "{:.1} % of a core for nothing", share * 100.0);
     east.host.sh(&format!("prlimit --pid {pid} --nofile=256:256"));
     eventually("the rest comes back", Duration::from_secs(1) + COMMANDS, ping);
+}
+
+#[test]
+fn f_36_what_memory_does_not_hold_is_refused_and_nobody_is_killed() {
+    needs_namespaces!();
+    let Some(group) = Cgroup::memory(128 << 20) else { return };
+    let world = World::new(&["east", "west"]);
+    let mut sites: Vec<Site> =
+        ["east", "west"].iter().map(|name| Site::init(world.host(name), &Options::default())).collect();
+    sites[0].start();
+    sites[1].start_by(&["sh", "-c", &format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.dir().display()), "sh"]);
+    link_all(&[&sites[0], &sites[1]]);
+    let (east, west) = (&sites[0], &sites[1]);
+    let _nginx = serve(east, west);
+    // Answers that nobody reads: a gateway holds of each what its reader may have under way.
+    west.host.sh("truncate -s 64M nginx-8080/files/large");
+    let url = format!("http://{WEB}:8080/files/large");
+    let line =
+        format!("for i in $(seq 600); do curl -sS -o /dev/null --limit-rate 1k -m 40 '{url}' & sleep 0.01; done; wait");
+    let readers = east.host.start("readers", "bash", &["-c", &line]);
+    let load = Load::start(&east.host, &format!("http://{WEB}:8080/"), 50, 30);
+    let report = load.finish();
+    drop(readers);
+    eprintln!(
+        "{} of {} served, {} refused; killed {}; most in use {} MiB",
+        report.good,
+        report.requests,
+        report.failures.len(),
+        group.killed(),
+        group.most() >> 20
+    );
+    assert_eq!(group.killed(), 0, "killed for want of memory");
+    eventually("what was refused is served again", PATIENCE, || answers(east));
 }
 
 #[test]
@@ -190,7 +225,18 @@ fn f_50_a_hundred_megabits_over_one_leave_probes_their_room() {
         east.host.start(
             &format!("put-{limit}"),
             "curl",
-            &["-sS", "-m", "40", "-T", "offered", "-o", "/dev/null", "-w", "%{size_upload}\\n", &format!("{url}-{limit}")],
+            &[
+                "-sS",
+                "-m",
+                "40",
+                "-T",
+                "offered",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{size_upload}\\n",
+                &format!("{url}-{limit}"),
+            ],
         )
     };
     // Ten clients, each of which would send at ten megabits.

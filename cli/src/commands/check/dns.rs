@@ -150,11 +150,13 @@ fn judge(question: &Question, transport: Transport, answer: anyhow::Result<Answe
         Err(error) => Err(Wrong { reason: format!("over {over}: {error:#}"), silent: true }),
         // More addresses than a datagram holds: the client comes back over TCP.
         Ok(answer) if answer.truncated && transport == Transport::Udp => Ok(()),
-        Ok(answer) if answer.code != ResponseCode::NoError => wrong(format!("over {over} the answer is {}", answer.code)),
-        Ok(answer) if question.withheld && answer.addresses.is_empty() => Ok(()),
-        Ok(_) if question.withheld => {
-            wrong(format!("over {over} it has an address at which the gateway does not listen; others may answer there"))
+        Ok(answer) if answer.code != ResponseCode::NoError => {
+            wrong(format!("over {over} the answer is {}", answer.code))
         }
+        Ok(answer) if question.withheld && answer.addresses.is_empty() => Ok(()),
+        Ok(_) if question.withheld => wrong(format!(
+            "over {over} it has an address at which the gateway does not listen; others may answer there"
+        )),
         Ok(answer) if answer.addresses != [question.address] => {
             let found: Vec<String> = answer.addresses.iter().map(ToString::to_string).collect();
             let found = if found.is_empty() { "no address".to_owned() } else { found.join(", ") };
@@ -208,7 +210,9 @@ mod tests {
         };
         let withheld = |answer| judge(&question(true), Transport::Tcp, answer);
         assert_eq!(withheld(answer(ResponseCode::NoError, &[])), Ok(()), "nothing of ours listens there");
-        assert!(withheld(answer(ResponseCode::NoError, &["127.80.0.1"])).expect_err("wrong").reason.contains("not listen"));
+        assert!(
+            withheld(answer(ResponseCode::NoError, &["127.80.0.1"])).expect_err("wrong").reason.contains("not listen")
+        );
         let judge = |answer| judge(&question(false), Transport::Tcp, answer);
         assert_eq!(judge(answer(ResponseCode::NoError, &["127.80.0.1"])), Ok(()));
         let wrong = judge(answer(ResponseCode::NoError, &["127.80.0.9"])).expect_err("wrong");

@@ -283,8 +283,8 @@ mod tests {
     use linkspan_proto::configuration::Resource;
 
     use super::*;
-    use crate::client::quic::Echo;
     use crate::client::facts::tests::{link, peer};
+    use crate::client::quic::Echo;
 
     fn west() -> Peer {
         match peer("west", &["10.77.0.2:4143"]) {

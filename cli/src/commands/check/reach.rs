@@ -42,9 +42,8 @@ pub(super) async fn ask(checks: &Checks<'_>) -> Reached {
         Some((here, echo(here).await))
     };
     let peers = checks.facts.peers.values();
-    let peers: Vec<&Peer> = peers
-        .filter(|peer| checks.scope.covers_cluster(&peer.cluster) && peer.transport != Transport::Tcp)
-        .collect();
+    let peers: Vec<&Peer> =
+        peers.filter(|peer| checks.scope.covers_cluster(&peer.cluster) && peer.transport != Transport::Tcp).collect();
     let advertised = advertised(checks);
     let texts: Vec<&String> = advertised.iter().chain(peers.iter().flat_map(|peer| &peer.addresses)).collect();
     let (own, resolved) = tokio::join!(own, join_all(texts.iter().map(|text| resolve(text))));
@@ -75,7 +74,9 @@ pub(super) async fn ask(checks: &Checks<'_>) -> Reached {
 fn advertised(checks: &Checks<'_>) -> Vec<String> {
     let Some((site, run)) = checks.site.as_ref().zip(checks.gateway.as_ref()) else { return Vec::new() };
     let texts = site.spec.gateway.advertise.iter().map(ToString::to_string);
-    texts.map(|text| text.strip_suffix(":0").map_or(text.clone(), |host| format!("{host}:{}", run.link.port()))).collect()
+    texts
+        .map(|text| text.strip_suffix(":0").map_or(text.clone(), |host| format!("{host}:{}", run.link.port())))
+        .collect()
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, String> {
@@ -198,7 +199,12 @@ fn size(checks: &mut Checks<'_>, cluster: &ClusterName, found: &[(SocketAddr, Re
         return checks.ok(GROUP, name, format!("of {LARGE} bytes"));
     }
     let reason = format!("packets of {LARGE} bytes vanish, those of {SMALL} get through: {}", cut.join("; "));
-    checks.warn(GROUP, name, reason, remedy_for_size("the link has found out and sends smaller ones; over TCP it would hang"));
+    checks.warn(
+        GROUP,
+        name,
+        reason,
+        remedy_for_size("the link has found out and sends smaller ones; over TCP it would hang"),
+    );
     checks.because(Cause::MtuBlackHole);
 }
 
@@ -236,7 +242,9 @@ pub(super) fn remedy_for_silence(silent: &[(SocketAddr, Reach)], cluster: &Clust
             "small packets get through and those of {SMALL} bytes vanish, which is the least that QUIC needs"
         )),
         _ if silent.iter().all(|(_, reach)| reach.udp == Echo::NothingListens) => {
-            format!("start {cluster}, or correct the address in the Link: its host answers that nothing listens at {to}")
+            format!(
+                "start {cluster}, or correct the address in the Link: its host answers that nothing listens at {to}"
+            )
         }
         _ => format!(
             "correct the address in the Link if it is not that of {cluster}; start {cluster} if it is down; let UDP to {to} pass \
@@ -297,7 +305,10 @@ mod tests {
         let of = |silent: Vec<_>| (cause_of_silence(&silent), remedy_for_silence(&silent, &cluster), summary(&silent));
         let (cause, remedy, summary) = of(silent(Echo::Silence, answer(), answer()));
         assert_eq!(cause, Cause::UdpBlocked);
-        assert!(remedy.contains("let UDP to 10.77.0.2:4143/udp pass") && summary.contains("over TCP: answered"), "{remedy}");
+        assert!(
+            remedy.contains("let UDP to 10.77.0.2:4143/udp pass") && summary.contains("over TCP: answered"),
+            "{remedy}"
+        );
         let (cause, remedy, summary) = of(silent(Echo::Silence, Echo::Silence, answer()));
         assert_eq!(cause, Cause::MtuBlackHole);
         assert!(remedy.contains("smaller MTU") && summary.contains("small segments are answered"), "{summary}");
