@@ -280,6 +280,7 @@ impl Side {
             addresses: vec![self.address.to_string()],
             default_policy: DefaultPolicy::Allow,
             transport: Default::default(),
+            congestion: Default::default(),
         }
     }
 

@@ -226,6 +226,7 @@ impl Site {
                 addresses: vec![other.address.to_string()],
                 default_policy: DefaultPolicy::Allow,
                 transport: Default::default(),
+                congestion: Default::default(),
             });
             peers.clone()
         };

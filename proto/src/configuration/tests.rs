@@ -10,6 +10,7 @@ fn resources() -> Vec<Resource> {
             addresses: vec!["east.example.com:4143".into()],
             default_policy: DefaultPolicy::Deny,
             transport: Transport::Tcp,
+            congestion: Default::default(),
         }),
         Resource::Mirror(Mirror {
             name: "web-east.shop.svc.cluster.local".into(),

@@ -49,6 +49,7 @@ pub(crate) fn peer(name: &str, addresses: &[&str]) -> Resource {
         addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
         default_policy: DefaultPolicy::Allow,
         transport: Default::default(),
+        congestion: Default::default(),
     })
 }
 

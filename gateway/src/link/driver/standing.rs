@@ -16,7 +16,7 @@ use crate::link::health::Health;
 use crate::link::state::{Event, HelloFacts, Leave, Trouble};
 use crate::link::tls::{PeerTrust, Role, TrustFailure};
 use crate::link::trouble::{self, CloseCode, trouble};
-use crate::link::{PeerInfo, accept, serve};
+use crate::link::{PeerInfo, accept, congestion, serve};
 
 /// Goaways that wait to be sent on a connection: there are three kinds.
 const GOAWAYS: usize = 4;
@@ -57,6 +57,7 @@ impl Driver {
             remote: quinn.remote_address(),
             default_policy: peer.default_policy,
         });
+        congestion::configure(&quinn, peer.congestion);
         let permitted = self.shared.config.limits.streams;
         let connection = Arc::new(Connection::new(id, quinn, worker, info, permitted));
         let (goaways, sending) = mpsc::channel(GOAWAYS);

@@ -173,6 +173,7 @@ impl World {
                 addresses: if is_dialled { vec![one.host.address(PORT).to_string()] } else { Vec::new() },
                 default_policy: DefaultPolicy::Allow,
                 transport: Transport::Auto,
+                congestion: Default::default(),
             }
         };
         let of_pair = |(one, other, first, second): &(usize, usize, bool, bool)| match of {
