@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use super::cluster::Cluster;
 use super::network;
 use super::pods::Pod;
 use crate::clock;
-use crate::process::Process;
+use crate::process::{Process, succeed};
 
 /// Where programs in a pod look for the token and the CA of their API server.
 pub(super) const API_MOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use linkspan_proto::configuration::{Carrier, LinkPhase, LinkReport, Peer, Transport, TransportReason};
-use linkspan_proto::names::ClusterName;
 
 use super::Checks;
 use super::cause::Cause;
