@@ -43,6 +43,7 @@ mod endpoint;
 mod exchange;
 mod health;
 mod keys;
+mod open;
 mod pool;
 mod resolve;
 mod serve;
