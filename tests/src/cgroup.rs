@@ -57,9 +57,17 @@ impl Cgroup {
         }
     }
 
-    /// Its folder, for programs that enter it themselves.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// A shell line that enters it and then becomes the program in its arguments. On a host of ours the machine's control
+    /// groups are not to be seen: they are mounted there first, for the program reads its limits there.
+    pub fn enter(&self) -> String {
+        let root = self.root.display();
+        let mount = if self.root == Path::new(ROOT) {
+            format!("mount -t cgroup2 cgroup2 {root}")
+        } else {
+            let controller = self.root.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            format!("mount -t tmpfs tmpfs {ROOT} && mkdir {root} && mount -t cgroup -o {controller} cgroup {root}")
+        };
+        format!("{mount} && echo $$ > {}/cgroup.procs && exec \"$@\"", self.dir.display())
     }
 
     /// The most that it has used so far, bytes.

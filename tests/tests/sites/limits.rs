@@ -162,18 +162,20 @@ fn f_36_what_memory_does_not_hold_is_refused_and_nobody_is_killed() {
     let mut sites: Vec<Site> =
         ["east", "west"].iter().map(|name| Site::init(world.host(name), &Options::default())).collect();
     sites[0].start();
-    sites[1].start_by(&["sh", "-c", &format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.dir().display()), "sh"]);
+    sites[1].start_by(&["sh", "-c", &group.enter(), "sh"]);
     link_all(&[&sites[0], &sites[1]]);
     let (east, west) = (&sites[0], &sites[1]);
     let _nginx = serve(east, west);
-    // Answers that nobody reads: a gateway holds of each what its reader may have under way.
+    let address = east.wait_resolves(WEB);
+    // Answers that nobody reads: a gateway holds of each what its reader may have under way. Twice as many as there is room for.
     west.host.sh("truncate -s 64M nginx-8080/files/large");
-    let url = format!("http://{WEB}:8080/files/large");
-    let line =
-        format!("for i in $(seq 600); do curl -sS -o /dev/null --limit-rate 1k -m 40 '{url}' & sleep 0.01; done; wait");
-    let readers = east.host.start("readers", "bash", &["-c", &line]);
-    let load = Load::start(&east.host, &format!("http://{WEB}:8080/"), 50, 30);
-    let report = load.finish();
+    let readers = format!(
+        "import socket,time\nkept=[]\nfor i in range(1500):\n try:\n  s=socket.create_connection(('{address}',8080),timeout=5)\n  \
+         s.sendall(b'GET /files/large HTTP/1.1\\r\\nhost: {WEB}\\r\\n\\r\\n');kept.append(s)\n except OSError: pass\n \
+         time.sleep(0.005)\ntime.sleep(60)"
+    );
+    let readers = east.host.start("readers", interpreter(), &["-c", &readers]);
+    let report = Load::start(&east.host, &format!("http://{WEB}:8080/"), 50, 30).finish();
     drop(readers);
     eprintln!(
         "{} of {} served, {} refused; killed {}; most in use {} MiB",
@@ -184,6 +186,11 @@ fn f_36_what_memory_does_not_hold_is_refused_and_nobody_is_killed() {
         group.most() >> 20
     );
     assert_eq!(group.killed(), 0, "killed for want of memory");
+    let log = fs::read_to_string(west.host.dir().join("site.log")).expect("a log");
+    assert!(log.contains("memory is short"), "memory did not run short: {} MiB", group.most() >> 20);
+    // A refusal comes at once, and says why.
+    let others = report.failures.iter().filter(|failure| !failure.what.contains("503")).collect::<Vec<_>>();
+    assert!(others.is_empty(), "{} failures of another kind, the first {:?}", others.len(), others[0]);
     eventually("what was refused is served again", PATIENCE, || answers(east));
 }
 
