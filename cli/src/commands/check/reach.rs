@@ -111,6 +111,7 @@ pub(super) fn own(checks: &mut Checks<'_>, reached: &Reached) {
                 format!("{here}/udp: {}", told(found)),
                 "the process runs and its UDP socket does not answer: look for a local firewall (nft list ruleset), then at its log",
             );
+            checks.because(Cause::UdpBlocked);
         }
     }
     for (text, found) in &reached.advertised {
