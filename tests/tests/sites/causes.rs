@@ -76,13 +76,13 @@ fn serving() -> (World, Vec<Site>, Nginx) {
 
 /// Waits until `check` has nothing to say.
 fn well(site: &Site) {
-    let mut last = Vec::new();
     let start = Instant::now();
-    while {
-        last = check(site, &[]).0;
-        !last.is_empty()
-    } {
-        assert!(start.elapsed() < PATIENCE, "{last:#?}");
+    loop {
+        let (found, _) = check(site, &[]);
+        if found.is_empty() {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{found:#?}");
     }
 }
 
