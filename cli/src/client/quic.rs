@@ -164,13 +164,13 @@ async fn ask_over_tcp(address: SocketAddr, piece: usize) -> std::io::Result<Echo
     let packet = packet(ours, theirs, SMALL);
     let length = u16::try_from(packet.len()).map_err(std::io::Error::other)?;
     let question = [&TCP_PREFACE[..], &length.to_be_bytes(), &packet].concat();
-    for piece in question.chunks(piece) {
-        stream.write_all(piece).await?;
-        if piece.len() < question.len() {
-            sleep(BETWEEN_PIECES).await;
-        }
-    }
     let answer = async {
+        for piece in question.chunks(piece) {
+            stream.write_all(piece).await?;
+            if piece.len() < question.len() {
+                sleep(BETWEEN_PIECES).await;
+            }
+        }
         let mut preface = [0; TCP_PREFACE.len()];
         stream.read_exact(&mut preface).await?;
         let mut reply = vec![0; usize::from(stream.read_u16().await?)];

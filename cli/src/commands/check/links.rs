@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use linkspan_proto::configuration::{Carrier, LinkPhase, LinkReport, Peer, Transport, TransportReason};
+use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer, Transport, TransportReason};
 
 use super::Checks;
 use super::cause::Cause;
@@ -279,7 +279,7 @@ fn remedy_for(link: &LinkReport, peer: &Peer, found: &[(SocketAddr, Reach)], fla
 
 #[cfg(test)]
 mod tests {
-    use linkspan_proto::configuration::Resource;
+    use linkspan_proto::configuration::{Carrier, Resource};
 
     use super::*;
     use crate::client::facts::tests::{link, peer};
