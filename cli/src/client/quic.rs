@@ -151,7 +151,8 @@ async fn ask(address: SocketAddr, size: usize) -> Echo {
             }
         }
         if tokio::time::Instant::now() >= until {
-            return Echo::Silence;
+            // A kernel says so once a second at most, whoever asks.
+            return if refused { Echo::NothingListens } else { Echo::Silence };
         }
     }
 }
