@@ -273,13 +273,17 @@ fn no_endpoint_is_ready() {
 #[test]
 fn a_backend_refuses_connections() {
     needs_namespaces!();
-    let (_world, sites, mut nginx) = serving();
+    let (_world, sites) = linked(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);
+    let mut server =
+        west.host.start("web", servers::interpreter(), &["-m", "http.server", "8080", "--bind", "127.0.0.1"]);
+    servers::wait_listening(&west.host, 8080);
+    west.apply("web.yaml", &Service::new("shop", "web").port("http", 8080, Some("http")).yaml());
     // By HTTP the gateway says why; of TCP it is known by what it counted.
     west.apply("raw.yaml", &Service::new("shop", "raw").port("tcp", 8080, Some("tcp")).yaml());
     east.wait_resolves("raw-west.shop.svc.cluster.local");
     well(east);
-    nginx.kill();
+    server.kill();
     named(east, &["shop/web"], "backendRefused", "failure", "in west nothing listens at an endpoint");
     named(east, &["shop/raw"], "backendRefused", "failure", "in west nothing listens at an endpoint");
     named(west, &[], "backendRefused", "failure", "start the service");

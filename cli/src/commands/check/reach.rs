@@ -230,6 +230,12 @@ pub(super) fn cause_of_silence(silent: &[(SocketAddr, Reach)]) -> Cause {
     }
 }
 
+/// Whether a host is there and no gateway on it, as far as one can tell: how often it says so over UDP is limited.
+fn nothing_listens(reach: &Reach) -> bool {
+    let over_tcp = || reach.tcp.as_ref().is_some_and(|tcp| tcp.whole == Echo::NothingListens);
+    reach.udp == Echo::NothingListens || (reach.udp == Echo::Silence && over_tcp())
+}
+
 /// What to do about it.
 pub(super) fn remedy_for_silence(silent: &[(SocketAddr, Reach)], cluster: &ClusterName) -> String {
     let ports: Vec<String> = silent.iter().map(|(address, _)| format!("{address}/udp")).collect();
@@ -242,9 +248,9 @@ pub(super) fn remedy_for_silence(silent: &[(SocketAddr, Reach)], cluster: &Clust
         Cause::MtuBlackHole => remedy_for_size(&format!(
             "small packets get through and those of {SMALL} bytes vanish, which is the least that QUIC needs"
         )),
-        _ if silent.iter().all(|(_, reach)| reach.udp == Echo::NothingListens) => {
+        _ if silent.iter().all(|(_, reach)| nothing_listens(reach)) => {
             format!(
-                "start {cluster}, or correct the address in the Link: its host answers that nothing listens at {to}"
+                "start {cluster}, or correct the address in the Link: its host answers, and nothing listens at {to}"
             )
         }
         _ => format!(
