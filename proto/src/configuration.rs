@@ -519,6 +519,16 @@ pub struct LinkReport {
     /// Why it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport_reason: Option<TransportReason>,
+    /// How far the peer's clock is ahead of ours (behind: negative), seconds, by the hello that came last; absent where it did not
+    /// tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_seconds: Option<i64>,
+    /// The largest packet of the QUIC connection over UDP that carries the least, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// How often such a connection found that packets vanish for a size that got through before.
+    #[serde(default)]
+    pub black_holes: u64,
 }
 
 /// Where a link is in its life.

@@ -16,6 +16,10 @@
 
 pub mod process;
 
+pub mod clock;
+
+pub mod cgroup;
+
 pub mod world;
 
 pub mod site;

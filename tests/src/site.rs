@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::{Process, eventually, program, run, succeed};
+use crate::clock;
+use crate::process::{self, Process, eventually, program, run, succeed};
 use crate::world::Host;
 
 /// How long a site may take until it is ready, and a change until it is visible everywhere.
@@ -117,6 +118,23 @@ impl Site {
     pub fn start(&mut self) {
         let dir = self.dir.display().to_string();
         self.processes.push(self.host.start("site", program("linkspan"), &["site", "run", "--dir", &dir]));
+        self.wait_ready();
+    }
+
+    /// Starts `linkspan site run` with a clock that is so many seconds ahead, and waits until it is ready.
+    pub fn start_ahead(&mut self, seconds: i64) {
+        let clock = clock::environment(&clock::library(self.host.dir()), seconds);
+        let clock = clock.map(|(name, value)| format!("{name}={value}"));
+        self.start_by(&["env", &clock[0], &clock[1]]);
+    }
+
+    /// Starts `linkspan site run` by another program (`prlimit`, `env`), which becomes it, and waits until it is ready.
+    pub fn start_by(&mut self, program: &[&str]) {
+        let dir = self.dir.display().to_string();
+        let mut command = self.host.command(program[0]);
+        command.args(&program[1..]).arg(process::program("linkspan"));
+        command.args(["site", "run", "--dir", &dir]).current_dir(self.host.dir());
+        self.processes.push(Process::start(&format!("{}/site", self.name), command, &self.host.dir().join("site.log")));
         self.wait_ready();
     }
 

@@ -179,6 +179,17 @@ impl World {
             .expect("resolv.conf of the host");
     }
 
+    /// Lets nothing larger than `mtu` bytes reach `host` or leave it, without a word to whoever sent it: a black hole for large
+    /// packets. The hosts know nothing of it; they cut what they send in pieces themselves, for what a network card would have
+    /// cut passes a bridge whole.
+    pub fn narrow(&self, host: &str, mtu: u32) {
+        let index = self.hosts.iter().position(|known| known.name == host).unwrap_or_else(|| panic!("no host {host}"));
+        for netns in self.hosts.iter().filter_map(|host| host.netns.as_ref()) {
+            ip(&["-n", netns, "link", "set", "dev", "eth0", "gso_max_segs", "1"]);
+        }
+        ip(&["-n", &self.wan(), "link", "set", "dev", &format!("v{}", index + 1), "mtu", &mtu.to_string()]);
+    }
+
     /// A folder of the world's own.
     pub fn dir(&self) -> &Path {
         self.dir.path()

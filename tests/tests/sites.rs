@@ -19,6 +19,10 @@ mod sites {
 
     mod faults;
 
+    mod causes;
+
+    mod limits;
+
     mod drain;
 
     mod carrier;

@@ -243,6 +243,7 @@ impl Side {
                 .exchange_socket
                 .map(|exchange| crate::discovery::Controller::Sockets { configuration: exchange.clone(), exchange }),
             limits: setup.limits,
+            shortage: linkspan_runtime::memory::Shortage::new(),
             observer: Arc::clone(&counter) as Arc<dyn Observer>,
             signal: Signal::clone(&signal),
         };

@@ -141,6 +141,7 @@ impl Site {
             workers,
             controller: None,
             limits: link::Limits::default(),
+            shortage: linkspan_runtime::memory::Shortage::new(),
             observer: Arc::new(Silent),
             signal: signal.clone(),
         });

@@ -35,6 +35,9 @@ pub(crate) fn link(peer: &str, alive: bool) -> LinkReport {
         remote: alive.then(|| "10.77.0.2:4143".parse().expect("address")),
         transport: alive.then_some(Carrier::Quic),
         transport_reason: alive.then_some(TransportReason::Preferred),
+        clock_ahead_seconds: None,
+        mtu: None,
+        black_holes: 0,
     }
 }
 
