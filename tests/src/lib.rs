@@ -30,6 +30,8 @@ pub mod peer;
 
 pub mod wire;
 
+pub mod dns;
+
 pub mod readme;
 
 pub mod bed;

@@ -19,6 +19,8 @@ mod sites {
 
     mod faults;
 
+    mod patterns;
+
     mod drain;
 
     mod carrier;
