@@ -9,15 +9,20 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// The header, and behind each name type and class.
 const HEADER: usize = 12;
 
-/// The first IPv4 address that `server` has for `name`; `None` where it says there is none, and where it says nothing.
+/// The first of [`addresses`].
 pub fn address(server: SocketAddr, name: &str) -> Option<Ipv4Addr> {
+    addresses(server, name)?.first().copied()
+}
+
+/// The IPv4 addresses that `server` has for `name`; `None` where it says nothing.
+pub fn addresses(server: SocketAddr, name: &str) -> Option<Vec<Ipv4Addr>> {
     let socket = UdpSocket::bind("127.0.0.1:0").ok()?;
     socket.set_read_timeout(Some(TIMEOUT)).ok()?;
     socket.connect(server).ok()?;
     socket.send(&question(name)).ok()?;
     let mut answer = [0; 1232];
     let length = socket.recv(&mut answer).ok()?;
-    first(answer.get(..length)?)
+    all(answer.get(..length)?)
 }
 
 /// A question for A, with recursion desired (RFC 1035 section 4.1).
@@ -31,8 +36,9 @@ fn question(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// The first address in an answer to one question.
-fn first(answer: &[u8]) -> Option<Ipv4Addr> {
+/// The addresses in an answer to one question.
+fn all(answer: &[u8]) -> Option<Vec<Ipv4Addr>> {
+    let mut found = Vec::new();
     let count = u16::from_be_bytes(*answer.get(6..)?.first_chunk()?);
     let mut at = skip_name(answer, HEADER)? + 4;
     for _ in 0..count {
@@ -41,11 +47,11 @@ fn first(answer: &[u8]) -> Option<Ipv4Addr> {
         let length = usize::from(u16::from_be_bytes([fields[8], fields[9]]));
         at += fields.len();
         if fields[..2] == [0, 1] && length == 4 {
-            return answer.get(at..)?.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes));
+            found.push(Ipv4Addr::from(*answer.get(at..)?.first_chunk::<4>()?));
         }
         at += length;
     }
-    None
+    Some(found)
 }
 
 /// Behind the name at `at`: its labels up to the empty one, or up to a pointer.

@@ -22,6 +22,8 @@ pub mod site;
 
 pub mod manifests;
 
+pub mod bulk;
+
 pub mod servers;
 
 pub mod load;

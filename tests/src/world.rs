@@ -49,6 +49,11 @@ pub fn available() -> bool {
     root
 }
 
+/// Whether `LINKSPAN_LONG_TESTS=1` asks for the long forms: acceptance figures instead of daily ones.
+pub fn long() -> bool {
+    std::env::var_os("LINKSPAN_LONG_TESTS").is_some_and(|value| value == "1")
+}
+
 /// In which network a test runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {

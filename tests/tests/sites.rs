@@ -21,6 +21,10 @@ mod sites {
 
     mod patterns;
 
+    mod cycles;
+
+    mod scale;
+
     mod drain;
 
     mod carrier;

@@ -22,9 +22,16 @@ pub(crate) fn started(names: &[&str]) -> (World, Vec<Site>) {
     (world, sites)
 }
 
+/// Two sites on the machine itself, see [`started_here`], linked and alive.
+pub(crate) fn linked_here(names: [&str; 2]) -> (tempfile::TempDir, Vec<Site>) {
+    let (dir, sites) = started_here(&names);
+    link_all(&sites.iter().collect::<Vec<_>>());
+    (dir, sites)
+}
+
 /// Sites named `names` on the machine itself, so that a test talks to them without a process of its own; each with controller
-/// and gateway apart, and all linked with the first.
-pub(crate) fn linked_here(names: &[&str]) -> (tempfile::TempDir, Vec<Site>) {
+/// and gateway apart, running, not linked.
+pub(crate) fn started_here(names: &[&str]) -> (tempfile::TempDir, Vec<Site>) {
     // Unix socket paths hold 107 bytes: keep the folder short.
     let dir = tempfile::Builder::new().prefix("ls").tempdir().expect("temporary folder");
     let mut sites: Vec<Site> = Vec::new();
@@ -39,9 +46,6 @@ pub(crate) fn linked_here(names: &[&str]) -> (tempfile::TempDir, Vec<Site>) {
     for site in &mut sites {
         site.start_split();
     }
-    for other in &sites[1..] {
-        link_all(&[&sites[0], other]);
-    }
     (dir, sites)
 }
 
@@ -54,11 +58,6 @@ fn free_address() -> String {
             return address.to_string();
         }
     }
-}
-
-/// Whether `LINKSPAN_LONG_TESTS=1` asks for the long forms: acceptance figures instead of daily ones.
-pub(crate) fn long() -> bool {
-    std::env::var_os("LINKSPAN_LONG_TESTS").is_some_and(|value| value == "1")
 }
 
 /// Skips a test with a loud word where network namespaces cannot be made.

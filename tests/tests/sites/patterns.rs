@@ -16,12 +16,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use linkspan_tests::manifests::Service;
 use linkspan_tests::site::Site;
-use linkspan_tests::world::{Network, own_network};
+use linkspan_tests::world::{Network, long, own_network};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::kit::{linked_here, long};
+use super::kit::linked_here;
 use script::{Events, Heard, Ledger, Pattern, Protocol, Said, Side};
 
 mod script;
@@ -200,7 +200,7 @@ fn bytes_and_ends_fit_at_both_ends_of_every_pattern() {
         u64::from(now.subsec_nanos())
     });
     let ids = number("LINKSPAN_PATTERN").map_or(0..if long() { 10_000 } else { 600 }, |only| only..only + 1);
-    let (_dir, sites) = linked_here(&["east", "west"]);
+    let (_dir, sites) = linked_here(["east", "west"]);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
     let start = Instant::now();
     let scene = runtime.block_on(async {
