@@ -12,7 +12,7 @@ use linkspan_tests::site::{Options, Site};
 use linkspan_tests::world::long;
 
 use super::faults::CONTROLLER;
-use super::kit::{needs_kubernetes};
+use super::kit::needs_kubernetes;
 
 /// What a controller may hold at any time, MiB.
 const MEMORY: u64 = 256;

@@ -1,8 +1,8 @@
 //! Patterns over HTTP/1.1, byte by byte: what ends short of its length or its last chunk is cut.
 
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -226,9 +226,9 @@ impl Clients {
             },
         };
         let Connection { read, write } = &mut connection;
-        let (asked, again) = (Cell::new(false), Cell::new(false));
-        let talk = async { asked.set(ask(seat, write).await) };
-        let listen = async { again.set(take(seat, read).await) };
+        let (asked, again) = (AtomicBool::new(false), AtomicBool::new(false));
+        let talk = async { asked.store(ask(seat, write).await, Ordering::Relaxed) };
+        let listen = async { again.store(take(seat, read).await, Ordering::Relaxed) };
         if shape.client_goes() {
             talk_to_the_end(talk, listen).await;
             if shape == Shape::ClientReset {
@@ -240,7 +240,7 @@ impl Clients {
         }
         // Behind the end of an answer nobody wants the rest of the request.
         listen_to_the_end(talk, listen).await;
-        if again.get() && asked.get() {
+        if again.into_inner() && asked.into_inner() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }
@@ -392,8 +392,11 @@ async fn answer(seat: &Seat, write: &mut OwnedWriteHalf) {
 /// The head of an answer and the first bytes of its body.
 async fn begin(seat: &Seat, write: &mut OwnedWriteHalf, until: u64) -> bool {
     let pattern = seat.pattern();
-    let length =
-        if pattern.announced { format!("content-length: {}", pattern.down) } else { "transfer-encoding: chunked".to_owned() };
+    let length = if pattern.announced {
+        format!("content-length: {}", pattern.down)
+    } else {
+        "transfer-encoding: chunked".to_owned()
+    };
     let head = format!("HTTP/1.1 200 OK\r\n{length}\r\n\r\n");
     write.write_all(head.as_bytes()).await.is_ok() && say(seat, write, 0, until, !pattern.announced).await
 }
