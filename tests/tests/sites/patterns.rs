@@ -252,7 +252,7 @@ fn each_violation_is_found() {
     let mut pattern = Pattern::new(1, 1);
     pattern.protocol = Protocol::Http1;
     pattern.shape = script::Shape::HalfClose;
-    let side = Side { wrote: 7, said: Said::Whole, read: 7, heard: Heard::Whole, wrong: None };
+    let side = Side { wrote: 7, said: Said::Whole, read: 7, heard: Heard::Whole, reset: false, wrong: None };
     let good = Events { client: side.clone(), backend: side, runs: 1, open: 0 };
     assert_eq!(violations(&pattern, &good), Vec::<String>::new());
     let bad: [(&str, fn(&mut Events)); 8] = [

@@ -200,8 +200,13 @@ impl Messages {
 
 /// Reads until the body ends, or the seat has read `until` bytes. `false` where it was cut, which the seat has heard then.
 async fn hear(seat: &Seat, body: &mut RecvStream, messages: &mut Messages, until: u64) -> bool {
+    // Frames may be small: it is bytes that are waited for.
+    let mut waits_at = 0;
     while seat.has_read() < until {
-        if let Some((_, wait)) = seat.slowly() {
+        if let Some((bytes, wait)) = seat.slowly()
+            && seat.has_read() >= waits_at
+        {
+            waits_at = seat.has_read() + bytes as u64;
             sleep(wait).await;
         }
         match body.data().await {

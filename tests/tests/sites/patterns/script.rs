@@ -263,6 +263,8 @@ pub(super) struct Side {
     pub(super) said: Said,
     pub(super) read: u64,
     pub(super) heard: Heard,
+    /// A write has met a reset.
+    pub(super) reset: bool,
     /// What must never be.
     pub(super) wrong: Option<String>,
 }
@@ -375,6 +377,16 @@ impl Seat {
             }
             side.read += bytes.len() as u64;
         });
+    }
+
+    pub(super) fn was_reset(&self) {
+        self.note(|side| side.reset = true);
+    }
+
+    pub(super) fn is_reset(&self) -> bool {
+        let mut reset = false;
+        self.note(|side| reset = side.reset);
+        reset
     }
 
     /// How much has come.

@@ -79,9 +79,19 @@ pub(super) async fn listen_to_the_end(talk: impl Future<Output = ()>, listen: im
 async fn say(seat: &Seat, write: &mut WriteHalf<'_>, end: u64) -> bool {
     let mut said = 0;
     while let Some(piece) = seat.piece(said, end) {
-        let Ok(written) = write.write(&piece).await else { return false };
-        seat.wrote(written);
-        said += written as u64;
+        match write.write(&piece).await {
+            Ok(written) => {
+                seat.wrote(written);
+                said += written as u64;
+            }
+            Err(error) => {
+                // The kernel tells of a reset once: a read would see an end in order. A FIN before it makes it EPIPE.
+                if error.kind() == std::io::ErrorKind::ConnectionReset {
+                    seat.was_reset();
+                }
+                return false;
+            }
+        }
     }
     true
 }
@@ -99,6 +109,7 @@ async fn hear(seat: &Seat, read: &mut ReadHalf<'_>, most: usize) -> bool {
         sleep(wait).await;
     }
     match read.read(&mut buffer).await {
+        Ok(0) if seat.is_reset() => seat.heard(Heard::Cut("a write met a reset".to_owned())),
         Ok(0) => seat.heard(Heard::Whole),
         Ok(count) => {
             seat.read(&buffer[..count]);
