@@ -10,6 +10,10 @@ pub const FILES: usize = 50;
 /// The namespaces that the services are in.
 pub const NAMESPACES: usize = 10;
 
+/// The headless services are all in the namespace of this file, in which their names are the first: where there are not enough
+/// descriptors for all ports, theirs are bound.
+pub const MARKED: usize = 0;
+
 /// The site, with as many services in each file.
 pub struct Bulk {
     /// The site.
@@ -47,7 +51,7 @@ impl Bulk {
     pub fn write_services(&self, file: usize, color: &str) {
         let mut text = String::new();
         self.names(file).for_each(|name| service(&mut text, file, &name, color, false));
-        service(&mut text, file, &self.marker(file), color, true);
+        service(&mut text, MARKED, &self.marker(file), color, true);
         self.site.apply(&format!("services-{file}.yaml"), &text);
     }
 
@@ -55,7 +59,7 @@ impl Bulk {
     pub fn write_slices(&self, file: usize, ready: bool) {
         let mut text = String::new();
         self.names(file).for_each(|name| slice(&mut text, file, &name, ready, false));
-        slice(&mut text, file, &self.marker(file), ready, true);
+        slice(&mut text, MARKED, &self.marker(file), ready, true);
         self.site.apply(&format!("slices-{file}.yaml"), &text);
     }
 }
