@@ -240,7 +240,8 @@ impl Clients {
         }
         // Behind the end of an answer nobody wants the rest of the request.
         listen_to_the_end(talk, listen).await;
-        if again.into_inner() && asked.into_inner() {
+        // Behind an early answer the gateway may close: it has not read the rest of the request, although all of that was sent.
+        if again.into_inner() && asked.into_inner() && shape.is_whole() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }
