@@ -244,10 +244,9 @@ async fn http2_lane(at: SocketAddr, count: u64) {
             stream.expect("every cycle ends well");
         }
     };
-    tokio::select! {
-        () = driving => {}
-        ended = connection => panic!("the connection has ended: {ended:?}"),
-    }
+    // It ends in order when the last of them has no use for it.
+    let (ended, ()) = tokio::join!(connection, driving);
+    ended.expect("an end in order");
 }
 
 /// Waits until nothing changes any more in what both hold but memory, with no connection to any backend.
