@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::*;
 use crate::outcome::{Direction, Entry, Protocol, Recorder};
