@@ -398,7 +398,9 @@ async fn begin(seat: &Seat, write: &mut OwnedWriteHalf, until: u64) -> bool {
     } else {
         "transfer-encoding: chunked".to_owned()
     };
-    let head = format!("HTTP/1.1 200 OK\r\n{length}\r\n\r\n");
+    // Who closes says so, or the next request on the connection would meet that.
+    let close = if pattern.shape == Shape::EarlyClose { "connection: close\r\n" } else { "" };
+    let head = format!("HTTP/1.1 200 OK\r\n{close}{length}\r\n\r\n");
     write.write_all(head.as_bytes()).await.is_ok() && say(seat, write, 0, until, !pattern.announced).await
 }
 
