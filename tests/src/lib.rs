@@ -26,6 +26,8 @@ pub mod site;
 
 pub mod manifests;
 
+pub mod bulk;
+
 pub mod servers;
 
 pub mod load;
@@ -35,6 +37,8 @@ pub mod peer;
 pub mod wire;
 
 pub mod hostile;
+
+pub mod dns;
 
 pub mod readme;
 

@@ -23,6 +23,12 @@ mod sites {
 
     mod limits;
 
+    mod patterns;
+
+    mod cycles;
+
+    mod scale;
+
     mod drain;
 
     mod carrier;

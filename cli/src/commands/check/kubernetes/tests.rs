@@ -559,7 +559,10 @@ async fn an_export_without_a_tcp_port_is_no_fault_of_the_importer() {
     recorded.set(&proxy("controller-a", "/refused"), refused);
     let (failures, warnings, page) = round(recorded).await;
     assert!(failures.is_empty() && warnings.len() == 1, "{page}");
-    says(&warnings[0], &["it has no TCP or UDP port", "give the Service a TCP or UDP port", "nothing here is in its way"]);
+    says(
+        &warnings[0],
+        &["it has no TCP or UDP port", "give the Service a TCP or UDP port", "nothing here is in its way"],
+    );
 }
 
 #[tokio::test]
