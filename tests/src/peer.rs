@@ -212,6 +212,7 @@ pub fn hello(cluster: &str) -> Hello {
         software_version: "0".to_owned(),
         worker: 0,
         workers: 1,
+        unix_seconds: 0,
     }
 }
 
