@@ -153,7 +153,10 @@ fn large_packets_vanish_in_a_black_hole() {
     east.wait_alive("west");
     named(east, &[], "mtuBlackHole", "warning", "smaller MTU");
     world.narrow("west", 1500);
-    well(east);
+    // The packets that were lost in it are told of for a minute.
+    eventually("the black hole is gone", PATIENCE, || {
+        check(east, &[]).0.iter().all(|check| check["cause"] != "mtuBlackHole")
+    });
 }
 
 #[test]
