@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn over_tcp_only_bulk_has_a_bound() {
-        let of = |kind, wan| super::of(Plan { kind, wan }, Transport::Tcp, 1500, Congestion::Cubic);
+        let of = |kind, wan| of(Plan { kind, wan }, Transport::Tcp, 1500, Congestion::Cubic);
         assert_eq!(of(Kind::Bulk(8, Way::Up), None)[0].bound, 1.6);
         assert!(of(Kind::Bulk(8, Way::Up), Some(Wan::Lossy)).is_empty());
         assert!(of(Kind::Requests, None).is_empty());

@@ -17,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use linkspan_runtime::admin::Admin;
 use linkspan_runtime::drain::{Drain, Signal};
+use linkspan_runtime::memory::{self, Shortage};
 use linkspan_runtime::{readiness, task};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -156,6 +157,7 @@ struct Parts {
     budget: Budget,
     mtls: Option<(Arc<mtls::Server>, Vec<TcpListener>)>,
     addresses: Addresses,
+    shortage: Shortage,
 }
 
 impl App {
@@ -260,6 +262,7 @@ impl Parts {
         let identity = Arc::new(Identity::new(controller.clone(), certificate, config.trust_domain.clone()));
         identity.register(process.admin.registry());
         let boot_id = format!("{:016x}", rand::random::<u64>());
+        let shortage = Shortage::new();
         let links = {
             // The drivers of links run where they are made.
             let _control = control.enter();
@@ -272,6 +275,7 @@ impl Parts {
                 workers: runtimes.to_vec(),
                 controller: Some(controller.clone()),
                 limits: link::Limits::default(),
+                shortage: shortage.clone(),
                 observer: Arc::new(CountLinks(metrics.clone())),
                 signal: signal.clone(),
             })
@@ -309,6 +313,7 @@ impl Parts {
             controller,
             mtls,
             addresses,
+            shortage,
         })
     }
 
@@ -328,6 +333,7 @@ impl Parts {
         let window = Window::new(self.metrics.clone());
         window.register(&self.process.admin);
         drop(task::spawn("stat", window.run(signal.clone())));
+        drop(task::spawn("memory", memory::watch(self.shortage.clone(), signal.clone())));
 
         self.accept(runtimes, listeners, &board);
         drop(task::vital("binder", &signal, binder.run(wanted, signal.clone())));

@@ -43,6 +43,7 @@ mod endpoint;
 mod exchange;
 mod health;
 mod keys;
+mod open;
 mod pool;
 mod resolve;
 mod serve;
@@ -66,6 +67,7 @@ pub use endpoint::Limits;
 pub use keys::Keys;
 pub use pool::{LinkConfig, Links};
 pub use stream::{BATCH, RecvHalf, SendHalf, StreamError};
+pub use tcp::PREFACE as TCP_PREFACE;
 
 /// How long [`Links::open`] waits for stream credit of a connected peer. Long enough for a burst to drain over a
 /// transatlantic round trip, short enough that a client is told before it gives up.

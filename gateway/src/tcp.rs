@@ -28,7 +28,7 @@ mod local;
 
 pub use egress::serve as egress;
 pub use ingress::serve as ingress;
-pub(crate) use local::{FromBackend, ToBackend};
+pub(crate) use local::halves;
 
 /// Client bytes that are sent ahead of the answer and kept for another target; a client that has more to say waits for the
 /// answer, which it would do anyway for its window. One read of the relay, and never more: 10,000 connections that wait for their

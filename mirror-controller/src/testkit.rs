@@ -100,6 +100,7 @@ pub(crate) fn peer(name: &str) -> Arc<Peer> {
         addresses: Vec::new(),
         default_policy: DefaultPolicy::Allow,
         transport: Default::default(),
+        congestion: Default::default(),
     })
 }
 

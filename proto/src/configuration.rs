@@ -105,6 +105,9 @@ pub struct Peer {
     /// What its gateways are dialled over.
     #[serde(default)]
     pub transport: Transport,
+    /// What losses on the way to it mean.
+    #[serde(default)]
+    pub congestion: Congestion,
 }
 
 /// What a link is dialled over.
@@ -121,6 +124,27 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Whether it is what a Link without the field has.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What lost packets of a link over QUIC mean for how fast is sent. Over TCP the kernel decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// As `lan` while round trips are below 5 ms, as `wan` from there on.
+    #[default]
+    Auto,
+    /// Every loss is a full queue: for networks where others must not be pressed.
+    Lan,
+    /// Up to two losses of a hundred are the path's own as long as round trips are not longer than usual.
+    Wan,
+}
+
+impl Congestion {
     /// Whether it is what a Link without the field has.
     #[must_use]
     pub fn is_default(&self) -> bool {
@@ -495,6 +519,16 @@ pub struct LinkReport {
     /// Why it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport_reason: Option<TransportReason>,
+    /// How far the peer's clock is ahead of ours (behind: negative), seconds, by the hello that came last; absent where it did not
+    /// tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_seconds: Option<i64>,
+    /// The largest packet of the QUIC connection over UDP that carries the least, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// How often such a connection found that packets vanish for a size that got through before.
+    #[serde(default)]
+    pub black_holes: u64,
 }
 
 /// Where a link is in its life.

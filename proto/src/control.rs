@@ -62,6 +62,8 @@ pub struct Hello {
     pub worker: u32,
     /// How many workers it has.
     pub workers: u32,
+    /// What its clock says, seconds since the Unix epoch; 0: not told.
+    pub unix_seconds: u64,
 }
 
 impl Hello {
@@ -139,6 +141,7 @@ pub fn encode(message: &ControlMessage) -> Bytes {
             software_version: cut(hello.software_version),
             worker: hello.worker,
             workers: hello.workers,
+            unix_seconds: hello.unix_seconds,
         }),
         ControlMessage::GoAway(away) => {
             wire::control::Body::GoAway(wire::GoAway { drain_millis: away.drain_millis, reason: cut(away.reason) })
@@ -245,6 +248,7 @@ fn check(message: wire::Control) -> Result<Option<ControlMessage>, ControlError>
             software_version: text("software version", hello.software_version)?,
             worker: hello.worker,
             workers: hello.workers,
+            unix_seconds: hello.unix_seconds,
         })),
         Some(wire::control::Body::Credit(credit)) => {
             Some(ControlMessage::Credit(Credit { stream: credit.stream, limit: credit.limit }))

@@ -149,6 +149,8 @@ mod tests {
         assert!(page.contains("process_cpu_seconds_total "));
     }
 
+    /// A mistake in the program; only builds with checks look for it.
+    #[cfg(debug_assertions)]
     #[test]
     #[should_panic(expected = "registered twice")]
     fn one_name_once() {

@@ -16,11 +16,17 @@
 
 pub mod process;
 
+pub mod clock;
+
+pub mod cgroup;
+
 pub mod world;
 
 pub mod site;
 
 pub mod manifests;
+
+pub mod bulk;
 
 pub mod servers;
 
@@ -31,6 +37,8 @@ pub mod peer;
 pub mod wire;
 
 pub mod hostile;
+
+pub mod dns;
 
 pub mod readme;
 

@@ -12,6 +12,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    date_time_ymd,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -50,8 +51,22 @@ impl Authority {
     /// # Panics
     /// When a name is not ASCII.
     pub fn leaf(&self, uris: &[&str]) -> Identity {
+        self.leaf_of(uris, CertificateParams::default())
+    }
+
+    /// The same for the years from `from` up to `until`.
+    ///
+    /// # Panics
+    /// When a name is not ASCII.
+    pub fn leaf_between(&self, uris: &[&str], from: i32, until: i32) -> Identity {
+        let mut params = CertificateParams::default();
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
+        self.leaf_of(uris, params)
+    }
+
+    fn leaf_of(&self, uris: &[&str], mut params: CertificateParams) -> Identity {
         let key = KeyPair::generate().expect("key");
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.subject_alt_names = uris.iter().map(|u| uri(u)).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
@@ -197,6 +212,7 @@ pub fn hello(cluster: &str) -> Hello {
         software_version: "0".to_owned(),
         worker: 0,
         workers: 1,
+        unix_seconds: 0,
     }
 }
 

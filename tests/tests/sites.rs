@@ -19,6 +19,16 @@ mod sites {
 
     mod faults;
 
+    mod causes;
+
+    mod limits;
+
+    mod patterns;
+
+    mod cycles;
+
+    mod scale;
+
     mod drain;
 
     mod carrier;

@@ -103,6 +103,13 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
         remote: alive.iter().find_map(|report| report.remote),
         transport: carried.map(|(transport, _)| transport),
         transport_reason: carried.map(|(_, reason)| reason),
+        // Of several the one that is worth a word.
+        clock_ahead_seconds: alive
+            .iter()
+            .filter_map(|report| report.clock_ahead_seconds)
+            .max_by_key(|ahead| ahead.unsigned_abs()),
+        mtu: alive.iter().filter_map(|report| report.mtu).min(),
+        black_holes: alive.iter().map(|report| report.black_holes).sum(),
     })
 }
 

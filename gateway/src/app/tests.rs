@@ -73,6 +73,7 @@ impl Cluster {
             addresses: vec![self.addresses().link.to_string()],
             default_policy: DefaultPolicy::Allow,
             transport: Default::default(),
+            congestion: Default::default(),
         })
     }
 

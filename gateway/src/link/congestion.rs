@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use linkspan_proto::configuration::Congestion;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
-use tolerant::Tolerant;
+use tolerant::{Tolerance, Tolerant};
 
 mod tolerant;
 
@@ -55,8 +56,9 @@ impl NudgedFactory {
 impl ControllerFactory for NudgedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let cubic = Arc::clone(&self.0).build(now, current_mtu);
-        let inner = Box::new(Tolerant::new(cubic, now, current_mtu));
-        Box::new(Nudged { inner, mtu: current_mtu.into(), raise: Arc::default() })
+        let tolerance = Arc::default();
+        let inner = Box::new(Tolerant::new(cubic, Arc::clone(&tolerance), now, current_mtu));
+        Box::new(Nudged { inner, mtu: current_mtu.into(), raise: Arc::default(), tolerance })
     }
 }
 
@@ -65,6 +67,7 @@ struct Nudged {
     inner: Box<dyn Controller>,
     mtu: u64,
     raise: Arc<Raise>,
+    tolerance: Arc<Tolerance>,
 }
 
 /// How far the window is raised, and since when.
@@ -74,9 +77,21 @@ struct Raise {
     since: Mutex<Option<Instant>>,
 }
 
+/// The controller of a connection over UDP.
+fn nudged(connection: &quinn::Connection) -> Option<Box<Nudged>> {
+    connection.congestion_state().into_any().downcast().ok()
+}
+
+/// What its Link says about a connection.
+pub(super) fn configure(connection: &quinn::Connection, congestion: Congestion) {
+    if let Some(controller) = nudged(connection) {
+        controller.tolerance.set(congestion);
+    }
+}
+
 /// Raises the window of a connection that does not hear from its peer.
 pub(super) fn nudge(connection: &quinn::Connection) {
-    let Ok(controller) = connection.congestion_state().into_any().downcast::<Nudged>() else { return };
+    let Some(controller) = nudged(connection) else { return };
     // Through tokio like quinn's own clock.
     controller.raise.more(tokio::time::Instant::now().into_std());
 }
@@ -139,8 +154,13 @@ impl Controller for Nudged {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        // The raise is shared on purpose: a clone is how it is reached, and how a path is continued after a rebind.
-        Box::new(Self { inner: self.inner.clone_box(), mtu: self.mtu, raise: Arc::clone(&self.raise) })
+        // Both are shared on purpose: a clone is how they are reached, and how a path is continued after a rebind.
+        Box::new(Self {
+            inner: self.inner.clone_box(),
+            mtu: self.mtu,
+            raise: Arc::clone(&self.raise),
+            tolerance: Arc::clone(&self.tolerance),
+        })
     }
 
     fn initial_window(&self) -> u64 {

@@ -22,7 +22,7 @@ use super::pool::{Links, PeerLink, Shared};
 use super::state::{Action, AttemptId, Event, LinkState};
 use super::tls::Role;
 use super::trouble::{self, CloseCode, trouble};
-use super::{PeerInfo, exchange};
+use super::{PeerInfo, congestion, exchange};
 use crate::discovery::Controller;
 use report::Figures;
 use standing::Standing;
@@ -225,6 +225,7 @@ impl Driver {
             let info =
                 PeerInfo { default_policy: peer.default_policy, ..PeerInfo::clone(&standing.connection.info.load()) };
             standing.connection.info.store(Arc::new(info));
+            congestion::configure(&standing.connection.quinn, peer.congestion);
         }
         self.state.handle(Event::Transport(peer.transport), now);
         if old.peer.addresses != peer.addresses || !old.trust.same_roots(&self.config.trust) {

@@ -16,6 +16,7 @@ use linkspan_proto::configuration::{LinkReport, Peer, Rejection, ResourceKey, Re
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::Signal;
+use linkspan_runtime::memory::Shortage;
 use linkspan_runtime::task;
 use quinn::AsyncUdpSocket;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -32,7 +33,7 @@ use super::keys::Keys;
 use super::socket::{self, Machine, Network, Steering};
 use super::tcp::{self, Door, Doorway, Strangers};
 use super::tls::{self, OwnCertificate, PeerTrust, TrustStore};
-use super::{Association, Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, Sockets, accept, datagrams};
+use super::{Ingress, Limits, Observer, Sockets, accept};
 use crate::discovery::Controller;
 
 /// Messages that wait for the driver of a link. Its tasks wait when it is full; it never is for long, since the driver
@@ -65,6 +66,8 @@ pub struct LinkConfig {
     pub controller: Option<Controller>,
     /// Limits of the transport.
     pub limits: Limits,
+    /// Whether there is memory for new streams.
+    pub shortage: Shortage,
     /// Who counts probes and losses.
     pub observer: Arc<dyn Observer>,
     /// Reports the end of a listening socket.
@@ -73,7 +76,7 @@ pub struct LinkConfig {
 
 /// The links to all peers. Cheap to clone; shared by all workers.
 #[derive(Clone)]
-pub struct Links(Arc<Shared>);
+pub struct Links(pub(super) Arc<Shared>);
 
 /// What the drivers and tasks of all links share.
 pub(super) struct Shared {
@@ -279,54 +282,6 @@ impl Links {
         futures::future::join_all(drains).await;
     }
 
-    /// Opens a stream to a peer, on a connection of this worker if there is one. Never waits for a link to come up; waits
-    /// for stream credit for at most [`OPEN_TIMEOUT`](super::OPEN_TIMEOUT).
-    ///
-    /// # Errors
-    /// See [`OpenError`]. Nothing was sent: another cluster may be tried.
-    pub async fn open(&self, worker: usize, peer: &ClusterName) -> Result<(SendHalf, RecvHalf), OpenError> {
-        let link = self.peer(peer).ok_or(OpenError::UnknownPeer)?;
-        let connections = link.connections.load_full();
-        let first = link.pick(&connections, worker).ok_or(OpenError::NotConnected)?;
-        if let Some(Ok(opened)) = first.try_open() {
-            return Ok(opened);
-        }
-        // Out of credit or just lost: any other connection serves before anybody waits.
-        for other in connections.iter().filter(|other| other.id != first.id) {
-            if let Some(Ok(opened)) = other.try_open() {
-                return Ok(opened);
-            }
-        }
-        first.open().await
-    }
-
-    /// Opens an association of datagrams to a peer: a stream, and the datagrams beside it on the same connection.
-    ///
-    /// # Errors
-    /// See [`OpenError`]. Nothing was sent: another cluster may be tried. Of what a connection permits, associations get a
-    /// part, and are refused as `Overloaded` beyond that, without waiting.
-    pub async fn associate(
-        &self,
-        worker: usize,
-        peer: &ClusterName,
-    ) -> Result<(SendHalf, RecvHalf, Association), OpenError> {
-        let link = self.peer(peer).ok_or(OpenError::UnknownPeer)?;
-        let connections = link.connections.load_full();
-        let first = link.pick(&connections, worker).ok_or(OpenError::NotConnected)?;
-        let others = connections.iter().filter(|other| other.id != first.id);
-        let connection = std::iter::once(first).chain(others).find(|connection| !datagrams::is_full(connection));
-        let connection = connection.ok_or(OpenError::Overloaded)?;
-        if connection.quinn.max_datagram_size().is_none() {
-            return Err(OpenError::NoDatagrams);
-        }
-        let (send, recv) = match connection.try_open() {
-            Some(opened) => opened?,
-            None => connection.open().await?,
-        };
-        let association = Association::outbound(connection, recv.stream_id());
-        Ok((send, recv, association))
-    }
-
     /// Whether new streams to this peer may be expected to work: a connection stands and the probes say so.
     #[must_use]
     pub fn alive(&self, peer: &ClusterName) -> bool {
@@ -484,7 +439,7 @@ impl Shared {
 
 impl PeerLink {
     /// A connection of this worker in turn, else any in turn.
-    fn pick<'a>(&self, connections: &'a [Arc<Connection>], worker: usize) -> Option<&'a Arc<Connection>> {
+    pub(super) fn pick<'a>(&self, connections: &'a [Arc<Connection>], worker: usize) -> Option<&'a Arc<Connection>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let own = || connections.iter().filter(|connection| connection.worker == worker);
         match (own().count(), connections.len()) {

@@ -3,7 +3,8 @@
 //! - In: an authenticated connection of either direction.
 //! - Out: messages to the driver; streams with their header read to the [`Ingress`](super::Ingress).
 //! - Refuses when: a header is malformed (`BadHeader`) or slow (`Deadline`), its kind unknown (`UnsupportedKind`), the
-//!   peer has too many streams, or too many that wait for their header (`Overloaded`), this gateway ends and has said so long enough ago (`Draining`).
+//!   peer has too many streams, or too many that wait for their header, or memory is short (`Overloaded`), this gateway ends and
+//!   has said so long enough ago (`Draining`).
 //! - Never does: read beyond the header into the payload and keep it; let one stream's panic cost another.
 
 use std::pin::pin;
@@ -101,6 +102,7 @@ async fn serve_stream(
     let place = Counted::below(&link.streams, STREAMS_PER_PEER + PROBE_ROOM).filter(|_| !connection.is_shut());
     let Some(_place) = place else { return refuse(&mut send, &mut recv, refusal) };
     let is_crowded = link.streams.load(Ordering::Relaxed) > STREAMS_PER_PEER;
+    let is_short = shared.config.shortage.is_short();
     let header = match header_in_time(&link, &mut recv).await {
         Ok(header) => header,
         Err(refusal) => return refuse(&mut send, &mut recv, refusal),
@@ -113,6 +115,9 @@ async fn serve_stream(
                 return refuse(&mut send, &mut recv, Refusal::Overloaded);
             };
             exchange::publish(&link.cluster, shared.config.controller.as_ref(), send, recv).await;
+        }
+        StreamKind::Tcp | StreamKind::Http | StreamKind::Udp if is_short => {
+            refuse(&mut send, &mut recv, Refusal::Overloaded);
         }
         StreamKind::Tcp | StreamKind::Http | StreamKind::Udp => match shared.ingress.get() {
             Some(ingress) => {

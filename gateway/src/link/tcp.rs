@@ -33,7 +33,8 @@ mod listen;
 mod pipe;
 mod places;
 
-pub(super) use frame::{MAX_PACKET, PREFACE};
+pub(super) use frame::MAX_PACKET;
+pub use frame::PREFACE;
 pub(super) use listen::{Door, listen};
 pub(super) use pipe::Pipe;
 pub(super) use places::Strangers;

@@ -243,6 +243,7 @@ impl Side {
                 .exchange_socket
                 .map(|exchange| crate::discovery::Controller::Sockets { configuration: exchange.clone(), exchange }),
             limits: setup.limits,
+            shortage: linkspan_runtime::memory::Shortage::new(),
             observer: Arc::clone(&counter) as Arc<dyn Observer>,
             signal: Signal::clone(&signal),
         };
@@ -279,6 +280,7 @@ impl Side {
             addresses: vec![self.address.to_string()],
             default_policy: DefaultPolicy::Allow,
             transport: Default::default(),
+            congestion: Default::default(),
         }
     }
 

@@ -28,6 +28,7 @@ pub(crate) fn snapshot() -> Snapshot {
             addresses: Vec::new(),
             default_policy: Default::default(),
             transport: Default::default(),
+            congestion: Default::default(),
         }),
         Resource::Mirror(Mirror {
             name: "web-west.shop.svc.cluster.local".to_owned(),

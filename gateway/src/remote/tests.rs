@@ -127,6 +127,7 @@ fn what_was_admitted_is_reviewed_by_the_table_in_force() {
             addresses: Vec::new(),
             default_policy,
             transport: configuration::Transport::Auto,
+            congestion: Default::default(),
         })
     };
     let exported = || export("shop/web", 80, &[("10.0.0.1:8080", None)], None);

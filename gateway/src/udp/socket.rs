@@ -91,8 +91,8 @@ impl Socket {
     /// Sends one datagram, from our address `from` where that must be said.
     pub(super) fn send(&self, payload: &[u8], to: SocketAddr, from: Option<IpAddr>) -> Result<(), Loss> {
         let transmit = Transmit { destination: to, ecn: None, contents: payload, segment_size: None, src_ip: from };
-        let send = || self.state.try_send((&self.socket).into(), &transmit);
-        self.socket.try_io(Interest::WRITABLE, send).map_err(|error| {
+        // Not by the runtime's word on readiness: of a new socket it has none yet, and the first datagram would be lost.
+        self.state.try_send((&self.socket).into(), &transmit).map_err(|error| {
             if error.kind() == io::ErrorKind::ConnectionRefused {
                 self.refused.notify_one();
             }

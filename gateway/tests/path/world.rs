@@ -141,6 +141,7 @@ impl Site {
             workers,
             controller: None,
             limits: link::Limits::default(),
+            shortage: linkspan_runtime::memory::Shortage::new(),
             observer: Arc::new(Silent),
             signal: signal.clone(),
         });
@@ -225,6 +226,7 @@ impl Site {
                 addresses: vec![other.address.to_string()],
                 default_policy: DefaultPolicy::Allow,
                 transport: Default::default(),
+                congestion: Default::default(),
             });
             peers.clone()
         };

@@ -52,6 +52,7 @@ pub(super) fn check(own: &Own, name: &str, link: &Link) -> Result<Peer, Verdict>
         addresses: spec.addresses.iter().map(ToString::to_string).collect(),
         default_policy: spec.default_policy,
         transport: spec.transport,
+        congestion: spec.congestion,
     })
 }
 

@@ -10,6 +10,7 @@ fn resources() -> Vec<Resource> {
             addresses: vec!["east.example.com:4143".into()],
             default_policy: DefaultPolicy::Deny,
             transport: Transport::Tcp,
+            congestion: Default::default(),
         }),
         Resource::Mirror(Mirror {
             name: "web-east.shop.svc.cluster.local".into(),
@@ -118,6 +119,9 @@ fn reports_come_back() {
         remote: Some("10.0.0.1:4143".parse().unwrap()),
         transport: Some(Carrier::Tcp),
         transport_reason: Some(TransportReason::UdpBlocked),
+        clock_ahead_seconds: Some(-600),
+        mtu: Some(1452),
+        black_holes: 1,
     };
     let rejection = Rejection {
         resource: resources()[1].key(),

@@ -13,6 +13,7 @@ fn hello() -> Hello {
         software_version: "0.1.0".into(),
         worker: 1,
         workers: 2,
+        unix_seconds: 1_700_000_000,
     }
 }
 

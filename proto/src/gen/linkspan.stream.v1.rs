@@ -115,6 +115,10 @@ pub struct Hello {
     /// How many workers it has: how many connections are useful.
     #[prost(uint32, tag = "9")]
     pub workers: u32,
+    /// What the sender's clock says, seconds since the Unix epoch; 0 from those that do not tell. For diagnosis alone: nothing is
+    /// decided by it.
+    #[prost(uint64, tag = "10")]
+    pub unix_seconds: u64,
 }
 /// How far a stream may go that flows towards the sender of this message. Each stream begins with 262,144 bytes, counted from
 /// its first; QUIC's own flow control is the outer bound.

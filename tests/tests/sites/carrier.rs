@@ -1,4 +1,4 @@
-//! The link where UDP is blocked: over TCP, from the start and in mid-life, and back.
+//! The link where UDP is blocked: over TCP, from the start and in mid-life, and back (SECURITY-BAR's F-32).
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ fn serve_web(east: &Site, west: &Site) -> Nginx {
 }
 
 #[test]
-fn where_udp_is_blocked_from_the_start_the_link_is_up_over_tcp_in_three_seconds() {
+fn f_32_where_udp_is_blocked_from_the_start_the_link_is_up_over_tcp_in_three_seconds() {
     needs_namespaces!();
     let (_world, sites) = started(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);
@@ -66,7 +66,7 @@ fn where_udp_is_blocked_from_the_start_the_link_is_up_over_tcp_in_three_seconds(
 }
 
 #[test]
-fn udp_that_is_blocked_under_load_moves_the_link_to_tcp_in_six_seconds_and_back_in_thirty() {
+fn f_32_udp_that_is_blocked_under_load_moves_the_link_to_tcp_in_six_seconds_and_back_in_thirty() {
     needs_namespaces!();
     let (_world, sites) = linked(&["east", "west"]);
     let (east, west) = (&sites[0], &sites[1]);

@@ -35,6 +35,9 @@ pub(crate) fn link(peer: &str, alive: bool) -> LinkReport {
         remote: alive.then(|| "10.77.0.2:4143".parse().expect("address")),
         transport: alive.then_some(Carrier::Quic),
         transport_reason: alive.then_some(TransportReason::Preferred),
+        clock_ahead_seconds: None,
+        mtu: None,
+        black_holes: 0,
     }
 }
 
@@ -46,6 +49,7 @@ pub(crate) fn peer(name: &str, addresses: &[&str]) -> Resource {
         addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
         default_policy: DefaultPolicy::Allow,
         transport: Default::default(),
+        congestion: Default::default(),
     })
 }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use linkspan_proto::configuration::{DefaultPolicy, Transport};
+use linkspan_proto::configuration::{Congestion, DefaultPolicy, Transport};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::{Cluster as Settings, HostPort, Site};
@@ -38,6 +38,7 @@ pub(super) struct Manifest<'a> {
     pub(super) default_policy: DefaultPolicy,
     /// What it is dialled over; said where it is not the default.
     pub(super) transport: Transport,
+    pub(super) congestion: Congestion,
 }
 
 /// What a site or cluster says of itself.
@@ -73,6 +74,7 @@ pub(super) async fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
         addresses: &addresses,
         default_policy: DefaultPolicy::Allow,
         transport: Transport::default(),
+        congestion: Congestion::default(),
     }));
     output::print(&text)?;
     Ok(Exit::Done)
@@ -198,6 +200,11 @@ pub(super) fn yaml(manifest: &Manifest<'_>) -> String {
         Transport::Auto => {}
         Transport::Quic => text.push_str("  transport: quic\n"),
         Transport::Tcp => text.push_str("  transport: tcp\n"),
+    }
+    match manifest.congestion {
+        Congestion::Auto => {}
+        Congestion::Lan => text.push_str("  congestion: lan\n"),
+        Congestion::Wan => text.push_str("  congestion: wan\n"),
     }
     let policy = match manifest.default_policy {
         DefaultPolicy::Allow => "Allow",

@@ -184,6 +184,7 @@ fn object(peer: &ClusterName, link: &Link) -> Value {
             "addresses": spec.addresses,
             "defaultPolicy": spec.default_policy,
             "transport": spec.transport,
+            "congestion": spec.congestion,
         },
     })
 }

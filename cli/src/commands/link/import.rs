@@ -117,6 +117,7 @@ pub(super) fn write(
         addresses: &spec.addresses,
         default_policy: spec.default_policy,
         transport: spec.transport,
+        congestion: spec.congestion,
     });
     let file = manifests::file_of(folder, cluster);
     let placed = match read_manifest(&file) {

@@ -7,11 +7,15 @@
 //! get their share. TCP Veno (Fu and Liew, IEEE JSAC 21(2), 2003) tells the two kinds of loss apart in the same way; the bound
 //! for the share of losses is that of BBRv3 (draft-ietf-ccwg-bbr, `BBR.LossThresh`).
 //!
-//! Below [`LONG`] nothing is tolerated: there Cubic is back within milliseconds, and jitter is as large as a queue.
+//! Below [`LONG`] nothing is tolerated: there Cubic is back within milliseconds, and jitter is as large as a queue. A Link may
+//! say otherwise ([`Congestion`]).
 
 use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use linkspan_proto::configuration::Congestion;
 use quinn::congestion::{Controller, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
@@ -70,10 +74,10 @@ impl Losses {
         self.round.acknowledged += bytes;
     }
 
-    /// Takes in what was lost; says whether that tells nothing about queues.
-    fn is_stray(&mut self, bytes: u64) -> bool {
+    /// Takes in what was lost; says whether that tells nothing about queues on a path of at least `long`.
+    fn is_stray(&mut self, bytes: u64, long: Duration) -> bool {
         self.round.lost += bytes;
-        let Some(shortest) = self.shortest.filter(|shortest| *shortest >= LONG) else { return false };
+        let Some(shortest) = self.shortest.filter(|shortest| *shortest >= long) else { return false };
         if self.latest > shortest + shortest / QUEUED {
             return false;
         }
@@ -83,15 +87,36 @@ impl Losses {
     }
 }
 
+/// From which round trip on losses are told apart, as the Link says; may be changed while the connection stands.
+#[derive(Debug, Default)]
+pub(super) struct Tolerance(AtomicU8);
+
+impl Tolerance {
+    pub(super) fn set(&self, congestion: Congestion) {
+        self.0.store(congestion as u8, Ordering::Relaxed);
+    }
+
+    fn long(&self) -> Duration {
+        const LAN: u8 = Congestion::Lan as u8;
+        const WAN: u8 = Congestion::Wan as u8;
+        match self.0.load(Ordering::Relaxed) {
+            LAN => Duration::MAX,
+            WAN => Duration::ZERO,
+            _ => LONG,
+        }
+    }
+}
+
 /// The controller.
 pub(super) struct Tolerant {
     inner: Box<dyn Controller>,
     losses: Losses,
+    tolerance: Arc<Tolerance>,
 }
 
 impl Tolerant {
-    pub(super) fn new(inner: Box<dyn Controller>, now: Instant, mtu: u16) -> Self {
-        Self { inner, losses: Losses::new(now, mtu) }
+    pub(super) fn new(inner: Box<dyn Controller>, tolerance: Arc<Tolerance>, now: Instant, mtu: u16) -> Self {
+        Self { inner, losses: Losses::new(now, mtu), tolerance }
     }
 }
 
@@ -111,7 +136,7 @@ impl Controller for Tolerant {
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
         // Without lost bytes it is a router's word (ECN), not a guess.
-        let is_stray = lost_bytes > 0 && self.losses.is_stray(lost_bytes);
+        let is_stray = lost_bytes > 0 && self.losses.is_stray(lost_bytes, self.tolerance.long());
         if is_persistent_congestion || !is_stray {
             self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
         }
@@ -131,7 +156,7 @@ impl Controller for Tolerant {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { inner: self.inner.clone_box(), losses: self.losses })
+        Box::new(Self { inner: self.inner.clone_box(), losses: self.losses, tolerance: Arc::clone(&self.tolerance) })
     }
 
     fn initial_window(&self) -> u64 {

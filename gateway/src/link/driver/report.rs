@@ -18,6 +18,8 @@ const SAMPLES: usize = 60;
 pub(super) struct Figures {
     /// The peer's software, from its last hello.
     pub(super) version: Option<String>,
+    /// How far its clock was ahead of ours then, seconds.
+    pub(super) clock_ahead: Option<i64>,
     /// The last answered probe.
     pub(super) probe: Option<Duration>,
     since: SystemTime,
@@ -35,6 +37,7 @@ impl Default for Figures {
     fn default() -> Self {
         Self {
             version: None,
+            clock_ahead: None,
             probe: None,
             since: SystemTime::now(),
             samples: VecDeque::new(),
@@ -54,6 +57,7 @@ impl Figures {
     /// Another peer: nothing that was seen of the one before counts. What connections have sent so far was sampled.
     pub(super) fn begin_anew(&mut self) {
         self.version = None;
+        self.clock_ahead = None;
         self.probe = None;
         self.since = SystemTime::now();
         self.samples.clear();
@@ -114,6 +118,9 @@ pub(in super::super) fn first_report(peer: &Peer) -> LinkReport {
         remote: None,
         transport: None,
         transport_reason: None,
+        clock_ahead_seconds: None,
+        mtu: None,
+        black_holes: 0,
     }
 }
 
@@ -131,6 +138,14 @@ const fn told(why: TransportReason) -> &'static str {
         TransportReason::UdpRestored => "QUIC works again",
         TransportReason::PeerDialled => "the peer has dialled like this, and nothing better stands",
     }
+}
+
+/// The least that one of several paths carries, and how often one of them stopped carrying what it did before.
+fn sizes(paths: impl Iterator<Item = quinn::PathStats>) -> (Option<u16>, u64) {
+    paths.fold((None, 0), |(mtu, black_holes), path| {
+        let least = mtu.map_or(path.current_mtu, |mtu: u16| mtu.min(path.current_mtu));
+        (Some(least), black_holes + path.black_holes_detected)
+    })
 }
 
 fn unix(time: SystemTime) -> u64 {
@@ -152,7 +167,11 @@ impl Driver {
         {
             message = told(why).to_owned();
         }
-        let quinn = usable.iter().filter_map(|id| self.standing.get(id)).map(|standing| &standing.connection.quinn);
+        let standing = usable.iter().filter_map(|id| self.standing.get(id));
+        let quinn = standing.clone().map(|standing| &standing.connection.quinn);
+        // TCP finds out by itself what a path carries.
+        let over_udp = standing.filter(|standing| standing.carrier == Carrier::Quic);
+        let (mtu, black_holes) = sizes(over_udp.map(|standing| standing.connection.quinn.stats().path));
         let connected = !usable.is_empty();
         let report = LinkReport {
             cluster: self.link.cluster.clone(),
@@ -169,6 +188,9 @@ impl Driver {
             remote: quinn.map(quinn::Connection::remote_address).next(),
             transport: transport.map(|(carrier, _)| carrier),
             transport_reason: transport.map(|(_, why)| why),
+            clock_ahead_seconds: self.figures.clock_ahead,
+            mtu,
+            black_holes,
         };
         let old = self.link.report.load();
         let noticed = old.alive != report.alive

@@ -17,7 +17,7 @@ use crate::link::share::Share;
 use crate::link::state::{Event, HelloFacts, Leave, Trouble};
 use crate::link::tls::{PeerTrust, Role, TrustFailure};
 use crate::link::trouble::{self, CloseCode, trouble};
-use crate::link::{PeerInfo, accept, serve};
+use crate::link::{PeerInfo, accept, congestion, serve};
 
 /// Goaways that wait to be sent on a connection: there are three kinds.
 const GOAWAYS: usize = 4;
@@ -61,6 +61,7 @@ impl Driver {
             remote: quinn.remote_address(),
             default_policy: peer.default_policy,
         });
+        congestion::configure(&quinn, peer.congestion);
         let permitted = self.shared.config.limits.streams;
         let connection = Arc::new(Connection::new(id, quinn, worker, info, permitted));
         let (goaways, sending) = mpsc::channel(GOAWAYS);
@@ -106,6 +107,7 @@ impl Driver {
             software_version: build_info::VERSION.to_owned(),
             worker: u32::try_from(worker).unwrap_or(u32::MAX),
             workers: u32::try_from(own.workers.len()).unwrap_or(u32::MAX),
+            unix_seconds: self.shared.wall().as_secs(),
         }
     }
 
@@ -135,6 +137,7 @@ impl Driver {
         }
         standing.health = Some(Health::new(self.health.verdict(), now));
         self.figures.version = Some(hello.software_version.clone());
+        self.figures.clock_ahead = (hello.unix_seconds > 0).then(|| ahead(hello.unix_seconds, own.unix_seconds));
         let remote = standing.connection.quinn.remote_address();
         let transport = standing.carrier.as_str();
         tracing::info!(
@@ -201,6 +204,12 @@ impl Driver {
             }
         }));
     }
+}
+
+/// How far a clock is ahead of another.
+fn ahead(theirs: u64, ours: u64) -> i64 {
+    let apart = i64::try_from(theirs.abs_diff(ours)).unwrap_or(i64::MAX);
+    if theirs < ours { -apart } else { apart }
 }
 
 impl Standing {

@@ -172,7 +172,8 @@ impl World {
                 trust_bundle: one.authority.bundle(),
                 addresses: if is_dialled { vec![one.host.address(PORT).to_string()] } else { Vec::new() },
                 default_policy: DefaultPolicy::Allow,
-                transport: Transport::Auto,
+                transport: Transport::Quic,
+                congestion: Default::default(),
             }
         };
         let of_pair = |(one, other, first, second): &(usize, usize, bool, bool)| match of {
@@ -431,8 +432,8 @@ impl World {
             side.links.configure(&[]).await;
             self.graves.push(side);
         }
-        // Of each life: the endpoint of its listener, and who accepts there.
-        let left = 2 * self.graves.len();
+        // Of each life: the endpoint of its listener, who accepts there, and who accepts TCP.
+        let left = 3 * self.graves.len();
         let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         self.at_rest(|_| alive() <= left, "tasks are left").await;
         let journal = self.network.journal();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// The first bytes from either side: nobody who is no gateway gets any further. No other protocol begins like this, and
 /// its last two bytes show what a terminal or a proxy changed on the way.
-pub(in crate::link) const PREFACE: [u8; 16] = *b"LINKSPAN TCP 1\r\n";
+pub const PREFACE: [u8; 16] = *b"LINKSPAN TCP 1\r\n";
 
 /// The largest packet, which is what a UDP datagram could hold (RFC 9000 section 18.2).
 pub(in crate::link) const MAX_PACKET: usize = 65_527;

@@ -350,6 +350,9 @@ impl Gateway {
             remote: None,
             transport: None,
             transport_reason: None,
+            clock_ahead_seconds: None,
+            mtu: None,
+            black_holes: 0,
         };
         self.report(Report::Links { links: vec![link] }).await;
     }

@@ -503,6 +503,7 @@ fn what_a_new_leader_finds_gone_at_once_waits_as_for_the_old_one() {
     }
 }
 
+/// S-41.
 #[test]
 fn nothing_is_removed_without_a_complete_newer_snapshot() {
     let half = entries(0..5);

@@ -75,6 +75,7 @@ fn a_peers_service_gets_a_name_and_an_address_here() {
     assert_eq!(faces::dns(&wanted).ports.len(), 3);
 }
 
+/// S-35.
 #[test]
 fn names_that_are_not_for_peers_are_refused() {
     for (service, local, expected) in [
