@@ -94,7 +94,6 @@ impl Attack {
         Self::ControlBreach,
         Self::UnknownKinds,
         Self::Datagrams,
-        Self::HalfHandshakes,
         Self::Connections,
         Self::HttpFrames,
         Self::HttpHalves,
@@ -102,6 +101,7 @@ impl Attack {
         Self::HttpTrailers,
         Self::TcpPreface,
         Self::TcpLengths,
+        Self::HalfHandshakes,
     ];
 
     /// Whether what it holds, and not what it does, is the harm.

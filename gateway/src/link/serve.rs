@@ -36,7 +36,7 @@ const PROBE_ROOM: usize = 64;
 
 /// Streams of a peer that may wait for the rest of their header. Usually it is all in the first packet; a stream that waits costs as
 /// much as one that is served.
-const UNHEADED: usize = 1024;
+const UNHEADED: usize = 512;
 
 /// Goaways of one connection that are listened to: there are three kinds, each is said once.
 const GOAWAYS: usize = 8;
