@@ -17,6 +17,9 @@ const BATCH: usize = 32;
 /// The largest that a buffer is filled with.
 const BUFFER: usize = 64 * 1024;
 
+/// That nobody is at the other end makes a socket no more readable: the kernel tells it as an error alone.
+const HEARD: Interest = Interest::READABLE.add(Interest::ERROR);
+
 thread_local! {
     /// One for all sockets of a worker: whoever receives is done with it before it waits. Only what was filled once takes memory.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -53,7 +56,7 @@ impl Socket {
     /// `ConnectionRefused`, when nobody is at the other end.
     pub(super) async fn readable(&self) -> io::Result<()> {
         tokio::select! {
-            readable = self.socket.readable() => readable,
+            ready = self.socket.ready(HEARD) => ready.map(drop),
             () = self.refused.notified() => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     }
@@ -70,7 +73,7 @@ impl Socket {
                 let mut slices: [IoSliceMut<'_>; BATCH] =
                     std::array::from_fn(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
                 let receive = || self.state.recv((&self.socket).into(), &mut slices, &mut meta);
-                match self.socket.try_io(Interest::READABLE, receive) {
+                match self.socket.try_io(HEARD, receive) {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                     Err(error) => return Err(error),
