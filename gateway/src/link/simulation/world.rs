@@ -432,8 +432,9 @@ impl World {
             side.links.configure(&[]).await;
             self.graves.push(side);
         }
-        // Of each life: the endpoint of its listener, who accepts there, and who accepts TCP.
-        let left = 3 * self.graves.len();
+        // Of each life: the endpoint of its listener, who accepts there, who accepts TCP, and, where batches were sent from there,
+        // who sends the last of them.
+        let left = 4 * self.graves.len();
         let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         self.at_rest(|_| alive() <= left, "tasks are left").await;
         let journal = self.network.journal();
