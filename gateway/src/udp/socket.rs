@@ -72,10 +72,15 @@ impl Socket {
                 let mut buffers = scratch.chunks_exact_mut(BUFFER);
                 let mut slices: [IoSliceMut<'_>; BATCH] =
                     std::array::from_fn(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
-                let receive = || self.state.recv((&self.socket).into(), &mut slices, &mut meta);
-                match self.socket.try_io(HEARD, receive) {
+                let mut receive = || self.state.recv((&self.socket).into(), &mut slices, &mut meta);
+                // One kind after the other: tokio tries nothing for a sum of kinds. Where nothing is there, neither costs a call.
+                let read = self.socket.try_io(Interest::READABLE, &mut receive);
+                let would_block = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+                match read.or_else(|error| {
+                    if would_block(&error) { self.socket.try_io(Interest::ERROR, &mut receive) } else { Err(error) }
+                }) {
                     Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) if would_block(&error) => return Ok(()),
                     Err(error) => return Err(error),
                 }
             };
