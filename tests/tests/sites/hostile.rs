@@ -1,5 +1,7 @@
 //! A peer with valid certificates that means harm hurts only itself (S-29, S-30, F-45).
 
+#![allow(clippy::disallowed_methods, reason = "test code: its tasks and settings are its own")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -206,7 +206,7 @@ fn bytes_and_ends_fit_at_both_ends_of_every_pattern() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
         u64::from(now.subsec_nanos())
     });
-    let ids = number("LINKSPAN_PATTERN").map_or(0..if long() { 10_000 } else { 600 }, |only| only..only + 1);
+    let ids = number("LINKSPAN_PATTERN").map_or_else(|| 0..if long() { 10_000 } else { 600 }, |only| only..only + 1);
     let (_dir, sites) = linked_here(["east", "west"]);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
     let start = Instant::now();
@@ -262,7 +262,8 @@ fn each_violation_is_found() {
     let side = Side { wrote: 7, said: Said::Whole, read: 7, heard: Heard::Whole, reset: false, wrong: None };
     let good = Events { client: side.clone(), backend: side, runs: 1, open: 0 };
     assert_eq!(violations(&pattern, &good), Vec::<String>::new());
-    let bad: [(&str, fn(&mut Events)); 8] = [
+    type Spoil = fn(&mut Events);
+    let bad: [(&str, Spoil); 8] = [
         ("executed 2 times", |events| events.runs = 2),
         ("still waits", |events| events.open = 1),
         ("in order of what was cut", |events| events.backend.said = Said::Part),

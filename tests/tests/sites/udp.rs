@@ -5,6 +5,7 @@ use linkspan_tests::manifests::Service;
 use linkspan_tests::process::eventually;
 use linkspan_tests::servers;
 use linkspan_tests::site::{PATIENCE, Site};
+use linkspan_tests::world::long;
 use serde_json::Value;
 
 use super::kit::{linked, needs_namespaces};
@@ -79,16 +80,18 @@ fn a_stream_of_datagrams_keeps_its_pace() {
     west.apply("pace.yaml", &service.yaml());
     let name = "pace-west.shop.svc.cluster.local";
     east.wait_resolves(name);
+    // The daily form shares two cores with other tests and is not a release build: it shows the way, not what the way carries.
+    let (megabits, seconds, most_lost) = if long() { (500, 10, 0.1) } else { (20, 2, 2.0) };
     for reverse in ["", "--reverse"] {
         let report = east.host.sh(&format!(
-            "iperf3 --client {name} --port 5201 --udp --bitrate 500M --length 1400 --time 10 {reverse} --json"
+            "iperf3 --client {name} --port 5201 --udp --bitrate {megabits}M --length 1400 --time {seconds} {reverse} --json"
         ));
         let report: Value = serde_json::from_str(&report).expect("JSON of iperf3");
         let sum = &report["end"]["sum"];
         let (rate, lost) = (sum["bits_per_second"].as_f64(), sum["lost_percent"].as_f64());
         println!("iperf3 {reverse}: {} Mbit/s, {} % lost", rate.unwrap_or(0.0) / 1e6, lost.unwrap_or(100.0));
-        assert!(rate > Some(495e6), "{sum:#}");
-        assert!(lost < Some(0.1), "{sum:#}\n{}", losses(east, west));
+        assert!(rate > Some(f64::from(megabits) * 0.99e6), "{sum:#}");
+        assert!(lost < Some(most_lost), "{sum:#}\n{}", losses(east, west));
     }
     // Meanwhile and afterwards the link is well.
     assert_eq!(east.alive("west"), Some(true));
@@ -163,7 +166,9 @@ fn flows_follow_weights_policy_and_the_backends_word() {
         let found = ask(8);
         found[0] > 0 && found[1] > 0 && found[2] == 0
     });
-    assert_eq!(ask(40), [30, 10, 0], "weights hold for each flow");
+    let found = ask(40);
+    // Each worker counts its own.
+    assert!((28..=32).contains(&found[0]) && found[2] == 0, "weights hold for each flow: {found:?}");
     // Nobody may call west's any more: its share of the flows is refused there, and not given to another.
     west.apply(
         "nobody.yaml",

@@ -75,7 +75,7 @@ fn advertised(checks: &Checks<'_>) -> Vec<String> {
     let Some((site, run)) = checks.site.as_ref().zip(checks.gateway.as_ref()) else { return Vec::new() };
     let texts = site.spec.gateway.advertise.iter().map(ToString::to_string);
     texts
-        .map(|text| text.strip_suffix(":0").map_or(text.clone(), |host| format!("{host}:{}", run.link.port())))
+        .map(|text| text.strip_suffix(":0").map_or_else(|| text.clone(), |host| format!("{host}:{}", run.link.port())))
         .collect()
 }
 
