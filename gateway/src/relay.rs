@@ -49,8 +49,8 @@ pub(crate) use torn::Torn;
 pub const CHUNK: usize = 64 * 1024;
 
 /// Reads shorter than this are copied out of the shared buffer, so that a few bytes that wait for an acknowledgement do
-/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst twice the payload is held.
-pub const COPY_BELOW: usize = CHUNK / 2;
+/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst a third more than the payload is held.
+pub const COPY_BELOW: usize = CHUNK / 4 * 3;
 
 /// How often the counters of a connection that moves bytes are told to the recorders.
 pub const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -78,6 +78,10 @@ pub struct Bounds<'a> {
 
 /// The sending half of a stream, as far as the relay needs it.
 pub trait SendSide: Send {
+    /// Waits until something could be sent, and tells how much of it at most; never 0.
+    fn room(&mut self) -> impl Future<Output = Result<usize, StreamError>> + Send {
+        async { Ok(CHUNK) }
+    }
     /// Sends a chunk; waits while the peer's window is closed.
     fn write(&mut self, chunk: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send;
     /// Ends this direction cleanly.
@@ -107,6 +111,10 @@ pub trait RecvSide: Send {
 }
 
 impl SendSide for SendHalf {
+    fn room(&mut self) -> impl Future<Output = Result<usize, StreamError>> + Send {
+        Self::room(self)
+    }
+
     fn write(&mut self, chunk: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send {
         Self::write(self, chunk)
     }
@@ -308,9 +316,14 @@ where
     S: SendSide,
 {
     loop {
+        let most = match send.room().await {
+            Ok(room) => room.min(CHUNK),
+            Err(StreamError::Stopped(why)) => return Ended::Unread(socket.peer_cut(why)),
+            Err(error) => return Ended::Broken(socket.stream_error(error)),
+        };
         let chunk = tokio::select! {
             biased;
-            chunk = poll_fn(|cx| poll_chunk(&mut io, cx)) => chunk,
+            chunk = poll_fn(|cx| poll_chunk_of(&mut io, most, cx)) => chunk,
             why = send.stopped() => return match why {
                 Some(why) => Ended::Unread(socket.peer_cut(why)),
                 None => Ended::Broken(Outcome::LinkLost),

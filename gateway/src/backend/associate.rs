@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{ATTEMPTS, DialError, EndpointGuard, Endpoints};
-use crate::listener::{DATAGRAM_BUFFER, grow_buffers};
+use crate::listener::grow_buffers;
 use crate::remote::Admitted;
 
 /// A socket that is connected to an endpoint of the export, the better of two. Nothing is sent by that: whether anybody is
@@ -33,6 +33,9 @@ pub fn associate(admitted: &Admitted) -> Result<(UdpSocket, EndpointGuard), Dial
     Err(last)
 }
 
+/// Bytes that the kernel keeps for one flow, each way: some 5 ms at 500 Mbit/s. A peer may have thousands of flows.
+const BUFFER: usize = 512 * 1024;
+
 fn connected(address: SocketAddr) -> Result<UdpSocket, DialError> {
     let any: SocketAddr = match address {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -40,7 +43,7 @@ fn connected(address: SocketAddr) -> Result<UdpSocket, DialError> {
     };
     let connect = || -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-        grow_buffers(&socket, DATAGRAM_BUFFER);
+        grow_buffers(&socket, BUFFER);
         socket.bind(&any.into())?;
         socket.connect(&address.into())?;
         Ok(UdpSocket::from(socket))

@@ -15,11 +15,11 @@
 //! - Out: how much may be written now; what the peer is to be told.
 //! - Refuses when: never. A peer that sends more than it may is bounded by QUIC's windows; one that grants too much hurts itself.
 //! - Never does: cost a short stream anything: below half of [`FIRST`] nothing is told and nothing is registered.
-//! - Numbers: [`FIRST`], [`MOST`].
+//! - Numbers: [`FIRST`], [`MOST`], [`HELD`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,12 +29,16 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Bytes that may be sent before the first credit: what a reader who does not read costs at most (F-27), and more than is
-/// under way within a data centre: 10 Gbit/s at 0.2 ms. Part of the protocol: both sides begin with it.
-pub(super) const FIRST: u64 = 256 * 1024;
+/// under way within a data centre: 5 Gbit/s at 0.2 ms. Part of the protocol: both sides begin with it.
+pub(super) const FIRST: u64 = 128 * 1024;
 
 /// The largest window of a reader who keeps up: 700 Mbit/s at 50 ms, where one packet in a hundred is lost and those behind it
 /// wait for two round trips and more.
 pub(super) const MOST: u64 = 12 * 1024 * 1024;
+
+/// Bytes that were read from sockets and wait for one connection's send window, at which no more are read: when the
+/// connection takes nothing more from anybody, a chunk in each hand would be the larger part of what its peer costs (S-29).
+const HELD: usize = 512 * 1024;
 
 /// The credit of all streams of one connection, both ways.
 pub(super) struct Flow {
@@ -47,6 +51,25 @@ pub(super) struct Flow {
     /// Bytes that were read from all streams, and given to QUIC for all of them.
     read: AtomicU64,
     sent: AtomicU64,
+    /// Bytes that wait for the connection's window, and who waits until they are fewer than [`HELD`].
+    held: AtomicUsize,
+    eased: Notify,
+}
+
+/// Bytes in the hand of somebody who waits for the connection's window, until dropped.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    flow: &'a Flow,
+    bytes: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let before = self.flow.held.fetch_sub(self.bytes, Ordering::AcqRel);
+        if before >= HELD && before - self.bytes < HELD {
+            self.flow.eased.notify_waiters();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +89,8 @@ impl Flow {
             telling: Notify::new(),
             read: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            held: AtomicUsize::new(0),
+            eased: Notify::new(),
         })
     }
 
@@ -76,6 +101,28 @@ impl Flow {
     /// Bytes that were read from the connection's streams so far, and given to QUIC for them.
     pub(super) fn passed(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// So many bytes wait for the connection's window.
+    fn hold(&self, bytes: usize) -> Held<'_> {
+        self.held.fetch_add(bytes, Ordering::AcqRel);
+        Held { flow: self, bytes }
+    }
+
+    fn is_eased(&self) -> bool {
+        self.held.load(Ordering::Acquire) < HELD
+    }
+
+    /// Waits until fewer than [`HELD`] bytes wait for the connection's window. Cancel-safe.
+    async fn eased(&self) {
+        loop {
+            // Registered before the look: what is let go between the two wakes.
+            let eased = self.eased.notified();
+            if self.is_eased() {
+                return;
+            }
+            eased.await;
+        }
     }
 
     /// Takes in a credit of the peer. One for a stream that is over, or never was, changes nothing.
@@ -166,6 +213,26 @@ impl Allowance {
         usize::try_from(left).unwrap_or(usize::MAX).min(wanted)
     }
 
+    /// How many bytes may be sent before the next credit comes.
+    pub(super) fn left(&self) -> usize {
+        usize::try_from(self.limit().saturating_sub(self.sent)).unwrap_or(usize::MAX)
+    }
+
+    /// So many bytes were read for this stream and wait for the connection's window.
+    pub(super) fn hold(&self, bytes: usize) -> Held<'_> {
+        self.flow.hold(bytes)
+    }
+
+    /// Whether what others have read for this connection is less than it may be.
+    pub(super) fn is_eased(&self) -> bool {
+        self.flow.is_eased()
+    }
+
+    /// Waits until what others have read for this connection is less than it may be. Cancel-safe.
+    pub(super) async fn eased(&self) {
+        self.flow.eased().await;
+    }
+
     /// So many bytes were sent.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
@@ -217,6 +284,16 @@ impl Window {
         self.last = Some(now);
         self.granted = self.read + self.size;
         self.flow.owe(self.stream, self.granted);
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // A credit for a stream that is over is of no use; kept, they would be as many as the streams of a peer that does
+        // not listen.
+        if self.granted > FIRST {
+            self.flow.owed.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.stream);
+        }
     }
 }
 

@@ -91,7 +91,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { streams: 1024, peer_window: 64 * 1024 * 1024, peer_send_window: 32 * 1024 * 1024, mtu: None }
+        Self { streams: 1024, peer_window: 36 * 1024 * 1024, peer_send_window: 20 * 1024 * 1024, mtu: None }
     }
 }
 

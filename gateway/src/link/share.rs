@@ -6,8 +6,9 @@
 //!   that was made smaller counts in full until as many bytes have passed as the larger one had let through.
 //! - Numbers: [`FIRST`], [`SHARES`] and the parts of [`Pool::divide`].
 
-/// The window of a connection whose peer has not said hello: a round trip's worth of first requests.
-pub(super) const FIRST: u64 = 256 * 1024;
+/// The window of a connection whose peer has not said hello: more than a first round trip carries. As many connections as a
+/// peer may have hold it, each, before anything is divided.
+pub(super) const FIRST: u64 = 32 * 1024;
 
 /// Connections among which a pool is divided where there are fewer: those that join find their share free.
 const SHARES: usize = 2;
@@ -18,6 +19,8 @@ pub(super) struct Pool {
     total: u64,
     /// What a connection has even when the pool is used up.
     floor: u64,
+    /// What is kept for those that hold no more than [`FIRST`] or the floor.
+    reserve: u64,
 }
 
 /// What one connection has of a pool.
@@ -33,15 +36,17 @@ pub(super) struct Share {
 impl Pool {
     /// `most` connections may there be.
     pub(super) fn new(total: u64, most: usize) -> Self {
-        Self { total, floor: total / 8 / (most.max(1) as u64) }
+        let most = most.max(1) as u64;
+        let floor = total / 8 / most;
+        Self { total, floor, reserve: most * floor.max(FIRST) }
     }
 
-    /// Gives each its window: a fair part of three quarters, if there is room. An eighth is for connections beyond
-    /// [`SHARES`] that come while the others still hold larger windows, and an eighth for the floor of all.
+    /// Gives each its window: a fair part of three quarters, if there is room. What is left is for connections beyond
+    /// [`SHARES`] that come while the others still hold larger windows, and for the least that each has.
     pub(super) fn divide(&self, expected: usize, shares: &mut [(&mut Share, u64)]) {
         let parts = expected.max(shares.len()).max(SHARES);
-        let fair = (self.total / 4 * 3) / (parts as u64);
-        let room = self.total / 8 * 7;
+        let room = self.total.saturating_sub(self.reserve);
+        let fair = (self.total / 4 * 3).min(room) / (parts as u64);
         let mut held: u64 = shares.iter().map(|(share, passed)| share.held(*passed)).sum();
         for (share, passed) in shares {
             let own = share.held(*passed);
@@ -83,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    const TOTAL: u64 = 64 * 1024 * 1024;
+    const TOTAL: u64 = 36 * 1024 * 1024;
 
     /// Divides among shares on which nothing has passed.
     fn divide(pool: Pool, expected: usize, shares: &mut [Share]) -> Vec<u64> {
@@ -104,7 +109,7 @@ mod tests {
             assert!(windows.iter().all(|window| *window >= TOTAL / 8 / 20), "{windows:?}");
             if count <= 2 {
                 // Readers who keep up, and dozens who do not read at all.
-                let enough = super::super::credit::MOST + 48 * super::super::credit::FIRST;
+                let enough = super::super::credit::MOST + 12 * super::super::credit::FIRST;
                 assert!(windows.iter().all(|window| *window >= enough), "{windows:?}");
             }
         }

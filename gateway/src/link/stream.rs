@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use linkspan_proto::refusal::Refusal;
-use quinn::{ReadError, VarInt, WriteError};
+use quinn::{ReadError, VarInt, WriteError, Written};
 
 use super::connection::StreamCount;
 use super::credit::{Allowance, Window};
@@ -86,14 +86,30 @@ impl SendHalf {
                 self.credited().await?;
                 continue;
             } else if room == all {
-                self.stream.write_chunks(chunks).await.map_err(write_error)?.bytes
+                held(self.stream.write_chunks(chunks), &self.allowance, all).await?
             } else {
-                let part = first.slice(..first.len().min(room));
-                let written = self.stream.write_chunks(&mut [part]).await.map_err(write_error)?.bytes;
+                let part = &mut [first.slice(..first.len().min(room))];
+                let written = held(self.stream.write_chunks(part), &self.allowance, all).await?;
                 chunks[0].advance(written);
                 written
             };
             self.allowance.sent(written);
+        }
+    }
+
+    /// Waits until bytes that are to be read for this stream could be sent, and tells how many at most: whoever reads
+    /// before that holds them for as long as the peer likes (S-29). Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn room(&mut self) -> Result<usize, StreamError> {
+        loop {
+            match (self.allowance.is_eased(), self.allowance.left()) {
+                (true, left @ 1..) => return Ok(left),
+                // Boxed: the wait is rare, and its room would be held by each stream in service.
+                (true, 0) => Box::pin(self.credited()).await?,
+                (false, _) => Box::pin(self.allowance.eased()).await,
+            }
         }
     }
 
@@ -304,6 +320,23 @@ impl fmt::Debug for RecvHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RecvHalf").field("id", &self.stream.id()).field("ended", &self.ended).finish()
     }
+}
+
+/// Writes; while that waits for the connection's window, `bytes` count as held for it.
+async fn held(
+    write: impl Future<Output = Result<Written, WriteError>>,
+    allowance: &Allowance,
+    bytes: usize,
+) -> Result<usize, StreamError> {
+    let mut write = pin!(write);
+    let written = match futures::poll!(write.as_mut()) {
+        Poll::Ready(written) => written,
+        Poll::Pending => {
+            let _held = allowance.hold(bytes);
+            write.await
+        }
+    };
+    Ok(written.map_err(write_error)?.bytes)
 }
 
 fn code(why: Refusal) -> VarInt {

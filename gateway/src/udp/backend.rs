@@ -46,6 +46,8 @@ impl Backend {
                     self.endpoint.failed();
                     return Refusal::ConnectRefused;
                 }
+                // EMSGSIZE: of a datagram sent before, that a hop could not pass on; the next one may be smaller.
+                Err(error) if error.raw_os_error() == Some(90) => {}
                 Err(error) => {
                     tracing::debug!(backend = %self.endpoint.address(), %error, "socket of a flow failed");
                     return Refusal::BackendReset;

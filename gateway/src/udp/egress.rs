@@ -30,6 +30,10 @@ use crate::tcp::{REPLY, new_trace};
 /// After an error of a listening socket, before it is read again.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How long a client whose flow was refused is refused without a look: a flood of datagrams to a service that is down costs
+/// a few streams and lines of the log a second, and a resolver that asks again is served.
+const REFUSED: Duration = Duration::from_millis(250);
+
 /// The clients of one socket.
 pub struct Egress {
     gateway: Arc<Gateway>,
@@ -107,9 +111,11 @@ impl Egress {
 
     /// The flow of a client; a new one, where it has none.
     fn flow(&mut self, received: &Received<'_>, now: Instant) -> Option<Arc<Flow>> {
-        if let Some(flow) = self.flows.get(received.from) {
+        let known = self.flows.get(received.from);
+        if let Some(flow) = known.filter(|flow| !flow.is_over()) {
             return Some(Arc::clone(flow));
         }
+        let refused = known.is_some();
         // A socket of both families shows clients of IPv4 as `::ffff:a.b.c.d`.
         let client = SocketAddr::new(received.from.ip().to_canonical(), received.from.port());
         let routed = self.gateway.table.load().route(Place::udp(self.listen), client.ip());
@@ -117,6 +123,10 @@ impl Egress {
             self.lost(None, client, Loss::Refused);
             return None;
         };
+        if refused {
+            self.lost(Some(&routed), client, Loss::Refused);
+            return None;
+        }
         let Some(permit) = self.flows.admit(client.ip(), &self.permits, now) else {
             self.lost(Some(&routed), client, Loss::FlowLimit);
             return None;
@@ -129,8 +139,15 @@ impl Egress {
         let over = self.over.clone();
         // Detached: the drain waits for it by its guard, and the table ends it by its token.
         drop(task::spawn("udp_flow", async move {
-            let (client, number) = (carrier.flow.client, carrier.flow.number);
-            carrier.run().await;
+            let (flow, drain) = (Arc::clone(&carrier.flow), carrier.gateway.drain.clone());
+            let (client, number) = (flow.client, flow.number);
+            if carrier.run().await.is_err() {
+                tokio::select! {
+                    () = tokio::time::sleep(REFUSED) => {}
+                    () = flow.ended.cancelled() => {}
+                    () = drain.draining() => {}
+                }
+            }
             // An error says that the socket is closed.
             _ = over.send((client, number));
         }));
@@ -150,7 +167,8 @@ impl Egress {
 }
 
 impl Carrier {
-    async fn run(self) {
+    /// Until its end; an error where it was not carried.
+    async fn run(self) -> Result<(), Outcome> {
         let _unfinished = self.gateway.drain.guard();
         let route = &self.routed.route;
         let mut entry = Entry::new(Direction::Outbound, Protocol::Udp);
@@ -182,6 +200,7 @@ impl Carrier {
         self.flow.give_up();
         self.flow.moved.tell(&mut record);
         record.finish(outcome);
+        if matches!(outcome, Outcome::Ok | Outcome::Idle) { Ok(()) } else { Err(outcome) }
     }
 
     /// Tries targets until one takes the flow, then waits for its end.

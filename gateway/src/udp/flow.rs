@@ -4,6 +4,7 @@
 //! of them are kept for the case that another cluster must be tried.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub(super) struct Flow {
     from: Option<IpAddr>,
     settled: OnceLock<Way>,
     opening: Mutex<Opening>,
+    /// Nothing is carried any more.
+    over: AtomicBool,
 }
 
 /// Until the way is settled.
@@ -61,8 +64,6 @@ struct Opening {
     bytes: usize,
     /// How many of those that are kept were sent at least once.
     sent: usize,
-    /// There will be no way.
-    over: bool,
 }
 
 impl Flow {
@@ -82,6 +83,7 @@ impl Flow {
             from,
             settled: OnceLock::new(),
             opening: Mutex::default(),
+            over: AtomicBool::new(false),
         }
     }
 
@@ -89,6 +91,7 @@ impl Flow {
     pub(super) fn forward(&self, payload: &[u8], now: Instant) {
         self.moved.touch(now);
         match self.settled.get() {
+            _ if self.is_over() => self.moved.lose(Loss::Refused, 1),
             Some(way) => self.count(payload.len(), way.send(payload)),
             None => self.forward_early(payload),
         }
@@ -120,14 +123,20 @@ impl Flow {
     pub(super) fn give_up(&self) {
         let mut opening = self.opening();
         self.moved.lose(Loss::Refused, (opening.kept.len() - opening.sent) as u64);
-        *opening = Opening { over: true, ..Opening::default() };
+        *opening = Opening::default();
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing is carried any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     fn forward_early(&self, payload: &[u8]) {
         let mut opening = self.opening();
         match self.settled.get() {
             Some(way) => self.count(payload.len(), way.send(payload)),
-            None if opening.over => self.moved.lose(Loss::Refused, 1),
+            None if self.is_over() => self.moved.lose(Loss::Refused, 1),
             None => opening.forward(self, payload),
         }
     }

@@ -121,6 +121,26 @@ async fn a_caller_that_policy_denies_is_refused_and_its_datagrams_are_counted() 
 }
 
 #[tokio::test]
+async fn a_client_that_is_refused_again_and_again_costs_one_flow_at_a_time() {
+    patiently(async {
+        let (east, _west) = pair().await;
+        let address = east.mirror_datagrams("echo", &[&[("west", 1)]]).await;
+        let socket = client(address).await;
+        // For half as long as a refusal holds, and each of them counts.
+        for _ in 0..100 {
+            socket.send(b"hello").await.expect("send");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (_, outcome) = east.seen.ends(Direction::Outbound, 1).await.remove(0);
+        assert_eq!(outcome, Outcome::Refused(Refusal::UnknownExport));
+        socket.send(b"again").await.expect("send");
+        let ends = east.seen.ends(Direction::Outbound, 1).await.len();
+        assert!(ends <= 3, "{ends} flows");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_backend_that_is_not_there_ends_the_flow() {
     patiently(async {
         let (east, west) = pair().await;

@@ -197,8 +197,11 @@ impl Bed {
 
     fn panics(&self) -> usize {
         let log = std::fs::read_to_string(self.site.host.dir().join("gateway.log")).expect("log");
-        assert!(log.len() < 4 * 1024 * 1024, "the log has {} bytes", log.len());
-        log.lines().filter(|line| line.contains("panic")).count()
+        // The access log has a line for each request that was served, and a fast machine serves more of them.
+        let own: Vec<_> = log.lines().filter(|line| !line.contains(" INFO access: ")).collect();
+        let length: usize = own.iter().map(|line| line.len()).sum();
+        assert!(length < 4 * 1024 * 1024, "the log has {length} bytes besides the access log");
+        own.iter().filter(|line| line.contains("panic")).count()
     }
 }
 

@@ -153,7 +153,9 @@ pub(super) struct Refusal {
 pub(super) async fn ask(checks: &Checks<'_>) -> Vec<Tried> {
     let exports = covered(checks);
     let ready = |export: &Export| -> BTreeSet<SocketAddr> {
-        let endpoints = export.ports.iter().flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
+        // Nothing can be asked of a UDP port: whether it answers depends on what it is told.
+        let ports = export.ports.iter().filter(|port| port.transport.is_tcp());
+        let endpoints = ports.flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
         endpoints.map(|endpoint| endpoint.address).take(SAMPLE).collect()
     };
     let all: BTreeSet<SocketAddr> = exports.iter().flat_map(ready).collect();

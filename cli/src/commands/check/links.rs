@@ -209,9 +209,10 @@ fn cause_of(link: &LinkReport, found: &[(SocketAddr, Reach)]) -> Option<Cause> {
     }
 }
 
-/// Whether a gateway answers a question with a small packet, and a handshake with nothing: its answer to that is a large one.
+/// Whether a gateway answers a question in a small packet and none in a large one: no handshake gets through.
 fn is_cut_short(link: &LinkReport, found: &[(SocketAddr, Reach)]) -> bool {
-    link.reason == UNREACHABLE && found.iter().any(|(_, reach)| reach.udp.is_answer())
+    let cut = |reach: &Reach| reach.udp.is_answer() && !reach.large.is_answer();
+    link.reason == UNREACHABLE && found.iter().any(|(_, reach)| cut(reach))
 }
 
 /// Where UDP has to get through.
@@ -377,7 +378,10 @@ mod tests {
         assert_eq!(cause("CertificateExpired", None), Some(Cause::CertificateExpired));
         assert_eq!(cause("Unreachable", Some(Echo::Silence)), Some(Cause::PeerAddress));
         let answered = || Some(Echo::Answered(Duration::from_millis(2)));
-        assert_eq!(cause("Unreachable", answered()), Some(Cause::MtuBlackHole));
+        assert_eq!(cause("Unreachable", answered()), None, "it was away, and has come back");
+        let mut cut = found(answered());
+        cut[0].1.large = Echo::Silence;
+        assert_eq!(cause_of(&down("Unreachable", "x"), &cut), Some(Cause::MtuBlackHole));
         assert_eq!(cause("HandshakeFailed", answered()), None);
         assert_eq!(cause("WaitingForPeer", None), None);
     }

@@ -133,3 +133,29 @@ async fn whoever_waits_for_credit_is_woken() {
     near.granted(4, FIRST + 1);
     waiting.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn s_29_nothing_more_is_read_while_much_waits_for_the_window() {
+    let (near, mut allowance, ..) = pair();
+    let other = Allowance::new(Arc::clone(&near), 8);
+    let held = allowance.hold(HELD - 1);
+    assert!(other.is_eased());
+    let last = allowance.hold(1);
+    assert!(!other.is_eased());
+    let waiting = tokio::spawn(async move { other.eased().await });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished());
+    drop(last);
+    waiting.await.unwrap();
+    drop(held);
+    assert_eq!(near.held.load(Ordering::Acquire), 0);
+    assert_eq!(take(&mut allowance, 1), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_over_is_owed_nothing() {
+    let (near, _, far, mut window) = pair();
+    window.read(usize::try_from(FIRST).unwrap());
+    drop(window);
+    assert_eq!(tell(&far, &near), None);
+}

@@ -35,7 +35,7 @@ pub(super) const AGAIN: (Duration, Duration) = (Duration::from_secs(8), Duration
 const STEADY: Duration = Duration::from_secs(60);
 
 /// How long a link stays on TCP after a QUIC that failed soon after a return; doubled each time, up to
-/// [`MOST_SETBACKS`] times: 160 s.
+/// [`MOST_SETBACKS`] times: 80 s.
 const HOLD: Duration = Duration::from_secs(10);
 
 const MOST_SETBACKS: u32 = 4;
@@ -76,7 +76,7 @@ impl Carriers {
     }
 
     fn hold(&self) -> Duration {
-        if self.setbacks == 0 { Duration::ZERO } else { HOLD * 2_u32.pow(self.setbacks) }
+        if self.setbacks == 0 { Duration::ZERO } else { HOLD * 2_u32.pow(self.setbacks - 1) }
     }
 
     fn begin(&mut self, why: TransportReason, now: Instant) {

@@ -105,6 +105,10 @@ impl Pipe {
                 Poll::Ready(Err(error)) => self.end(state, &error),
             }
         }
+        if !state.kept.is_empty() {
+            // Whoever sends may be another task than those that wait for room.
+            self.waiting.wake();
+        }
         state.kept.clear();
         state.sent = 0;
         true

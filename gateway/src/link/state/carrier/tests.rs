@@ -264,7 +264,7 @@ fn a_quic_that_fails_again_and_again_waits_longer_and_longer() {
         link.wait(5 * SECOND);
         tcp = link.fall_back(quic);
     }
-    assert_eq!(waited, [0, 20, 40, 80, 160, 160, 160, 160]);
+    assert_eq!(waited, [0, 10, 20, 40, 80, 80, 80, 80]);
     // One that lasts wipes the slate.
     link.probes(quic, Probes::Answered);
     link.wait(160 * SECOND + STEADY);
