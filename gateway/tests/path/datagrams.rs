@@ -152,8 +152,9 @@ async fn a_backend_that_is_not_there_ends_the_flow() {
         assert_eq!(outcome, Outcome::Refused(Refusal::ConnectRefused));
         let (_, outcome) = east.seen.ends(Direction::Outbound, 1).await.remove(0);
         assert_eq!(outcome, Outcome::Refused(Refusal::ConnectRefused));
-        // The next datagram of the same client begins anew, where the service has come back.
+        // The same client begins anew a moment later, where the service has come back.
         export(&west, &[echo("west:").await]);
+        tokio::time::sleep(Duration::from_millis(500)).await;
         socket.send(b"again").await.expect("send");
         assert_eq!(hear(&socket).await.as_deref(), Ok("west:again"));
     })

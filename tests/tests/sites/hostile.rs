@@ -27,7 +27,7 @@ use super::kit::{linked, needs_namespaces};
 const MOST: u64 = 64 * 1024 * 1024;
 
 /// What the daily form asks, so that no attack becomes dearer unseen.
-const MOST_DAILY: u64 = 2 * MOST;
+const MOST_DAILY: u64 = MOST / 2 * 3;
 
 /// Connections in the daily form: as many as it takes to hold all that a peer may.
 const CONNECTIONS_DAILY: usize = 8;

@@ -331,7 +331,9 @@ mod tests {
         assert!(remedy(&unreachable, Some(Echo::Silence)).contains("firewall"));
         assert!(remedy(&unreachable, Some(Echo::NothingListens)).contains("start west"));
         let answered = || Some(Echo::Answered(Duration::from_millis(2)));
-        assert!(remedy(&unreachable, answered()).contains("large"), "a handshake that is not answered");
+        let mut cut = found(answered());
+        cut[0].1.large = Echo::Silence;
+        assert!(remedy_for(&unreachable, &west(), &cut, "").contains("large"), "a handshake that is not answered");
         assert!(remedy(&down("HandshakeFailed", "x"), answered()).contains("UDP passes"));
         let waiting = LinkReport { state: LinkPhase::Waiting, ..unreachable };
         assert!(remedy(&waiting, None).contains("west must dial us"));
