@@ -263,9 +263,9 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// At most so many requests in a second are told to come later: those that were under way when the first was. Sixteen mirrors are
-/// written at a time, and of the few headless ones among them a second endpoint.
-const REFUSED_A_SECOND: usize = 20;
+/// At most so many requests in a second are told to come later: those that were under way when the first was, and the next one of
+/// each of the sixteen mirrors that are written at a time, where its first had been let through.
+const REFUSED_A_SECOND: usize = 32;
 
 /// Room for one or two requests of the controller about mirrors at a time, and none to wait in.
 const TIGHT: &str = "apiVersion: flowcontrol.apiserver.k8s.io/v1
