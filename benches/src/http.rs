@@ -67,11 +67,13 @@ fn parse_h2load(text: &str) -> Option<Seen> {
     let count = |name: &str| -> Option<u64> {
         counts.split(", ").find_map(|part| part.strip_suffix(name))?.trim().parse().ok()
     };
-    let (done, failed) = (count(" succeeded")?, count(" failed")?);
+    let (answered, done, failed) = (count(" done")?, count(" succeeded")?, count(" failed")?);
     // Statuses that are no success count as failures too: an error answered quickly is no throughput.
     let statuses = text.lines().find_map(|line| line.strip_prefix("status codes: "))?;
     let good: u64 = statuses.split(", ").find_map(|part| part.strip_suffix(" 2xx"))?.trim().parse().ok()?;
-    let elapsed = if rate > 0.0 { Duration::from_secs_f64(done as f64 / rate) } else { Duration::from_secs(1) };
+    // The rate is of all answers, good or bad; with none of either, how long it took does not matter.
+    let elapsed = if rate > 0.0 { answered as f64 / rate } else { 1.0 };
+    let elapsed = Duration::from_secs_f64(elapsed);
     Some(Seen { elapsed, done: good.min(done), failed: failed + done.saturating_sub(good), ..Seen::default() })
 }
 
@@ -117,6 +119,20 @@ pub(crate) fn probe(target: SocketAddr) -> anyhow::Result<()> {
     Connection::open(target).map(drop)
 }
 
+/// How long a new connection takes to bring the first byte of an answer.
+pub(crate) fn first_byte(target: SocketAddr) -> anyhow::Result<Duration> {
+    let request = request(target);
+    let start = Instant::now();
+    let mut stream = connect(target)?;
+    stream.write_all(&request)?;
+    stream.read_exact(&mut [0; 1])?;
+    Ok(start.elapsed())
+}
+
+fn request(target: SocketAddr) -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nhost: {target}\r\nuser-agent: linkspan-bench\r\n\r\n").into_bytes()
+}
+
 /// One keep-alive connection and the answer's buffer.
 #[derive(Debug)]
 struct Connection {
@@ -129,8 +145,8 @@ struct Connection {
 impl Connection {
     /// Connects, and makes one request, so that nothing of the set-up falls into the measurement.
     fn open(target: SocketAddr) -> anyhow::Result<Self> {
-        let request = format!("GET / HTTP/1.1\r\nhost: {target}\r\nuser-agent: linkspan-bench\r\n\r\n").into_bytes();
-        let mut connection = Self { target, stream: connect(target)?, request, buffer: vec![0; 16 * 1024] };
+        let mut connection =
+            Self { target, stream: connect(target)?, request: request(target), buffer: vec![0; 16 * 1024] };
         connection.exchange().with_context(|| format!("first request to {target}"))?;
         Ok(connection)
     }
@@ -189,8 +205,16 @@ mod tests {
                     0 4xx, 10 5xx\n";
         let seen = parse_h2load(text).expect("parses");
         assert_eq!((seen.done, seen.failed), (9980, 20));
-        assert!((seen.elapsed.as_secs_f64() - 1.998).abs() < 0.001);
+        assert!((seen.elapsed.as_secs_f64() - 2.0).abs() < 0.001);
         assert!(parse_h2load("nothing").is_none());
+    }
+
+    #[test]
+    fn a_path_whose_answers_are_all_bad_has_a_rate_of_zero() {
+        let text = "finished in 1.00s, 5000.00 req/s, 1.00MB/s\nrequests: 5000 total, 5032 started, 5000 done, 0 \
+                    succeeded, 5000 failed, 0 errored, 0 timeout\nstatus codes: 0 2xx, 0 3xx, 0 4xx, 0 5xx\n";
+        let seen = parse_h2load(text).expect("parses");
+        assert_eq!((seen.per_second(), seen.failed), (0.0, 5000));
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(crate) fn run<S>(
         prepared.wait();
         let start = Instant::now();
         std::thread::sleep(duration);
-        counters.stop.store(true, Ordering::Relaxed);
+        counters.stop();
         elapsed = start.elapsed();
         ended.wait();
     });
@@ -99,6 +99,11 @@ impl Counters {
     /// Whether the time is over.
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The time is over.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// Counts one piece of work; what ends after the time is over does not count.

@@ -1,59 +1,69 @@
-//! The result: one JSON document, or a table of it.
+//! The result: one JSON document, a table of it, a picture of it.
+
+pub(crate) mod plot;
+pub(crate) mod rows;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 
 use serde::Serialize;
 
-use crate::pair::Pair;
-use crate::process;
+use crate::paths::Name;
+use crate::relay::check::Check;
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
+    /// Where and how.
     pub(crate) environment: Environment,
+    /// What was left out, with the reason.
+    pub(crate) left_out: Vec<String>,
+    /// What the relay was asked for and what was measured through it.
+    pub(crate) relay: Vec<Check>,
+    /// In the order of measurement.
     pub(crate) cases: Vec<Case>,
-    pub(crate) memory: Memory,
 }
 
 /// Where and how.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Environment {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
     pub(crate) kernel: String,
     pub(crate) linkspan: String,
+    pub(crate) haproxy: String,
+    pub(crate) nginx: String,
     pub(crate) http_backend: String,
+    /// What lies between the gateways outside the WAN cases.
+    pub(crate) wire: String,
+    pub(crate) mtu: u16,
+    pub(crate) workers: u16,
+    /// What carries the link: `auto`, `quic` or `tcp`.
+    pub(crate) transport: String,
+    pub(crate) congestion: String,
     pub(crate) rounds: usize,
     pub(crate) seconds: f64,
 }
 
-/// Resident memory of the sites, MiB.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Memory {
-    /// Linked, before any load.
-    pub(crate) idle: BTreeMap<String, f64>,
-    /// After all cases.
-    pub(crate) after: BTreeMap<String, f64>,
-}
-
-/// One case on both paths.
+/// One case on all paths.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) unit: Unit,
-    /// What the CPU seconds of both paths are for: [`Unit::work`].
+    /// What the CPU seconds are for: [`Unit::work`].
     pub(crate) cpu_per: &'static str,
-    pub(crate) direct: Path,
-    pub(crate) linkspan: Path,
+    /// By [`Name::label`].
+    #[serde(flatten)]
+    pub(crate) paths: BTreeMap<&'static str, Figure>,
+    /// Comparisons and targets.
+    pub(crate) rows: Vec<rows::Row>,
 }
 
-/// What [`Path::value`] is.
+/// What [`Figure::value`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Unit {
@@ -62,16 +72,37 @@ pub(crate) enum Unit {
     GigabitsPerSecond,
     /// The median; the 99th percentile is beside it.
     Milliseconds,
+    /// Milliseconds of a single thing.
+    MillisecondsEach,
+    /// Of the path's round trip.
+    RoundTrips,
+    Mebibytes,
+    Kibibytes,
+    /// What a flow gets of what would be its fair share.
+    FairShares,
 }
 
 impl Unit {
-    const fn short(self) -> &'static str {
+    /// For the table.
+    pub(crate) const fn short(self) -> &'static str {
         match self {
             Self::RequestsPerSecond => "req/s",
             Self::ConnectionsPerSecond => "conn/s",
             Self::GigabitsPerSecond => "Gbit/s",
-            Self::Milliseconds => "ms",
+            Self::Milliseconds | Self::MillisecondsEach => "ms",
+            Self::RoundTrips => "RTT",
+            Self::Mebibytes => "MiB",
+            Self::Kibibytes => "KiB",
+            Self::FairShares => "shares",
         }
+    }
+
+    /// Whether more is better.
+    pub(crate) const fn more_is_better(self) -> bool {
+        matches!(
+            self,
+            Self::RequestsPerSecond | Self::ConnectionsPerSecond | Self::GigabitsPerSecond | Self::FairShares
+        )
     }
 
     /// What CPU seconds are divided by.
@@ -80,190 +111,102 @@ impl Unit {
             Self::RequestsPerSecond | Self::Milliseconds => "1000 requests",
             Self::ConnectionsPerSecond => "1000 connections",
             Self::GigabitsPerSecond => "gigabyte",
+            _ => "",
         }
     }
 
-    /// How the table shows that, and the factor from seconds to the shown unit.
-    const fn cpu(self) -> (&'static str, f64) {
+    /// How the table shows that, and the factor from seconds to the shown unit; `None` where it means nothing.
+    pub(crate) const fn cpu(self) -> Option<(&'static str, f64)> {
         match self {
             // Seconds per thousand are milliseconds each; microseconds read better.
-            Self::RequestsPerSecond | Self::Milliseconds => ("us/req", 1e3),
-            Self::ConnectionsPerSecond => ("us/conn", 1e3),
-            Self::GigabitsPerSecond => ("s/GB", 1.0),
+            Self::RequestsPerSecond | Self::Milliseconds => Some(("us/req", 1e3)),
+            Self::ConnectionsPerSecond => Some(("us/conn", 1e3)),
+            Self::GigabitsPerSecond => Some(("s/GB", 1.0)),
+            _ => None,
         }
     }
 }
 
 /// One path's figures.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Path {
+pub(crate) struct Figure {
     /// In the case's unit.
     pub(crate) value: f64,
     /// 99th percentile, where latency is measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) p99: Option<f64>,
+    /// Proportional set size, where memory is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pss: Option<f64>,
+    /// Gbit/s of the transfer through the path, where its effect on another is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) beside: Option<f64>,
     /// Requests, connections or transfers that failed, over all rounds.
     pub(crate) failed: u64,
-    /// CPU seconds by process, for the work that the case names.
+    /// CPU seconds by site, for the work that the case names.
     #[serde(rename = "cpuSeconds")]
     pub(crate) cpu: BTreeMap<String, f64>,
 }
 
 /// The round whose value is in the middle; failures of all rounds count.
-pub(crate) fn median(mut rounds: Vec<Path>) -> Path {
+pub(crate) fn median(mut rounds: Vec<Figure>) -> Option<Figure> {
     rounds.sort_by(|one, two| one.value.total_cmp(&two.value));
     let failed = rounds.iter().map(|round| round.failed).sum();
-    let middle = rounds.swap_remove((rounds.len() - 1) / 2);
-    Path { failed, ..middle }
+    let middle = rounds.len().checked_sub(1)? / 2;
+    Some(Figure { failed, ..rounds.swap_remove(middle) })
+}
+
+impl Case {
+    /// With the comparisons that follow from the figures.
+    pub(crate) fn new(name: String, unit: Unit, paths: BTreeMap<Name, Figure>, targets: &[rows::Target]) -> Self {
+        let rows = rows::rows(unit, &paths, targets);
+        let paths = paths.into_iter().map(|(name, figure)| (name.label(), figure)).collect();
+        Self { name, unit, cpu_per: unit.work(), paths, rows }
+    }
 }
 
 /// What this machine is.
-pub(crate) fn environment(pair: &Pair) -> Environment {
+pub(crate) fn machine() -> Environment {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let version = process::output(std::process::Command::new(&pair.linkspan).arg("--version")).unwrap_or_default();
+    let version = |name: &str, option: &str| {
+        crate::process::find(name).and_then(|program| crate::process::version(&program, option)).unwrap_or_default()
+    };
     Environment {
         cpu: cpu.unwrap_or("unknown").to_owned(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         kernel: kernel.trim().to_owned(),
-        linkspan: version.trim().to_owned(),
-        http_backend: pair.http_backend.to_owned(),
+        haproxy: version("haproxy", "-v"),
+        nginx: version("nginx", "-v"),
         ..Environment::default()
     }
-}
-
-impl Report {
-    /// For people.
-    pub(crate) fn table(&self) -> String {
-        let mut rows = vec![["case", "", "direct", "linkspan", "ratio", "cpu east", "cpu west", ""].map(str::to_owned)];
-        for case in &self.cases {
-            rows.push(case.row("", case.unit.short(), case.direct.value, case.linkspan.value, true));
-            if let (Some(direct), Some(linkspan)) = (case.direct.p99, case.linkspan.p99) {
-                rows.push(case.row("  p99", "ms", direct, linkspan, false));
-            }
-        }
-        let environment = &self.environment;
-        let mut text = format!(
-            "{} on {} ({} cores), Linux {}; HTTP backend {}; median of {} rounds of {} s\n\n",
-            environment.linkspan,
-            environment.cpu,
-            environment.cores,
-            environment.kernel,
-            environment.http_backend,
-            environment.rounds,
-            environment.seconds
-        );
-        text.push_str(&aligned(&rows));
-        text.push('\n');
-        for (site, idle) in &self.memory.idle {
-            let after = self.memory.after.get(site).copied().unwrap_or_default();
-            // Writing to a String cannot fail.
-            writeln!(text, "memory of {site}: {idle:.1} MiB idle, {after:.1} MiB after the load").ok();
-        }
-        for case in &self.cases {
-            for (path, failed) in [("direct", case.direct.failed), ("linkspan", case.linkspan.failed)] {
-                if failed > 0 {
-                    writeln!(text, "FAILED: {} {path}: {failed}", case.name).ok();
-                }
-            }
-        }
-        text
-    }
-}
-
-impl Case {
-    fn row(&self, label: &str, unit: &str, direct: f64, linkspan: f64, with_cpu: bool) -> [String; 8] {
-        let (per, factor) = self.unit.cpu();
-        let cpu = |site: &str| match self.linkspan.cpu.get(site) {
-            Some(seconds) if with_cpu => format!("{:.2}", seconds * factor),
-            _ => String::new(),
-        };
-        [
-            if label.is_empty() { self.name.clone() } else { label.to_owned() },
-            unit.to_owned(),
-            figure(direct),
-            figure(linkspan),
-            if direct > 0.0 { format!("{:.2}", linkspan / direct) } else { String::new() },
-            cpu("east"),
-            cpu("west"),
-            if with_cpu { per.to_owned() } else { String::new() },
-        ]
-    }
-}
-
-/// Three significant digits or whole numbers.
-fn figure(value: f64) -> String {
-    match value {
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
-    }
-}
-
-/// Text to the left, figures to the right.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: [usize; N] = std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .enumerate()
-            .map(
-                |(column, (cell, width))| {
-                    if (2..N - 1).contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-                },
-            )
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn path(value: f64, failed: u64) -> Path {
-        Path { value, p99: None, failed, cpu: BTreeMap::from([("east".to_owned(), 0.012)]) }
+    fn figure(value: f64, failed: u64) -> Figure {
+        Figure { value, failed, ..Figure::default() }
     }
 
     #[test]
     fn the_middle_round_counts_and_all_failures() {
-        let middle = median(vec![path(3.0, 1), path(1.0, 0), path(2.0, 4)]);
+        let middle = median(vec![figure(3.0, 1), figure(1.0, 0), figure(2.0, 4)]).expect("rounds");
         assert_eq!((middle.value, middle.failed), (2.0, 5));
-        assert_eq!(median(vec![path(3.0, 0), path(1.0, 0)]).value, 1.0);
+        assert_eq!(median(vec![figure(3.0, 0), figure(1.0, 0)]).map(|figure| figure.value), Some(1.0));
+        assert_eq!(median(Vec::new()), None);
     }
 
     #[test]
-    fn a_table_lines_up() {
-        let report = Report {
-            environment: Environment::default(),
-            cases: vec![
-                Case {
-                    name: "HTTP/1.1 throughput".to_owned(),
-                    unit: Unit::RequestsPerSecond,
-                    cpu_per: Unit::RequestsPerSecond.work(),
-                    direct: path(40_000.0, 0),
-                    linkspan: path(10_000.0, 2),
-                },
-                Case {
-                    name: "latency".to_owned(),
-                    unit: Unit::Milliseconds,
-                    cpu_per: Unit::Milliseconds.work(),
-                    direct: Path { p99: Some(0.2), ..path(0.1, 0) },
-                    linkspan: Path { p99: Some(0.9), ..path(0.4, 0) },
-                },
-            ],
-            memory: Memory { idle: BTreeMap::from([("east".to_owned(), 20.0)]), after: BTreeMap::new() },
-        };
-        let table = report.table();
-        assert!(table.contains("HTTP/1.1 throughput  req/s   40000     10000   0.25     12.00"), "{table}");
-        assert!(table.contains("  p99"), "{table}");
-        assert!(table.contains("FAILED: HTTP/1.1 throughput linkspan: 2"), "{table}");
-        assert!(serde_json::to_string(&report).expect("serialises").contains("\"requestsPerSecond\""));
+    fn json_has_a_member_for_each_path() {
+        let paths = BTreeMap::from([(Name::Direct, figure(2.0, 0)), (Name::Linkspan, figure(1.0, 0))]);
+        let json = serde_json::to_value(Case::new("a".to_owned(), Unit::RequestsPerSecond, paths, &[]));
+        let json = json.expect("serialises");
+        assert_eq!(json["direct"]["value"], 2.0);
+        assert_eq!(json["linkspan"]["failed"], 0);
+        assert_eq!(json["unit"], "requestsPerSecond");
     }
 }

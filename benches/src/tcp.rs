@@ -52,24 +52,74 @@ fn one_connection(target: SocketAddr) -> std::io::Result<()> {
 
 /// Bytes as fast as they go, over `connections` connections.
 pub(crate) fn bulk(target: SocketAddr, connections: usize, way: Way, duration: Duration) -> anyhow::Result<Seen> {
-    let prepare = |_| {
-        let mut stream = connect(target)?;
-        stream.write_all(if way == Way::Down { b"d" } else { b"u" })?;
-        if way == Way::Down {
-            // The transfer runs before the clock does.
-            stream.read_exact(&mut [0; 1])?;
-        }
-        Ok(stream)
-    };
-    let mut seen = load::run(connections, duration, prepare, |stream, counters: &Counters| {
-        match transfer(stream, way, counters) {
-            Ok(()) => counters.done.fetch_add(1, Ordering::Relaxed),
-            Err(_) => counters.failed.fetch_add(1, Ordering::Relaxed),
-        };
-    })?;
+    let mut seen = load::run(
+        connections,
+        duration,
+        |_| begin(target, way),
+        |stream, counters: &Counters| {
+            match transfer(stream, way, counters) {
+                Ok(()) => counters.done.fetch_add(1, Ordering::Relaxed),
+                Err(_) => counters.failed.fetch_add(1, Ordering::Relaxed),
+            };
+        },
+    )?;
     anyhow::ensure!(seen.bytes > 0 || seen.failed > 0, "no byte moved");
     seen.latencies_us = Vec::new();
     Ok(seen)
+}
+
+/// A transfer that runs before the clock does.
+fn begin(target: SocketAddr, way: Way) -> anyhow::Result<TcpStream> {
+    let mut stream = connect(target)?;
+    stream.write_all(if way == Way::Down { b"d" } else { b"u" })?;
+    if way == Way::Down {
+        stream.read_exact(&mut [0; 1])?;
+    }
+    Ok(stream)
+}
+
+/// Bits a second of a transfer from `one`'s backend, at first alone and then beside a transfer through `other`: what the
+/// first one gets of the path, and what both get. The first `settle` of either part does not count.
+pub(crate) fn beside(
+    one: SocketAddr,
+    other: SocketAddr,
+    settle: Duration,
+    duration: Duration,
+) -> anyhow::Result<Shares> {
+    let (first, second) = (Counters::default(), Counters::default());
+    let rate = |counters: &Counters, start: u64| {
+        (counters.bytes.load(Ordering::Relaxed) - start) as f64 * 8.0 / duration.as_secs_f64()
+    };
+    std::thread::scope(|scope| -> anyhow::Result<Shares> {
+        let stream = begin(one, Way::Down)?;
+        scope.spawn(|| transfer(stream, Way::Down, &first).ok());
+        let measured = (|| -> anyhow::Result<Shares> {
+            std::thread::sleep(settle);
+            let start = first.bytes.load(Ordering::Relaxed);
+            std::thread::sleep(duration);
+            let alone = rate(&first, start);
+            let stream = begin(other, Way::Down)?;
+            scope.spawn(|| transfer(stream, Way::Down, &second).ok());
+            std::thread::sleep(settle);
+            let start = [&first, &second].map(|counters| counters.bytes.load(Ordering::Relaxed));
+            std::thread::sleep(duration);
+            Ok(Shares { alone, beside: rate(&first, start[0]), other: rate(&second, start[1]) })
+        })();
+        first.stop();
+        second.stop();
+        measured
+    })
+}
+
+/// What [`beside`] saw, bits a second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    /// The first transfer before the second began.
+    pub(crate) alone: f64,
+    /// The first transfer beside the second.
+    pub(crate) beside: f64,
+    /// The second.
+    pub(crate) other: f64,
 }
 
 fn transfer(mut stream: TcpStream, way: Way, counters: &Counters) -> std::io::Result<()> {
@@ -91,7 +141,7 @@ fn transfer(mut stream: TcpStream, way: Way, counters: &Counters) -> std::io::Re
     Ok(())
 }
 
-fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(target)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

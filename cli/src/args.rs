@@ -420,7 +420,8 @@ pub(crate) struct ExportsArgs {
     long_about = "Runs named checks over the whole path. Each failure comes with a reason and a remedy. Nothing is changed.\n\n\
 On a site: site.yaml and the processes, certificates and clock, UDP to each peer, trust, agreement of the catalogues, DNS answers \
 over UDP and TCP, one probe through each mirrored service (one TCP connection, and one HEAD request where the service speaks \
-HTTP), exports.\n\n\
+HTTP), exports. Packets of two sizes go to each peer, over TCP where UDP is silent. With -o json a check that did not pass names \
+its `cause` in one word (README has them all).\n\n\
 On Kubernetes: the API server and our rights, definitions, the controller's rights, controllers and leader, gateways and the \
 address that peers dial, clocks, certificates, links, agreement of the catalogues, the mirrors' objects, CoreDNS, exports; all \
 through the API server. Before an installation it checks what that needs.\n\n\

@@ -77,11 +77,12 @@ fn block_on<F>(future: F) -> anyhow::Result<Exit>
 where
     F: Future<Output = anyhow::Result<Exit>>,
 {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the async runtime")?
-        .block_on(future)
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
+    let done = runtime.block_on(future);
+    // A resolver that gives no answer holds a thread of the pool; nobody waits for it any more.
+    runtime.shutdown_background();
+    done
 }
 
 /// Resolves when standard input ends.

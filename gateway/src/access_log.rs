@@ -1,4 +1,4 @@
-//! One line for each connection and request, when it ends.
+//! One line for each connection, request and flow of datagrams, when it ends.
 //!
 //! - In: the end of every record ([`Recorder`]).
 //! - Out: an event of the target `access` at level info. Filter it out with `access=off`.
@@ -11,7 +11,7 @@ use std::time::Duration;
 use linkspan_runtime::text::Clean;
 use tracing::field::{DisplayValue, display};
 
-use crate::outcome::{Entry, Outcome, Recorder};
+use crate::outcome::{Entry, Outcome, Protocol, Recorder};
 
 /// Writes the access log.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,6 +32,7 @@ impl Recorder for AccessLog {
 
 fn write(entry: &Entry, outcome: Outcome, elapsed: Duration) {
     let source = entry.source.as_ref();
+    let is_flow = entry.protocol == Protocol::Udp;
     tracing::info!(
         target: "access",
         direction = entry.direction.label(),
@@ -51,6 +52,9 @@ fn write(entry: &Entry, outcome: Outcome, elapsed: Duration) {
         probe = entry.probe.then_some(true),
         received = entry.received,
         sent = entry.sent,
+        received_datagrams = is_flow.then_some(entry.datagrams.received),
+        sent_datagrams = is_flow.then_some(entry.datagrams.sent),
+        lost_datagrams = is_flow.then_some(entry.datagrams.lost),
         first_byte_ms = entry.first_byte.map(milliseconds),
         duration_ms = milliseconds(elapsed),
         outcome = outcome.label(),
@@ -58,7 +62,11 @@ fn write(entry: &Entry, outcome: Outcome, elapsed: Duration) {
         note = entry.note.as_deref().map(clean),
         traceparent = entry.traceparent.as_deref().map(clean),
         "{}",
-        if entry.protocol.is_http() { "request" } else { "connection" },
+        match entry.protocol {
+            Protocol::Udp => "flow",
+            protocol if protocol.is_http() => "request",
+            _ => "connection",
+        },
     );
 }
 

@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use linkspan_runtime::admin::Admin;
 use linkspan_runtime::drain::{Drain, Signal};
+use linkspan_runtime::memory::{self, Shortage};
 use linkspan_runtime::{readiness, task};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -28,7 +29,7 @@ use crate::discovery::{Client, Controller, Rejections, Snapshot};
 use crate::identity::Identity;
 use crate::link::tls::OwnCertificate;
 use crate::link::{self, Keys, LinkConfig, Links};
-use crate::listener::{self, Binder, Bindings, Board, Budget, ClientConnection, Permits};
+use crate::listener::{self, Binder, Bindings, Board, Budget, ClientConnection, DatagramSocket, Permits};
 use crate::metrics::Metrics;
 use crate::mtls;
 use crate::outcome::Recorder;
@@ -105,6 +106,16 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The same for TCP.
+    #[error(
+        "cannot listen on {address}/tcp for the link: {error}; free the port, or set gateway.tcp to false: peers then need UDP"
+    )]
+    LinkTcp {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
     /// The address of the mTLS port is not to be had.
     #[error("cannot listen on {address}/tcp for mTLS clients (gateway.mtlsListen): {error}")]
     Mtls {
@@ -119,6 +130,15 @@ pub enum StartError {
     /// The TLS configuration is impossible.
     #[error("cannot set TLS up: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+impl StartError {
+    fn bind(address: SocketAddr, error: link::BindError) -> Self {
+        match error {
+            link::BindError::Udp(error) => Self::Link { address, error },
+            link::BindError::Tcp(error) => Self::LinkTcp { address, error },
+        }
+    }
 }
 
 /// Everything that is bound or made before the first task runs.
@@ -137,6 +157,7 @@ struct Parts {
     budget: Budget,
     mtls: Option<(Arc<mtls::Server>, Vec<TcpListener>)>,
     addresses: Addresses,
+    shortage: Shortage,
 }
 
 impl App {
@@ -154,8 +175,8 @@ impl App {
             .collect::<io::Result<_>>()
             .map_err(StartError::Thread)?;
         let control = Thread::start("gateway-control".to_owned()).map_err(StartError::Thread)?;
-        let sockets = link::bind(config.listen, config.workers)
-            .map_err(|error| StartError::Link { address: config.listen, error })?;
+        let sockets = link::bind(config.listen, config.workers, config.tcp)
+            .map_err(|error| StartError::bind(config.listen, error))?;
         // Not before the port is ours: a second start by mistake leaves the file of the first alone.
         RunFile::clear(&config.run_file());
 
@@ -229,7 +250,7 @@ impl Parts {
         config: Config,
         process: Process,
         signal: Signal,
-        sockets: &[UdpSocket],
+        sockets: &link::Sockets,
         runtimes: &[Handle],
         control: &Handle,
         descriptors: u64,
@@ -241,6 +262,7 @@ impl Parts {
         let identity = Arc::new(Identity::new(controller.clone(), certificate, config.trust_domain.clone()));
         identity.register(process.admin.registry());
         let boot_id = format!("{:016x}", rand::random::<u64>());
+        let shortage = Shortage::new();
         let links = {
             // The drivers of links run where they are made.
             let _control = control.enter();
@@ -253,6 +275,7 @@ impl Parts {
                 workers: runtimes.to_vec(),
                 controller: Some(controller.clone()),
                 limits: link::Limits::default(),
+                shortage: shortage.clone(),
                 observer: Arc::new(CountLinks(metrics.clone())),
                 signal: signal.clone(),
             })
@@ -270,7 +293,7 @@ impl Parts {
         });
         let mtls = bind_mtls(&config, &identity)?;
         let addresses = Addresses {
-            link: sockets.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(config.listen),
+            link: sockets.address().unwrap_or(config.listen),
             mtls: mtls.as_ref().and_then(|(_, sockets)| sockets.first()?.local_addr().ok()),
             admin: process.admin_address,
             workers: config.workers,
@@ -290,6 +313,7 @@ impl Parts {
             controller,
             mtls,
             addresses,
+            shortage,
         })
     }
 
@@ -309,6 +333,7 @@ impl Parts {
         let window = Window::new(self.metrics.clone());
         window.register(&self.process.admin);
         drop(task::spawn("stat", window.run(signal.clone())));
+        drop(task::spawn("memory", memory::watch(self.shortage.clone(), signal.clone())));
 
         self.accept(runtimes, listeners, &board);
         drop(task::vital("binder", &signal, binder.run(wanted, signal.clone())));
@@ -358,7 +383,13 @@ impl Parts {
                 // Detached: the drain waits for it by its guard.
                 drop(task::spawn("egress", async move { path.egress(conn).await }));
             };
-            let serving = listener::serve(worker, self.permits.clone(), self.signal.clone(), take);
+            let path = self.path.clone();
+            let take_datagrams = move |socket: DatagramSocket| {
+                let path = path.clone();
+                // Detached: it ends by the socket's token, or when the gateway has drained.
+                drop(task::spawn("udp_egress", async move { path.egress_datagrams(socket).await }));
+            };
+            let serving = listener::serve(worker, self.permits.clone(), self.signal.clone(), take, take_datagrams);
             drop(task::vital("listener", &self.signal, serving));
         }
         let Some((server, sockets)) = &mut self.mtls else { return };

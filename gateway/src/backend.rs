@@ -3,6 +3,7 @@
 //! ```text
 //! Admitted --Endpoints::pick(tried)--> EndpointGuard --connect--> TcpStream
 //!              two choices, peak EWMA     counts in flight, learns latency and failure
+//!                                                  `--associate--> UdpSocket, connected
 //! ```
 //!
 //! - In: an [`Admitted`], the endpoints tried already.
@@ -22,12 +23,14 @@ use tokio::net::TcpStream;
 
 use crate::remote::Admitted;
 
+mod associate;
 mod connect;
 mod endpoints;
 
 // The header that tells a TCP backend who calls.
 pub mod proxy_protocol;
 
+pub use associate::associate;
 pub use connect::connect;
 pub use endpoints::{EndpointGuard, Endpoints};
 

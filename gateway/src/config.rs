@@ -89,6 +89,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// UDP address of the link; port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// Whether the link is served over TCP too, at the same address.
+    pub tcp: bool,
     /// TCP address for local clients that show their own certificate; `None`: off.
     pub mtls_listen: Option<SocketAddr>,
     /// TCP address of the admin server.
@@ -163,6 +165,7 @@ impl Config {
             dir: dir.to_owned(),
             state_dir: dir.join(&site.spec.state_dir),
             listen: gateway.listen,
+            tcp: gateway.tcp,
             mtls_listen: gateway.mtls_listen,
             admin_listen: site.spec.admin.listen,
             workers: gateway.workers.map_or_else(cores, usize::from).clamp(1, MAX_WORKERS),
@@ -192,6 +195,7 @@ impl Config {
             dir: cluster.spec.state_dir.clone(),
             state_dir: cluster.spec.state_dir.clone(),
             listen: gateway.listen,
+            tcp: gateway.tcp,
             mtls_listen: gateway.mtls_listen,
             admin_listen: gateway.admin_listen,
             workers: gateway.workers.map_or_else(cores, usize::from).clamp(1, MAX_WORKERS),

@@ -46,6 +46,9 @@ mod interim;
 // The client's socket under hyper.
 mod io;
 
+// What an HTTP/2 client may not do for ever.
+mod floods;
+
 // Fields that are stripped and set.
 mod headers;
 

@@ -50,6 +50,9 @@ pub mod relay;
 // Opaque connections at both edges.
 pub mod tcp;
 
+// Datagrams at both edges.
+pub mod udp;
+
 // The controller's configuration as immutable snapshots.
 pub mod discovery;
 

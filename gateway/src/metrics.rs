@@ -20,6 +20,10 @@
 //! | `response_total` | the same, by `classification`, `status_code` (its class) and `outcome` |
 //! | `response_latency_ms` | from the request's head to the end of its response |
 //! | `tcp_open_total`, `tcp_close_total` | connections that are not HTTP; closes by `outcome` |
+//! | `udp_open_total`, `udp_close_total` | flows: datagrams of one client address and port; closes by `outcome` |
+//! | `udp_read_datagrams_total`, `udp_write_datagrams_total` | datagrams from and to the caller that were carried on |
+//! | `udp_read_bytes_total`, `udp_write_bytes_total` | their payload |
+//! | `udp_lost_total` | datagrams that were not carried on, by `reason`; in none of the two before |
 //! | `tcp_read_bytes_total`, `tcp_write_bytes_total` | bytes from and to the caller: TCP payload and HTTP bodies |
 //! | `service_probe_total` | probes of `linkspan check` that have ended, by `outcome`; in none of the families above |
 //! | `link_*` | see [`link`] |
@@ -37,7 +41,7 @@ use linkspan_proto::names::{ClusterName, ServiceKey};
 use linkspan_runtime::metrics::Registry;
 
 use crate::discovery::Snapshot;
-use crate::outcome::{Entry, Outcome, Recorder};
+use crate::outcome::{Entry, Loss, Outcome, Protocol, Recorder};
 
 mod encode;
 mod key;
@@ -188,15 +192,28 @@ impl Known {
 
 impl Recorder for Metrics {
     fn begin(&self, entry: &Entry) {
-        if !entry.probe && !entry.protocol.is_http() {
-            self.resolve(entry).tcp_open();
+        match entry.protocol {
+            _ if entry.probe => {}
+            Protocol::Udp => self.resolve(entry).udp_open(),
+            protocol if protocol.is_http() => {}
+            _ => self.resolve(entry).tcp_open(),
         }
     }
 
     fn progress(&self, entry: &Entry, received: u64, sent: u64) {
-        if !entry.probe {
-            self.resolve(entry).bytes(received, sent);
+        match entry.protocol {
+            _ if entry.probe => {}
+            Protocol::Udp => self.resolve(entry).udp_bytes(received, sent),
+            _ => self.resolve(entry).bytes(received, sent),
         }
+    }
+
+    fn datagrams(&self, entry: &Entry, received: u64, sent: u64) {
+        self.resolve(entry).udp_datagrams(received, sent);
+    }
+
+    fn lost(&self, entry: &Entry, why: Loss, count: u64) {
+        self.resolve(entry).udp_lost(why, count);
     }
 
     fn end(&self, entry: &Entry, outcome: Outcome, elapsed: Duration) {
@@ -205,6 +222,8 @@ impl Recorder for Metrics {
             series.probe(outcome);
         } else if entry.protocol.is_http() {
             series.request(outcome, entry.status, entry.grpc_status, elapsed);
+        } else if entry.protocol == Protocol::Udp {
+            series.udp_close(outcome);
         } else {
             series.tcp_close(outcome);
         }

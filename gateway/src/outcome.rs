@@ -19,6 +19,10 @@ use linkspan_proto::names::{ClusterName, ServiceKey};
 use linkspan_proto::refusal::Refusal;
 use tokio::time::Instant;
 
+mod loss;
+
+pub use loss::Loss;
+
 /// Bytes that may be moved before the recorders hear of them. Small enough that a graph of a long transfer moves every
 /// scrape, large enough that the counters are not touched for every segment.
 const FLUSH_EVERY: u64 = 1024 * 1024;
@@ -56,6 +60,8 @@ pub enum Protocol {
     Http2,
     /// gRPC, told by its content type.
     Grpc,
+    /// Datagrams of one client: a flow.
+    Udp,
 }
 
 impl Protocol {
@@ -68,10 +74,11 @@ impl Protocol {
             Self::Http1 => "http/1",
             Self::Http2 => "http/2",
             Self::Grpc => "grpc",
+            Self::Udp => "udp",
         }
     }
 
-    /// Whether an entry of this protocol is one request, and not one connection.
+    /// Whether an entry of this protocol is one request, and not one connection or flow.
     #[must_use]
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http1 | Self::Http2 | Self::Grpc)
@@ -254,6 +261,19 @@ pub struct Entry {
     pub received: u64,
     /// Bytes from the service towards the caller so far.
     pub sent: u64,
+    /// Of a flow: datagrams from the caller, to it, and those that were not carried on.
+    pub datagrams: Datagrams,
+}
+
+/// Datagrams of a flow so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Datagrams {
+    /// From the caller towards the service.
+    pub received: u64,
+    /// From the service towards the caller.
+    pub sent: u64,
+    /// Not carried on, for whatever reason; in neither of the two.
+    pub lost: u64,
 }
 
 impl Entry {
@@ -281,6 +301,7 @@ impl Entry {
             first_byte: None,
             received: 0,
             sent: 0,
+            datagrams: Datagrams::default(),
         }
     }
 }
@@ -291,6 +312,10 @@ pub trait Recorder: Send + Sync + 'static {
     fn begin(&self, entry: &Entry);
     /// Bytes moved since the last call.
     fn progress(&self, entry: &Entry, received: u64, sent: u64);
+    /// Datagrams moved since the last call, from the caller and to it.
+    fn datagrams(&self, _entry: &Entry, _received: u64, _sent: u64) {}
+    /// So many datagrams were not carried on. Of a flow that never came to be, `entry` has what was known of it.
+    fn lost(&self, _entry: &Entry, _why: Loss, _count: u64) {}
     /// It ended; all bytes have been told through `progress`.
     fn end(&self, entry: &Entry, outcome: Outcome, elapsed: Duration);
 }
@@ -303,6 +328,14 @@ impl<R: Recorder + ?Sized> Recorder for Vec<Arc<R>> {
 
     fn progress(&self, entry: &Entry, received: u64, sent: u64) {
         self.iter().for_each(|recorder| recorder.progress(entry, received, sent));
+    }
+
+    fn datagrams(&self, entry: &Entry, received: u64, sent: u64) {
+        self.iter().for_each(|recorder| recorder.datagrams(entry, received, sent));
+    }
+
+    fn lost(&self, entry: &Entry, why: Loss, count: u64) {
+        self.iter().for_each(|recorder| recorder.lost(entry, why, count));
     }
 
     fn end(&self, entry: &Entry, outcome: Outcome, elapsed: Duration) {
@@ -348,6 +381,23 @@ impl Record {
     pub fn sent(&mut self, bytes: usize) {
         self.entry.sent += bytes as u64;
         self.maybe_flush();
+    }
+
+    /// Counts datagrams from the caller, to it, and tells of them at once: whoever calls this has added many up.
+    pub fn datagrams(&mut self, received: u64, sent: u64) {
+        if received + sent > 0 {
+            self.entry.datagrams.received += received;
+            self.entry.datagrams.sent += sent;
+            self.recorder.datagrams(&self.entry, received, sent);
+        }
+    }
+
+    /// Counts datagrams that were not carried on.
+    pub fn lost(&mut self, why: Loss, count: u64) {
+        if count > 0 {
+            self.entry.datagrams.lost += count;
+            self.recorder.lost(&self.entry, why, count);
+        }
     }
 
     /// Tells the recorders of all bytes counted so far. Long-lived connections call it now and then.

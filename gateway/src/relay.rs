@@ -18,14 +18,13 @@
 //! |---|---|
 //! | FIN read | FIN sent: half-close, the other direction lives on |
 //! | RST read | RESET_STREAM and STOP_SENDING with `client` or `backend` reason |
-//! | write fails | STOP_SENDING; what the socket still has to say is read to its end |
+//! | write fails | STOP_SENDING; what the socket still has to say is read to its end, which is a RST if the write met one |
 //! | RST written (caller) | RESET_STREAM read, or the link lost |
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,20 +32,25 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use linkspan_proto::refusal::Refusal;
 use linkspan_runtime::drain::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::link::{BATCH, RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Outcome, Record};
 use crate::remote::Review;
+
+mod meter;
+
+mod torn;
+
+use meter::Meter;
+pub(crate) use torn::Torn;
 
 /// Bytes read at once. A full UDP batch of the link carries some 14 KiB; four of them amortise the system call, more
 /// gains nothing measurable and costs cache.
 pub const CHUNK: usize = 64 * 1024;
 
 /// Reads shorter than this are copied out of the shared buffer, so that a few bytes that wait for an acknowledgement do
-/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst four times the payload is held.
-pub const COPY_BELOW: usize = CHUNK / 4;
+/// not keep 64 KiB alive; longer ones leave with the buffer, uncopied. At worst a third more than the payload is held.
+pub const COPY_BELOW: usize = CHUNK / 4 * 3;
 
 /// How often the counters of a connection that moves bytes are told to the recorders.
 pub const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -74,6 +78,10 @@ pub struct Bounds<'a> {
 
 /// The sending half of a stream, as far as the relay needs it.
 pub trait SendSide: Send {
+    /// Waits until something could be sent, and tells how much of it at most; never 0.
+    fn room(&mut self) -> impl Future<Output = Result<usize, StreamError>> + Send {
+        async { Ok(CHUNK) }
+    }
     /// Sends a chunk; waits while the peer's window is closed.
     fn write(&mut self, chunk: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send;
     /// Ends this direction cleanly.
@@ -103,6 +111,10 @@ pub trait RecvSide: Send {
 }
 
 impl SendSide for SendHalf {
+    fn room(&mut self) -> impl Future<Output = Result<usize, StreamError>> + Send {
+        Self::room(self)
+    }
+
     fn write(&mut self, chunk: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send {
         Self::write(self, chunk)
     }
@@ -218,89 +230,6 @@ impl Progress {
     }
 }
 
-/// Bytes and time of a running relay; both directions write, the watch reads.
-struct Meter {
-    begun: Instant,
-    from_socket: AtomicU64,
-    to_socket: AtomicU64,
-    /// Milliseconds since `begun` of the last byte.
-    last: AtomicU64,
-    /// The watch sleeps until the idle limit and wants to be woken by the next byte.
-    silent: AtomicBool,
-    wake: Notify,
-}
-
-impl Meter {
-    fn new() -> Self {
-        Self {
-            begun: Instant::now(),
-            from_socket: AtomicU64::new(0),
-            to_socket: AtomicU64::new(0),
-            last: AtomicU64::new(0),
-            silent: AtomicBool::new(false),
-            wake: Notify::new(),
-        }
-    }
-
-    fn moved(&self, counter: &AtomicU64, bytes: usize) {
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
-        if self.silent.swap(false, Ordering::Relaxed) {
-            self.wake.notify_one();
-        }
-    }
-
-    /// Resolves when nothing moved for the idle limit, or what moves is no longer allowed; tells the record what moved.
-    async fn watch(&self, bounds: Bounds<'_>, socket: Socket, record: &mut Record) -> Refusal {
-        let idle = bounds.idle;
-        let mut gone = None;
-        let mut revoked = || bounds.review.and_then(|review| review.revoked(&mut gone));
-        loop {
-            let limit = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + idle;
-            let now = Instant::now();
-            if now >= limit {
-                return Refusal::Idle;
-            }
-            if self.tell(socket, record) {
-                if let Some(why) = revoked() {
-                    return why;
-                }
-                // It moves: look again soon.
-                tokio::time::sleep_until(limit.min(now + TELL_EVERY)).await;
-            } else {
-                // It is silent: one timer, at the limit. A byte that comes between the look above and this line is
-                // told a little later, at the next byte or at the end.
-                self.silent.store(true, Ordering::Relaxed);
-                tokio::select! {
-                    () = tokio::time::sleep_until(limit) => {}
-                    () = self.wake.notified() => {
-                        // It may have been silent for days.
-                        if let Some(why) = revoked() {
-                            return why;
-                        }
-                        tokio::time::sleep(TELL_EVERY.min(idle)).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Moves what was counted into the record; says whether there was anything.
-    fn tell(&self, socket: Socket, record: &mut Record) -> bool {
-        let from = usize::try_from(self.from_socket.swap(0, Ordering::Relaxed)).unwrap_or(usize::MAX);
-        let to = usize::try_from(self.to_socket.swap(0, Ordering::Relaxed)).unwrap_or(usize::MAX);
-        let (received, sent) = match socket {
-            Socket::Client => (from, to),
-            Socket::Backend => (to, from),
-        };
-        record.received(received);
-        record.sent(sent);
-        record.flush();
-        from + to > 0
-    }
-}
-
 /// Copies until both directions have ended or the connection is broken.
 ///
 /// The peer has been told of the end when this returns. When the outcome is not [`Outcome::Ok`] the socket must be cut
@@ -318,13 +247,13 @@ where
     S: SendSide,
     R: RecvSide,
 {
-    let meter = Meter::new();
+    let (meter, torn) = (Meter::new(), Torn::default());
     let mut progress = Progress::default();
     let mut cut = None;
     let outcome = {
         let (read, write) = tokio::io::split(&mut *io);
-        let mut to_stream = pin!(to_stream(read, send, socket, &meter));
-        let mut to_socket = pin!(to_socket(write, recv, socket, &meter));
+        let mut to_stream = pin!(to_stream(read, send, socket, &meter, &torn));
+        let mut to_socket = pin!(to_socket(write, recv, socket, &meter, &torn));
         let both = poll_fn(|cx| {
             if progress.to_stream.is_none() {
                 progress.to_stream = ready_or_none(to_stream.as_mut().poll(cx));
@@ -375,21 +304,33 @@ async fn linger<IO: AsyncRead + Unpin>(io: &mut IO) {
 }
 
 /// Socket to stream.
-async fn to_stream<IO, S>(mut io: tokio::io::ReadHalf<&mut IO>, send: &mut S, socket: Socket, meter: &Meter) -> Ended
+async fn to_stream<IO, S>(
+    mut io: tokio::io::ReadHalf<&mut IO>,
+    send: &mut S,
+    socket: Socket,
+    meter: &Meter,
+    torn: &Torn,
+) -> Ended
 where
     IO: AsyncRead + AsyncWrite + Unpin,
     S: SendSide,
 {
     loop {
+        let most = match send.room().await {
+            Ok(room) => room.min(CHUNK),
+            Err(StreamError::Stopped(why)) => return Ended::Unread(socket.peer_cut(why)),
+            Err(error) => return Ended::Broken(socket.stream_error(error)),
+        };
         let chunk = tokio::select! {
             biased;
-            chunk = poll_fn(|cx| poll_chunk(&mut io, cx)) => chunk,
+            chunk = poll_fn(|cx| poll_chunk_of(&mut io, most, cx)) => chunk,
             why = send.stopped() => return match why {
                 Some(why) => Ended::Unread(socket.peer_cut(why)),
                 None => Ended::Broken(Outcome::LinkLost),
             },
         };
         let result = match chunk {
+            Ok(chunk) if chunk.is_empty() && torn.is_torn() => return Ended::Broken(socket.cut()),
             Ok(chunk) if chunk.is_empty() => {
                 return match send.finish() {
                     Ok(()) => Ended::Clean,
@@ -411,7 +352,13 @@ where
 }
 
 /// Stream to socket.
-async fn to_socket<IO, R>(mut io: tokio::io::WriteHalf<&mut IO>, recv: &mut R, socket: Socket, meter: &Meter) -> Ended
+async fn to_socket<IO, R>(
+    mut io: tokio::io::WriteHalf<&mut IO>,
+    recv: &mut R,
+    socket: Socket,
+    meter: &Meter,
+    torn: &Torn,
+) -> Ended
 where
     IO: AsyncRead + AsyncWrite + Unpin,
     R: RecvSide,
@@ -420,7 +367,8 @@ where
         let mut pieces = Vec::new();
         match recv.read_many(&mut pieces).await {
             Ok(true) => {
-                if write_metered(&mut io, pieces, meter).await.is_err() {
+                if let Err(error) = write_metered(&mut io, pieces, meter).await {
+                    torn.by_write(&error);
                     // What the socket's other direction still holds is read by `to_stream`, up to its own error.
                     recv.stop(socket.refusal());
                     return Ended::Unread(socket.cut());

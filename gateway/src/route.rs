@@ -23,12 +23,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use linkspan_proto::configuration::Mirror;
+use linkspan_proto::configuration::{Mirror, PortTransport};
 use linkspan_proto::identity::{Source, TrustDomain};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 
 // Weights that are exact.
 pub mod balance;
+
+// What this cluster exports.
+mod export;
 
 // When a tier may serve again.
 mod failover;
@@ -42,9 +45,11 @@ pub mod table;
 // Address ranges to workloads.
 pub mod workloads;
 
+pub use export::{Backend, Export, ExportPort};
 pub use failover::DWELL;
-pub use table::{Backend, Export, ExportPort, RouteTable};
+pub use table::RouteTable;
 
+use crate::listener::Place;
 use balance::{Sequence, choose};
 use failover::Hold;
 use tokio::time::Instant;
@@ -254,6 +259,19 @@ impl Route {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.mirror_port().port
+    }
+
+    /// What carries it.
+    #[must_use]
+    pub fn transport(&self) -> PortTransport {
+        self.mirror_port().transport
+    }
+
+    /// Where it is listened for.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let port = self.mirror_port();
+        Place { address: port.listen, transport: port.transport }
     }
 
     /// The declared protocol.

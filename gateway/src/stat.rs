@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - In: the counters of [`Metrics`], once a second.
-//! - Out: for each direction, peer and service: requests, success rate, rate, latency percentiles, connections, bytes.
+//! - Out: for each direction, peer and service: requests, success rate, rate, latency percentiles, connections, flows, bytes.
 //! - Refuses: a window outside 1 to [`WINDOW_MAX`] seconds.
 //! - Never does: touch the path of a request; it reads what the metrics have counted anyway.
 //! - Numbers: [`WINDOW_MAX`] 60 s; a series costs about 1 KiB, and at most some 250 bytes more for each second in which it
@@ -77,7 +77,19 @@ pub struct Row {
     pub tcp_closes: u64,
     /// Those that ended and did not end well.
     pub tcp_failures: u64,
-    /// Bytes from callers.
+    /// Flows of datagrams that began.
+    #[serde(default)]
+    pub udp_opens: u64,
+    /// Those that ended.
+    #[serde(default)]
+    pub udp_closes: u64,
+    /// Those that ended and did not end well.
+    #[serde(default)]
+    pub udp_failures: u64,
+    /// Datagrams that were not carried on.
+    #[serde(default)]
+    pub udp_lost: u64,
+    /// Bytes from callers, over either transport.
     pub read_bytes: u64,
     /// Bytes to callers.
     pub write_bytes: u64,
@@ -144,6 +156,10 @@ struct Counts {
     tcp_opens: u64,
     tcp_closes: u64,
     tcp_failures: u64,
+    udp_opens: u64,
+    udp_closes: u64,
+    udp_failures: u64,
+    udp_lost: u64,
     read_bytes: u64,
     write_bytes: u64,
 }
@@ -271,6 +287,10 @@ fn row(key: RowKey, counts: &Counts, latency: &Distribution, seconds: f64) -> Ro
         tcp_opens: counts.tcp_opens,
         tcp_closes: counts.tcp_closes,
         tcp_failures: counts.tcp_failures,
+        udp_opens: counts.udp_opens,
+        udp_closes: counts.udp_closes,
+        udp_failures: counts.udp_failures,
+        udp_lost: counts.udp_lost,
         read_bytes: counts.read_bytes,
         write_bytes: counts.write_bytes,
         latency_buckets: latency.sparse(),
@@ -313,6 +333,10 @@ impl Counts {
         self.tcp_opens += other.tcp_opens;
         self.tcp_closes += other.tcp_closes;
         self.tcp_failures += other.tcp_failures;
+        self.udp_opens += other.udp_opens;
+        self.udp_closes += other.udp_closes;
+        self.udp_failures += other.udp_failures;
+        self.udp_lost += other.udp_lost;
         self.read_bytes += other.read_bytes;
         self.write_bytes += other.write_bytes;
     }
@@ -321,6 +345,9 @@ impl Counts {
         self.requests == 0
             && self.tcp_opens == 0
             && self.tcp_closes == 0
+            && self.udp_opens == 0
+            && self.udp_closes == 0
+            && self.udp_lost == 0
             && self.read_bytes == 0
             && self.write_bytes == 0
     }
@@ -334,6 +361,10 @@ impl From<&Row> for Counts {
             tcp_opens: row.tcp_opens,
             tcp_closes: row.tcp_closes,
             tcp_failures: row.tcp_failures,
+            udp_opens: row.udp_opens,
+            udp_closes: row.udp_closes,
+            udp_failures: row.udp_failures,
+            udp_lost: row.udp_lost,
             read_bytes: row.read_bytes,
             write_bytes: row.write_bytes,
         }
@@ -348,6 +379,10 @@ impl From<&Totals> for Counts {
             tcp_opens: totals.tcp_opens,
             tcp_closes: totals.tcp_closes,
             tcp_failures: totals.tcp_failures,
+            udp_opens: totals.udp_opens,
+            udp_closes: totals.udp_closes,
+            udp_failures: totals.udp_failures,
+            udp_lost: totals.udp_lost,
             read_bytes: totals.read_bytes,
             write_bytes: totals.write_bytes,
         }

@@ -28,7 +28,7 @@ mod local;
 
 pub use egress::serve as egress;
 pub use ingress::serve as ingress;
-pub(crate) use local::{FromBackend, ToBackend};
+pub(crate) use local::halves;
 
 /// Client bytes that are sent ahead of the answer and kept for another target; a client that has more to say waits for the
 /// answer, which it would do anyway for its window. One read of the relay, and never more: 10,000 connections that wait for their
@@ -39,7 +39,7 @@ pub const REPLAY: usize = 64 * 1024;
 pub const REPLY: Duration = Duration::from_secs(5);
 
 /// A W3C trace context for a connection that brings none: the PROXY header and both access logs carry its id.
-fn new_trace() -> String {
+pub(crate) fn new_trace() -> String {
     let (trace, span): (u128, u64) = (rand::random(), rand::random());
     // All zero is not allowed (W3C trace-context section 3.2.2.3).
     format!("00-{:032x}-{:016x}-01", trace.max(1), span.max(1))

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All modules, each after everything that it may use. `crate::x` in a module is allowed if `x` stands before it.
-const ORDER: [&[&str]; 12] = [
+const ORDER: [&[&str]; 13] = [
     // Words that every stage speaks.
     &["discovery", "outcome"],
     // The stages, in the order of the path.
@@ -22,6 +22,7 @@ const ORDER: [&[&str]; 12] = [
     &["error", "relay"],
     &["context"],
     &["tcp"],
+    &["udp"],
     &["http"],
     &["path"],
 ];
@@ -37,9 +38,11 @@ const WITHIN: [(&str, &str); 4] =
 const LONGEST: usize = 500;
 
 /// Files and folders that decide and never talk: events and the time go in, decisions come out.
-const PURE: [&str; 10] = [
+const PURE: [&str; 13] = [
     "detect/http.rs",
     "detect/tls.rs",
+    "link/datagrams/flows.rs",
+    "link/datagrams/gate.rs",
     "link/health.rs",
     "link/state.rs",
     "link/state/",
@@ -48,6 +51,7 @@ const PURE: [&str; 10] = [
     "route/",
     "http/trace.rs",
     "http/via.rs",
+    "udp/table.rs",
 ];
 
 /// What pure files do not name. `tokio::time::Instant`, a type that can be paused, is none of it.

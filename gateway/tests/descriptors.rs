@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_gateway::discovery::Rejections;
-use linkspan_gateway::listener::{Binder, Bindings, Budget, ClientConnection, Permits, bind, serve};
+use linkspan_gateway::listener::{Binder, Bindings, Budget, ClientConnection, Permits, Place, bind, serve};
 use linkspan_runtime::drain::Drain;
 use linkspan_runtime::metrics::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,13 +37,13 @@ fn failed_accepts(registry: &Registry) -> u64 {
 }
 
 #[tokio::test]
-async fn accepting_resumes_within_a_second_of_relief() {
+async fn s_32_accepting_resumes_within_a_second_of_relief() {
     let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).expect("limit");
     rlimit::setrlimit(rlimit::Resource::NOFILE, 256, hard).expect("lower the limit");
 
     let address = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).expect("bind")[0].local_addr().expect("address");
-    let addresses = BTreeMap::from([(address, Arc::from("web.a"))]);
-    let (_bindings, wanted) = watch::channel(Arc::new(Bindings { addresses, ..Bindings::default() }));
+    let places = BTreeMap::from([(Place::tcp(address), Arc::from("web.a"))]);
+    let (_bindings, wanted) = watch::channel(Arc::new(Bindings { places, ..Bindings::default() }));
     let (_drain, signal) = Drain::new();
     let (binder, mut workers) = Binder::new(1, Budget::for_descriptors(256), Rejections::new());
     let board = binder.board();
@@ -53,7 +53,7 @@ async fn accepting_resumes_within_a_second_of_relief() {
     tokio::spawn(binder.run(wanted, signal.clone()));
     let (take, mut accepted) = mpsc::unbounded_channel::<ClientConnection>();
     let take = move |conn| take.send(conn).expect("the test waits");
-    tokio::spawn(serve(workers.remove(0), permits, signal, take));
+    tokio::spawn(serve(workers.remove(0), permits, signal, take, drop));
     until(|| board.mirrors().iter().any(|mirror| mirror.bound)).await;
 
     let mut early = TcpStream::connect(address).await.expect("connect");

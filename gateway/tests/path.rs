@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 
 #[path = "path/backends.rs"]
 mod backends;
+#[path = "path/datagrams.rs"]
+mod datagrams;
 #[path = "path/world.rs"]
 mod world;
 

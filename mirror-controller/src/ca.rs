@@ -31,8 +31,9 @@ use crate::files;
 pub const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Life of a leaf. The gateway renews at half of it, so that a controller that is down for 12 h costs nothing.
 pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// Certificates are valid this long before they are made: peers' clocks run behind. Far below [`LEAF_LIFE`].
-pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// Certificates are valid this long before they are made: peers' clocks run behind, by ten minutes at most (F-22). Far below
+/// [`LEAF_LIFE`].
+pub const BACKDATE: Duration = Duration::from_secs(15 * 60);
 /// The longest life that [`Ca::issue_workload`] grants.
 pub const WORKLOAD_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 

@@ -185,11 +185,11 @@ fn import(object: &DynamicObject) -> Option<dns::Service> {
     let list = |field: &str| spec.get(field).and_then(serde_json::Value::as_array).into_iter().flatten();
     let port = |port: &serde_json::Value| {
         let text = |field: &str| port.get(field).and_then(serde_json::Value::as_str);
-        let is_tcp = text("protocol").is_none_or(|protocol| protocol == "TCP");
-        is_tcp.then_some(())?;
+        let protocol = Protocol::from_kubernetes(text("protocol").unwrap_or("TCP"))?;
+        protocol.transport()?;
         Some(dns::Port {
             name: text("name").and_then(|name| PortName::parse(name).ok()),
-            protocol: Protocol::Tcp,
+            protocol,
             port: u16::try_from(port.get("port")?.as_u64()?).ok()?,
         })
     };
@@ -440,7 +440,7 @@ mod tests {
         })))
         .unwrap();
         assert_eq!((single.name.as_str(), single.namespace.as_str()), ("web", "shop"));
-        assert_eq!((single.addresses.len(), single.ports.len(), single.headless), (2, 1, None));
+        assert_eq!((single.addresses.len(), single.ports.len(), single.headless), (2, 2, None));
         let headless = import(&object(json!({"type": "Headless", "ports": [{"port": 80}]}))).unwrap();
         assert_eq!((headless.addresses.len(), headless.headless), (0, Some(Vec::new())));
     }

@@ -99,6 +99,8 @@ pub(crate) fn peer(name: &str) -> Arc<Peer> {
         trust_bundle: String::new(),
         addresses: Vec::new(),
         default_policy: DefaultPolicy::Allow,
+        transport: Default::default(),
+        congestion: Default::default(),
     })
 }
 

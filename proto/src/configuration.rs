@@ -18,6 +18,7 @@
 mod wire;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -101,6 +102,116 @@ pub struct Peer {
     /// What an export without a policy of its own allows to this peer.
     #[serde(default)]
     pub default_policy: DefaultPolicy,
+    /// What its gateways are dialled over.
+    #[serde(default)]
+    pub transport: Transport,
+    /// What losses on the way to it mean.
+    #[serde(default)]
+    pub congestion: Congestion,
+}
+
+/// What a link is dialled over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// QUIC; TCP while QUIC does not get through.
+    #[default]
+    Auto,
+    /// QUIC over UDP, never TCP.
+    Quic,
+    /// TCP, never QUIC over UDP: for bulk on a clean network, or where UDP is known to be blocked.
+    Tcp,
+}
+
+impl Transport {
+    /// Whether it is what a Link without the field has.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What lost packets of a link over QUIC mean for how fast is sent. Over TCP the kernel decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// As `lan` while round trips are below 5 ms, as `wan` from there on.
+    #[default]
+    Auto,
+    /// Every loss is a full queue: for networks where others must not be pressed.
+    Lan,
+    /// Up to two losses of a hundred are the path's own as long as round trips are not longer than usual.
+    Wan,
+}
+
+impl Congestion {
+    /// Whether it is what a Link without the field has.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What carries a connection of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// QUIC over UDP.
+    Quic,
+    /// TCP.
+    Tcp,
+}
+
+impl Carrier {
+    /// Both, the preferred one first.
+    pub const ALL: [Self; 2] = [Self::Quic, Self::Tcp];
+
+    /// As logs, metrics and JSON spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a link is carried by what it is carried by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportReason {
+    /// QUIC is what `auto` begins with.
+    Preferred,
+    /// The Link says so.
+    Configured,
+    /// No QUIC connection came about.
+    UdpBlocked,
+    /// QUIC connections stood, and their probes were not answered any more.
+    UdpSilent,
+    /// QUIC works again.
+    UdpRestored,
+    /// The peer dialled like this; we have nothing that we would rather use.
+    PeerDialled,
+}
+
+impl TransportReason {
+    /// As logs and JSON spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preferred => "Preferred",
+            Self::Configured => "Configured",
+            Self::UdpBlocked => "UdpBlocked",
+            Self::UdpSilent => "UdpSilent",
+            Self::UdpRestored => "UdpRestored",
+            Self::PeerDialled => "PeerDialled",
+        }
+    }
 }
 
 /// What holds for an export that no `ExportPolicy` selects.
@@ -131,14 +242,48 @@ pub struct Mirror {
     pub tiers: Vec<Tier>,
 }
 
-/// One port of a [`Mirror`].
+/// What carries a port's traffic between client and gateway, and between gateway and backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortTransport {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl PortTransport {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// For logs, metric labels and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// Whether it is what a port has that does not say; such a port is written without it, as by earlier versions.
+    #[must_use]
+    pub const fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp)
+    }
+}
+
+/// One port of a [`Mirror`]. A number may be there twice, once for each [`PortTransport`], as DNS has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorPort {
     /// The local address that the gateway listens on. On a site its port equals `port`; on Kubernetes it is allocated.
     pub listen: SocketAddr,
-    /// The service's own port number, which names the port on the link.
+    /// The service's own port number, which together with `transport` names the port on the link.
     pub port: u16,
+    /// What is listened for.
+    #[serde(default, skip_serializing_if = "PortTransport::is_tcp")]
+    pub transport: PortTransport,
     /// The port's name, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PortName>,
@@ -177,12 +322,15 @@ pub struct Export {
     pub proxy_protocol: bool,
 }
 
-/// One port of an [`Export`].
+/// One port of an [`Export`]. A number may be there twice, once for each [`PortTransport`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportPort {
     /// The service's port number.
     pub port: u16,
+    /// What it is reached by.
+    #[serde(default, skip_serializing_if = "PortTransport::is_tcp")]
+    pub transport: PortTransport,
     /// The port's name, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PortName>,
@@ -219,7 +367,7 @@ pub struct ExportRule {
     /// Whole-segment prefixes: `spiffe://east.example/ns/shop` matches `.../ns/shop/sa/web`, never `.../ns/shopping/...`.
     #[serde(default)]
     pub identity_prefixes: Vec<SpiffeId>,
-    /// Ports that may be called. Empty: all exported ports.
+    /// Ports that may be called, by number, whatever their transport. Empty: all exported ports.
     #[serde(default)]
     pub ports: Vec<u16>,
     /// The weakest assurance that suffices.
@@ -235,16 +383,44 @@ pub struct Capacity {
     pub cluster: ClusterName,
     /// The exported service.
     pub service: ServiceKey,
-    /// Ready endpoints by port number. A port that is missing is not exported by that cluster.
+    /// Ready endpoints by number of the TCP port. A port that is missing is not exported by that cluster.
     #[serde(deserialize_with = "wire::by_port")]
     pub ready: BTreeMap<u16, u32>,
-    /// All endpoints by port number, ready or not. A port that is missing here counts as wholly ready while any endpoint of it
-    /// is: the peer does not say.
+    /// All endpoints by number of the TCP port, ready or not. A port that is missing here counts as wholly ready while any
+    /// endpoint of it is: the peer does not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
     pub total: BTreeMap<u16, u32>,
+    /// As `ready`, of the UDP ports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
+    pub ready_udp: BTreeMap<u16, u32>,
+    /// As `total`, of the UDP ports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "wire::by_port")]
+    pub total_udp: BTreeMap<u16, u32>,
     /// Names of the ready endpoints of a headless service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ready_endpoints: Vec<EndpointName>,
+}
+
+impl Capacity {
+    /// Ready endpoints of a port; `None`: that cluster does not export it.
+    #[must_use]
+    pub fn ready_of(&self, transport: PortTransport, port: u16) -> Option<u32> {
+        let ready = if transport.is_tcp() { &self.ready } else { &self.ready_udp };
+        ready.get(&port).copied()
+    }
+
+    /// All endpoints of a port; `None`: that cluster does not say.
+    #[must_use]
+    pub fn total_of(&self, transport: PortTransport, port: u16) -> Option<u32> {
+        let total = if transport.is_tcp() { &self.total } else { &self.total_udp };
+        total.get(&port).copied()
+    }
+
+    /// The exported ports, with their ready endpoints.
+    pub fn ports(&self) -> impl Iterator<Item = (PortTransport, u16, u32)> + '_ {
+        let tcp = self.ready.iter().map(|(port, ready)| (PortTransport::Tcp, *port, *ready));
+        tcp.chain(self.ready_udp.iter().map(|(port, ready)| (PortTransport::Udp, *port, *ready)))
+    }
 }
 
 /// The client addresses that belong to one workload: assurance `network`.
@@ -297,7 +473,7 @@ pub struct Rejection {
     pub reason: String,
     /// One sentence with the remedy.
     pub message: String,
-    /// Of a mirror: the ports that nothing listens on. Empty where the whole resource is meant.
+    /// Of a mirror: the ports that nothing listens on, for either transport. Empty where the whole resource is meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }
@@ -312,7 +488,8 @@ pub struct LinkReport {
     pub alive: bool,
     /// Where the link is in its life.
     pub state: LinkPhase,
-    /// What the operator should know: the last error while not connected, else empty.
+    /// What the operator should know: the last error while not connected; that TCP carries the link for want of QUIC; else
+    /// empty.
     #[serde(default)]
     pub message: String,
     /// A closed set, CamelCase, for conditions: `Connected`, `Unreachable`, `CertificateRejected`, ...
@@ -336,6 +513,22 @@ pub struct LinkReport {
     /// The remote address in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<SocketAddr>,
+    /// What carries new streams; absent while not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Carrier>,
+    /// Why it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport_reason: Option<TransportReason>,
+    /// How far the peer's clock is ahead of ours (behind: negative), seconds, by the hello that came last; absent where it did not
+    /// tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_seconds: Option<i64>,
+    /// The largest packet of the QUIC connection over UDP that carries the least, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// How often such a connection found that packets vanish for a size that got through before.
+    #[serde(default)]
+    pub black_holes: u64,
 }
 
 /// Where a link is in its life.

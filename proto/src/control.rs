@@ -37,6 +37,8 @@ pub enum ControlMessage {
     Hello(Hello),
     /// No new streams, please.
     GoAway(GoAway),
+    /// A stream may go further.
+    Credit(Credit),
 }
 
 /// Who the sender is.
@@ -60,6 +62,8 @@ pub struct Hello {
     pub worker: u32,
     /// How many workers it has.
     pub workers: u32,
+    /// What its clock says, seconds since the Unix epoch; 0: not told.
+    pub unix_seconds: u64,
 }
 
 impl Hello {
@@ -69,6 +73,15 @@ impl Hello {
         let newest = self.version_max.min(other.version_max);
         (newest >= self.version_min.max(other.version_min)).then_some(newest)
     }
+}
+
+/// How far a stream that flows towards the sender of this may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    /// The QUIC stream id.
+    pub stream: u64,
+    /// Bytes since the stream's first.
+    pub limit: u64,
 }
 
 /// The sender will close this connection.
@@ -128,10 +141,12 @@ pub fn encode(message: &ControlMessage) -> Bytes {
             software_version: cut(hello.software_version),
             worker: hello.worker,
             workers: hello.workers,
+            unix_seconds: hello.unix_seconds,
         }),
         ControlMessage::GoAway(away) => {
             wire::control::Body::GoAway(wire::GoAway { drain_millis: away.drain_millis, reason: cut(away.reason) })
         }
+        ControlMessage::Credit(Credit { stream, limit }) => wire::control::Body::Credit(wire::Credit { stream, limit }),
     };
     // Five texts of at most 256 bytes: far below the cap.
     Bytes::from(wire::Control { body: Some(body) }.encode_length_delimited_to_vec())
@@ -233,7 +248,11 @@ fn check(message: wire::Control) -> Result<Option<ControlMessage>, ControlError>
             software_version: text("software version", hello.software_version)?,
             worker: hello.worker,
             workers: hello.workers,
+            unix_seconds: hello.unix_seconds,
         })),
+        Some(wire::control::Body::Credit(credit)) => {
+            Some(ControlMessage::Credit(Credit { stream: credit.stream, limit: credit.limit }))
+        }
         Some(wire::control::Body::GoAway(away)) => Some(ControlMessage::GoAway(GoAway {
             drain_millis: away.drain_millis,
             reason: text("reason", away.reason)?,

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::configuration::PortTransport;
 use crate::names::{ClusterName, EndpointName, PortName, ServiceKey};
 
 pub use convert::batches;
@@ -140,6 +141,16 @@ impl Protocol {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
             Self::Sctp => "SCTP",
+        }
+    }
+
+    /// What carries it between gateways; `None`: nothing does.
+    #[must_use]
+    pub const fn transport(self) -> Option<PortTransport> {
+        match self {
+            Self::Tcp => Some(PortTransport::Tcp),
+            Self::Udp => Some(PortTransport::Udp),
+            Self::Sctp => None,
         }
     }
 

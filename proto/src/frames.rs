@@ -25,7 +25,7 @@
 mod head;
 mod names;
 mod reader;
-mod varint;
+pub(crate) mod varint;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::uri::{Authority, PathAndQuery, Scheme};

@@ -37,6 +37,9 @@ pub mod stream_header;
 // HTTP on a link.
 pub mod frames;
 
+// UDP on a link.
+pub mod datagram;
+
 // Control streams of a link.
 pub mod control;
 

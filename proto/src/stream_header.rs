@@ -31,8 +31,9 @@ pub const MAX_HEADER_LEN: usize = 8192;
 /// only bounds what a peer can make us keep.
 pub const MAX_PATH_LEN: usize = 32;
 
-/// The acceptor's first byte on a TCP stream, once the backend is connected. Raw bytes follow. A refusal comes as a
-/// reset instead, so that "connection refused" reaches the client as that.
+/// The acceptor's first byte on a TCP stream, once the backend is connected; raw bytes follow. On the stream of a UDP
+/// association too, once it has a socket for the backend; nothing follows. A refusal comes as a reset instead, so that
+/// "connection refused" reaches the client as that.
 pub const CONNECTED: u8 = 0x00;
 
 /// What a stream carries behind its header.
@@ -42,7 +43,7 @@ pub enum StreamKind {
     Tcp = 1,
     /// One HTTP exchange, in frames.
     Http = 2,
-    /// One UDP association.
+    /// One UDP association. It stands as long as its stream; what it carries are datagrams, see [`crate::datagram`].
     Udp = 3,
     /// A health probe: the acceptor answers and finishes.
     Probe = 4,

@@ -37,6 +37,9 @@ pub mod drain;
 // Named parts that must be up before `/ready` says so.
 pub mod readiness;
 
+// Whether memory runs short.
+pub mod memory;
+
 // Delays between attempts.
 pub mod backoff;
 

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -24,6 +25,9 @@ use crate::drain::Signal;
 /// know no registry; the names are `&'static str`s of our own sources, so the map is bounded.
 static PANICS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
 
+/// Tasks that have begun and not ended. Process-wide for the same reason.
+static ALIVE: AtomicU64 = AtomicU64::new(0);
+
 /// Runs `future` as a task of this name on the current runtime.
 ///
 /// Dropping the handle detaches the task: give it a [`Signal`] or keep the handle.
@@ -33,7 +37,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    tokio::spawn(Watched { name, future }.instrument(span(name)))
+    tokio::spawn(Watched { name, future, _alive: Alive::new() }.instrument(span(name)))
 }
 
 /// Runs a task whose end ends the process.
@@ -57,6 +61,12 @@ where
 #[must_use]
 pub fn panics() -> BTreeMap<&'static str, u64> {
     PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// How many tasks there are now.
+#[must_use]
+pub fn alive() -> u64 {
+    ALIVE.load(Ordering::Relaxed)
 }
 
 /// Lets hyper spawn through [`spawn`], under one name.
@@ -91,6 +101,7 @@ pin_project! {
         name: &'static str,
         #[pin]
         future: F,
+        _alive: Alive,
     }
 }
 
@@ -102,6 +113,22 @@ impl<F: Future> Future for Watched<F> {
         // Lives for one poll only: a task that is merely dropped while its thread unwinds has not panicked.
         let _watch = Watch { name: this.name };
         this.future.poll(cx)
+    }
+}
+
+/// Counts a task for as long as its future is there.
+struct Alive;
+
+impl Alive {
+    fn new() -> Self {
+        ALIVE.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        ALIVE.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -166,7 +193,7 @@ mod tests {
             std::hint::black_box(large);
         };
         let alone = size_of_val(&future);
-        let watched = size_of_val(&Watched { name: "test", future });
+        let watched = size_of_val(&Watched { name: "test", future, _alive: Alive::new() });
         assert!(watched <= alone + 32, "{watched} bytes for {alone}");
     }
 

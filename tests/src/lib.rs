@@ -16,11 +16,17 @@
 
 pub mod process;
 
+pub mod clock;
+
+pub mod cgroup;
+
 pub mod world;
 
 pub mod site;
 
 pub mod manifests;
+
+pub mod bulk;
 
 pub mod servers;
 
@@ -29,6 +35,10 @@ pub mod load;
 pub mod peer;
 
 pub mod wire;
+
+pub mod hostile;
+
+pub mod dns;
 
 pub mod readme;
 

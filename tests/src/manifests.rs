@@ -7,11 +7,19 @@ use std::fmt::Write as _;
 pub struct Service {
     namespace: String,
     name: String,
-    ports: Vec<(String, u16, Option<String>)>,
+    ports: Vec<Port>,
     endpoints: Vec<(String, bool)>,
     exported: bool,
     proxy_protocol: bool,
     headless: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Port {
+    name: String,
+    number: u16,
+    app_protocol: Option<String>,
+    udp: bool,
 }
 
 impl Service {
@@ -31,7 +39,15 @@ impl Service {
     /// Adds a port whose number is the same at service and backend.
     #[must_use]
     pub fn port(mut self, name: &str, port: u16, app_protocol: Option<&str>) -> Self {
-        self.ports.push((name.to_owned(), port, app_protocol.map(str::to_owned)));
+        let app_protocol = app_protocol.map(str::to_owned);
+        self.ports.push(Port { name: name.to_owned(), number: port, app_protocol, udp: false });
+        self
+    }
+
+    /// The same for datagrams.
+    #[must_use]
+    pub fn udp_port(mut self, name: &str, port: u16) -> Self {
+        self.ports.push(Port { name: name.to_owned(), number: port, app_protocol: None, udp: true });
         self
     }
 
@@ -72,9 +88,11 @@ impl Service {
             text.push_str("  clusterIP: None\n");
         }
         text.push_str("  ports:\n");
-        for (port_name, port, app_protocol) in &self.ports {
-            let protocol = app_protocol.as_ref().map(|p| format!(", appProtocol: {p}")).unwrap_or_default();
-            _ = writeln!(text, "    - {{name: {port_name}, port: {port}{protocol}}}");
+        let protocol = |port: &Port| if port.udp { ", protocol: UDP" } else { "" };
+        for port in &self.ports {
+            let app_protocol = port.app_protocol.as_ref().map(|p| format!(", appProtocol: {p}")).unwrap_or_default();
+            let (port_name, number, protocol) = (&port.name, port.number, protocol(port));
+            _ = writeln!(text, "    - {{name: {port_name}, port: {number}{protocol}{app_protocol}}}");
         }
         _ = write!(
             text,
@@ -86,8 +104,9 @@ impl Service {
             _ = writeln!(text, "  - {{addresses: [\"{address}\"], conditions: {{ready: {ready}}}{hostname}}}");
         }
         text.push_str("ports:\n");
-        for (port_name, port, _) in &self.ports {
-            _ = writeln!(text, "  - {{name: {port_name}, port: {port}}}");
+        for port in &self.ports {
+            let (port_name, number, protocol) = (&port.name, port.number, protocol(port));
+            _ = writeln!(text, "  - {{name: {port_name}, port: {number}{protocol}}}");
         }
         if self.exported {
             let annotations = if self.proxy_protocol { ", annotations: {linkspan.io/proxy-protocol: v2}" } else { "" };

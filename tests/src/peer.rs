@@ -1,13 +1,18 @@
 //! A peer made by hand: valid certificates, and anything at all inside its streams.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
+use linkspan_proto::control::{self, ControlMessage, Hello, VERSION};
+use linkspan_proto::names::ClusterName;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    date_time_ymd,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -45,9 +50,23 @@ impl Authority {
     ///
     /// # Panics
     /// When a name is not ASCII.
-    pub fn leaf(&self, uris: &[&str]) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    pub fn leaf(&self, uris: &[&str]) -> Identity {
+        self.leaf_of(uris, CertificateParams::default())
+    }
+
+    /// The same for the years from `from` up to `until`.
+    ///
+    /// # Panics
+    /// When a name is not ASCII.
+    pub fn leaf_between(&self, uris: &[&str], from: i32, until: i32) -> Identity {
+        let mut params = CertificateParams::default();
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
+        self.leaf_of(uris, params)
+    }
+
+    fn leaf_of(&self, uris: &[&str], mut params: CertificateParams) -> Identity {
         let key = KeyPair::generate().expect("key");
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.subject_alt_names = uris.iter().map(|u| uri(u)).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
@@ -56,12 +75,27 @@ impl Authority {
         (vec![certificate.der().clone()], key)
     }
 
+    /// The leaf of the cluster's gateway.
+    ///
+    /// # Panics
+    /// When the trust domain is not ASCII.
+    pub fn gateway(&self) -> Identity {
+        self.leaf(&[&format!("spiffe://{}/ns/linkspan/sa/gateway", self.trust_domain)])
+    }
+
     /// The Link manifest by which a site trusts this authority as the cluster `cluster`, which dials by itself.
     pub fn link(&self, cluster: &str) -> String {
+        self.link_at(cluster, &[])
+    }
+
+    /// The same where the site dials these addresses.
+    pub fn link_at(&self, cluster: &str, addresses: &[SocketAddr]) -> String {
+        let addresses: Vec<String> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
+        let addresses = addresses.join(", ");
         let bundle: String = self.pem.lines().map(|line| format!("    {line}\n")).collect();
         format!(
             "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata: {{name: {cluster}}}\nspec:\n  \
-             trustDomain: {}\n  addresses: []\n  trustBundle: |\n{bundle}",
+             trustDomain: {}\n  addresses: [{addresses}]\n  trustBundle: |\n{bundle}",
             self.trust_domain
         )
     }
@@ -71,16 +105,61 @@ fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("ASCII"))
 }
 
+/// A certificate chain, leaf first, and the leaf's key.
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Puts an identity into a folder, for a program that [`load`]s it.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn save(identity: &Identity, dir: &Path) -> io::Result<()> {
+    let leaf = identity.0.first().ok_or(io::ErrorKind::NotFound)?;
+    std::fs::write(dir.join("leaf.der"), leaf)?;
+    std::fs::write(dir.join("key.der"), identity.1.secret_der())
+}
+
+/// What [`save`] has put there.
+///
+/// # Errors
+/// When it is not there.
+pub fn load(dir: &Path) -> io::Result<Identity> {
+    let leaf = CertificateDer::from(std::fs::read(dir.join("leaf.der"))?);
+    let key = PrivateKeyDer::try_from(std::fs::read(dir.join("key.der"))?).map_err(io::Error::other)?;
+    Ok((vec![leaf], key))
+}
+
 /// Dials `to` with the certificate `identity`, trusting whatever answers.
 ///
 /// # Errors
 /// When the handshake fails.
-pub async fn dial(
+pub async fn dial(to: SocketAddr, identity: Identity) -> Result<Connection, quinn::ConnectionError> {
+    dial_with(to, identity, TransportConfig::default()).await
+}
+
+/// The same with windows and limits of one's own.
+///
+/// # Errors
+/// When the handshake fails.
+///
+/// # Panics
+/// When there is no socket.
+pub async fn dial_with(
     to: SocketAddr,
-    identity: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+    identity: Identity,
+    transport: TransportConfig,
 ) -> Result<Connection, quinn::ConnectionError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+    let own = if to.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+    let endpoint = Endpoint::client(SocketAddr::new(IpAddr::V4(own), 0)).expect("socket");
+    let config = client_config(identity, transport);
+    endpoint.connect_with(config, to, "peer.linkspan.internal").expect("valid parameters").await
+}
+
+/// How a hand-made peer dials: TLS 1.3 with `identity`, trusting whatever answers.
+///
+/// # Panics
+/// When the key does not fit the certificate.
+pub fn client_config(identity: Identity, transport: TransportConfig) -> quinn::ClientConfig {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .dangerous()
@@ -88,9 +167,64 @@ pub async fn dial(
         .with_client_auth_cert(identity.0, identity.1)
         .expect("key fits certificate");
     tls.alpn_protocols = vec![b"linkspan/1".to_vec()];
-    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("TLS 1.3 suites")));
-    let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("address")).expect("socket");
-    endpoint.connect_with(config, to, "peer.linkspan.internal").expect("valid parameters").await
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("TLS 1.3 suites")));
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+/// Listens as a gateway that asks nobody for a certificate.
+///
+/// # Errors
+/// When the address is not to be had.
+///
+/// # Panics
+/// When the key does not fit the certificate.
+pub fn listen(at: SocketAddr, identity: Identity, transport: TransportConfig) -> io::Result<Endpoint> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_no_client_auth()
+        .with_single_cert(identity.0, identity.1)
+        .expect("key fits certificate");
+    tls.alpn_protocols = vec![b"linkspan/1".to_vec()];
+    let crypto = QuicServerConfig::try_from(tls).expect("TLS 1.3 suites");
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport));
+    Endpoint::server(config, at)
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// What the gateway of `cluster` says first.
+///
+/// # Panics
+/// When that is no name of a cluster.
+pub fn hello(cluster: &str) -> Hello {
+    Hello {
+        version_min: VERSION,
+        version_max: VERSION,
+        features: 0,
+        cluster: ClusterName::parse(cluster).expect("a cluster name"),
+        gateway_id: cluster.to_owned(),
+        boot_id: cluster.to_owned(),
+        software_version: "0".to_owned(),
+        worker: 0,
+        workers: 1,
+        unix_seconds: 0,
+    }
+}
+
+/// Says [`hello`] as `cluster`. The control stream must stay open; without it a connection lasts for five seconds.
+///
+/// # Errors
+/// When the connection is gone.
+pub async fn greet(connection: &Connection, cluster: &str) -> Result<SendStream, quinn::WriteError> {
+    let mut stream = connection.open_uni().await?;
+    stream.write_all(&control::open()).await?;
+    stream.write_all(&control::encode(&ControlMessage::Hello(hello(cluster)))).await?;
+    Ok(stream)
 }
 
 /// Opens a stream with `header` and `payload` in it.
@@ -146,7 +280,7 @@ pub fn tcp_header(source: &str, service: &str, port: u16, path: &[&str]) -> Stre
         linkspan_proto::identity::SpiffeId::parse(source).expect("SPIFFE ID"),
         linkspan_proto::identity::Assurance::Network,
     ));
-    header.path = path.iter().map(|c| linkspan_proto::names::ClusterName::parse(c).expect("name")).collect();
+    header.path = path.iter().map(|c| ClusterName::parse(c).expect("name")).collect();
     header
 }
 

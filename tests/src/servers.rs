@@ -115,6 +115,36 @@ pub fn redis(host: &Host, port: u16) -> Process {
     process
 }
 
+/// unbound on `port`, UDP and TCP: `h1.example` to `h<hosts>.example` have addresses from 10.9.0.1 on, `large.example`
+/// a text that no datagram holds.
+///
+/// # Panics
+/// When unbound does not start.
+pub fn unbound(host: &Host, port: u16, hosts: u32) -> Process {
+    let root = host.dir().join("unbound");
+    fs::create_dir_all(&root).expect("folder of unbound");
+    let mut config = format!(
+        "server:\n  interface: {listen}\n  port: {port}\n  username: \"\"\n  chroot: \"\"\n  directory: \"{root}\"\n  \
+         pidfile: \"{root}/pid\"\n  use-syslog: no\n  do-daemonize: no\n  num-threads: 1\n  so-rcvbuf: 4m\n  \
+         access-control: 0.0.0.0/0 allow\n  module-config: \"iterator\"\n  local-zone: \"example.\" static\n",
+        root = root.display(),
+        listen = host.listen()
+    );
+    for index in 1..=hosts {
+        let address = std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(10, 9, 0, 0)) + index);
+        config.push_str(&format!("  local-data: \"h{index}.example. A {address}\"\n"));
+    }
+    for index in 0..10 {
+        let text = format!("{index}").repeat(240);
+        config.push_str(&format!("  local-data: 'large.example. TXT \"{text}\"'\n"));
+    }
+    config.push_str("remote-control:\n  control-enable: no\n");
+    fs::write(root.join("unbound.conf"), config).expect("configuration is written");
+    let process = host.start("unbound", "unbound", &["-d", "-c", &root.join("unbound.conf").display().to_string()]);
+    wait_listening(host, port);
+    process
+}
+
 /// PostgreSQL on `port` with a database `postgres` and a user `postgres` that needs no password.
 ///
 /// # Panics

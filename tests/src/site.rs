@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::{Process, eventually, program, run, succeed};
+use crate::clock;
+use crate::process::{self, Process, eventually, program, run, succeed};
 use crate::world::Host;
 
 /// How long a site may take until it is ready, and a change until it is visible everywhere.
@@ -33,6 +34,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// The range of mirrored addresses, where it is not the default.
     pub mirrors: Option<String>,
+    /// Where a site on the machine itself listens for links, where it has to be known beforehand: peers dial it.
+    pub link: Option<String>,
 }
 
 impl Site {
@@ -47,7 +50,7 @@ impl Site {
         let site = Self { host, name, dir, processes: Vec::new() };
         let dir_text = site.dir.display().to_string();
         succeed(site.cli().args(["site", "init", &site.name, "--dir", &dir_text]));
-        let own = format!("{}:4143", site.host.address());
+        let own = options.link.clone().unwrap_or_else(|| format!("{}:4143", site.host.address()));
         let advertise = options.advertise.as_ref().unwrap_or(&own);
         let advertise = if options.hidden { "[]".to_owned() } else { format!("[\"{advertise}\"]") };
         let name = &site.name;
@@ -60,6 +63,7 @@ impl Site {
             ("0.0.0.0:4143", "127.0.0.1:4193", "127.0.0.1:53", "127.0.0.1:4191", "127.0.0.1:4194", range)
         };
         let mirrors = options.mirrors.clone().unwrap_or(mirrors);
+        let link = options.link.as_deref().unwrap_or(link);
         let yaml = format!(
             "apiVersion: linkspan.io/v1alpha1\nkind: Site\nmetadata: {{name: {name}}}\nspec:\n  gateway:\n    \
              listen: {link}\n    advertise: {advertise}\n    mtlsListen: {mtls}\n  \
@@ -120,6 +124,23 @@ impl Site {
         self.wait_ready();
     }
 
+    /// Starts `linkspan site run` with a clock that is so many seconds ahead, and waits until it is ready.
+    pub fn start_ahead(&mut self, seconds: i64) {
+        let clock = clock::environment(&clock::library(self.host.dir()), seconds);
+        let clock = clock.map(|(name, value)| format!("{name}={value}"));
+        self.start_by(&["env", &clock[0], &clock[1]]);
+    }
+
+    /// Starts `linkspan site run` by another program (`prlimit`, `env`), which becomes it, and waits until it is ready.
+    pub fn start_by(&mut self, program: &[&str]) {
+        let dir = self.dir.display().to_string();
+        let mut command = self.host.command(program[0]);
+        command.args(&program[1..]).arg(process::program("linkspan"));
+        command.args(["site", "run", "--dir", &dir]).current_dir(self.host.dir());
+        self.processes.push(Process::start(&format!("{}/site", self.name), command, &self.host.dir().join("site.log")));
+        self.wait_ready();
+    }
+
     /// Starts gateway and controller as processes of their own; index 0 is the controller, 1 the gateway.
     pub fn start_split(&mut self) {
         let dir = self.dir.display().to_string();
@@ -147,6 +168,32 @@ impl Site {
     pub fn bound(&self, half: &str, what: &str) -> Option<String> {
         let text = fs::read_to_string(self.dir.join(format!("state/run/{half}.json"))).ok()?;
         serde_json::from_str::<Value>(&text).ok()?[what].as_str().map(str::to_owned)
+    }
+
+    /// What a half of the site says of itself: the sum of all samples of a metric whose labels hold `label`.
+    ///
+    /// # Panics
+    /// When its admin port does not answer.
+    pub fn metric(&self, half: &str, family: &str, label: &str) -> f64 {
+        let admin = self.bound(half, "admin").expect("an admin port");
+        let text = self.host.sh(&format!("curl -fsS -m 10 http://{admin}/metrics"));
+        let samples = text.lines().filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+            (name == family && labels.contains(label)).then(|| value.parse::<f64>().expect("a number"))
+        });
+        samples.sum()
+    }
+
+    /// Waits until the site's own DNS server has an address for `name`.
+    pub fn wait_answers(&self, name: &str) -> std::net::Ipv4Addr {
+        let mut found = None;
+        eventually(&format!("{} has an address for {name}", self.name), PATIENCE, || {
+            let server = self.bound("controller", "dns").and_then(|server| server.parse().ok());
+            found = server.and_then(|server| crate::dns::address(server, name));
+            found.is_some()
+        });
+        found.expect("the condition above holds")
     }
 
     /// One of the site's processes.

@@ -28,6 +28,14 @@ impl Message {
         self
     }
 
+    /// The message with its length, as it stands on a control stream.
+    pub fn control(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        varint(self.0.len() as u64, &mut bytes);
+        bytes.extend_from_slice(&self.0);
+        bytes
+    }
+
     /// The message as a stream header: kind byte, length, message (proto/proto/stream.proto).
     pub fn header(&self, kind: u8) -> Vec<u8> {
         let mut bytes = vec![kind];

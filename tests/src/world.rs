@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::process::{Process, succeed};
+use crate::process::{Process, run, succeed};
 
 /// Distinguishes the worlds of one test process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -49,6 +49,11 @@ pub fn available() -> bool {
     root
 }
 
+/// Whether `LINKSPAN_LONG_TESTS=1` asks for the long forms: acceptance figures instead of daily ones.
+pub fn long() -> bool {
+    std::env::var_os("LINKSPAN_LONG_TESTS").is_some_and(|value| value == "1")
+}
+
 /// In which network a test runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -81,8 +86,12 @@ pub fn own_network(test: &str) -> Network {
         .arg(exe)
         .args(["--exact", test, "--nocapture"])
         .env(MARK, "1");
-    let output = succeed(&mut command);
-    assert!(output.contains("1 passed"), "there is no test called {test}: {output}");
+    let output = run(&mut command);
+    let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // Figures and reasons, as if it had run here.
+    eprint!("{told}");
+    assert!(output.status.success(), "{test} failed in a network of its own");
+    assert!(said.contains("1 passed"), "there is no test called {test}: {said}");
     Network::Done
 }
 
@@ -177,6 +186,17 @@ impl World {
         let file = PathBuf::from("/etc/netns").join(host.netns.as_ref().expect("a namespace")).join("resolv.conf");
         fs::write(file, format!("nameserver {server}\noptions timeout:2 attempts:2\n"))
             .expect("resolv.conf of the host");
+    }
+
+    /// Lets nothing larger than `mtu` bytes reach `host` or leave it, without a word to whoever sent it: a black hole for large
+    /// packets. The hosts know nothing of it; they cut what they send in pieces themselves, for what a network card would have
+    /// cut passes a bridge whole.
+    pub fn narrow(&self, host: &str, mtu: u32) {
+        let index = self.hosts.iter().position(|known| known.name == host).unwrap_or_else(|| panic!("no host {host}"));
+        for netns in self.hosts.iter().filter_map(|host| host.netns.as_ref()) {
+            ip(&["-n", netns, "link", "set", "dev", "eth0", "gso_max_segs", "1"]);
+        }
+        ip(&["-n", &self.wan(), "link", "set", "dev", &format!("v{}", index + 1), "mtu", &mtu.to_string()]);
     }
 
     /// A folder of the world's own.
@@ -278,7 +298,7 @@ impl Host {
     pub fn try_sh(&self, line: &str) -> (bool, String) {
         let mut command = self.command("bash");
         command.args(["-uo", "pipefail", "-c", line]).current_dir(&self.dir);
-        let output = crate::process::run(&mut command);
+        let output = run(&mut command);
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         (output.status.success(), text)

@@ -9,6 +9,8 @@ mod sites {
 
     mod tcp;
 
+    mod udp;
+
     mod identity;
 
     mod weights;
@@ -17,11 +19,25 @@ mod sites {
 
     mod faults;
 
+    mod causes;
+
+    mod limits;
+
+    mod patterns;
+
+    mod cycles;
+
+    mod scale;
+
     mod drain;
+
+    mod carrier;
 
     mod nat;
 
     mod reach;
+
+    mod hostile;
 
     mod lifecycle;
 

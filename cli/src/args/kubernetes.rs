@@ -100,7 +100,11 @@ pub(crate) struct InstallArgs {
     /// How peers reach the gateways
     #[arg(long, value_name = "TYPE", default_value = "LoadBalancer")]
     pub(crate) service_type: ServiceType,
-    /// The UDP port of every node, for --service-type NodePort [default: the API server chooses]
+    /// Serve the link over UDP alone: for load balancers that cannot have UDP and TCP on one port. Peers whose network lets no
+    /// UDP pass then have to be dialled
+    #[arg(long)]
+    pub(crate) no_link_tcp: bool,
+    /// The port of every node, UDP and TCP, for --service-type NodePort [default: the API server chooses]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) node_port: Option<u16>,
     /// An annotation of the link's Service, for the load balancer (several: repeat it)

@@ -11,10 +11,16 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 /// How long one try may take. The server is on this machine or one hop away.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(750);
 
 /// Datagrams may be lost, even on the way to ourselves.
 const TRIES: u32 = 2;
+
+/// The longest that a question over UDP takes.
+pub(crate) const OVER_UDP: Duration = PATIENCE.saturating_mul(TRIES);
+
+/// And one over TCP.
+pub(crate) const OVER_TCP: Duration = PATIENCE;
 
 /// How to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +60,7 @@ pub(crate) async fn addresses(
         Transport::Udp => udp(server, &bytes).await?,
         Transport::Tcp => timeout(PATIENCE, tcp(server, &bytes))
             .await
-            .unwrap_or_else(|_| bail!("no answer within {} s", PATIENCE.as_secs()))?,
+            .unwrap_or_else(|_| bail!("no answer within {} ms", PATIENCE.as_millis()))?,
     };
     let reply = Message::from_vec(&reply).context("the answer is malformed")?;
     if reply.metadata.id != request.metadata.id || reply.queries != request.queries {

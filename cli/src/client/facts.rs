@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use linkspan_proto::configuration::{Capacity, Export, LinkReport, Mirror, MirrorPort, Peer, Resource};
+use linkspan_proto::configuration::{
+    Capacity, Export, ExportPort, LinkReport, Mirror, MirrorPort, Peer, PortTransport, Resource,
+};
 use linkspan_proto::names::{ClusterName, ServiceKey, mirror_name};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +27,7 @@ pub(crate) struct Facts {
     /// What is ready in the peers.
     pub(crate) capacities: BTreeMap<(ClusterName, ServiceKey), Capacity>,
     /// The listening sockets of the mirrors.
-    pub(crate) listeners: BTreeMap<SocketAddr, Listener>,
+    pub(crate) listeners: BTreeMap<(SocketAddr, PortTransport), Listener>,
     /// On Kubernetes, where clients reach each mirrored name: the address of its Service. On a site they reach the listening
     /// sockets themselves.
     pub(crate) fronts: Option<BTreeMap<String, Front>>,
@@ -44,6 +46,9 @@ pub(crate) struct Front {
 pub(crate) struct Listener {
     /// Its address.
     pub(crate) listen: SocketAddr,
+    /// For connections or for datagrams.
+    #[serde(default)]
+    pub(crate) transport: PortTransport,
     /// Whether it is bound.
     pub(crate) bound: bool,
     /// Why not, one word.
@@ -55,6 +60,13 @@ pub(crate) struct Listener {
     /// Who is in the way; found here and not by the gateway, which may not look into other processes.
     #[serde(skip)]
     pub(crate) occupant: Option<Occupant>,
+}
+
+impl Listener {
+    /// What names it among all.
+    pub(crate) fn place(&self) -> (SocketAddr, PortTransport) {
+        (self.listen, self.transport)
+    }
 }
 
 /// `/config`, of which the gateway's part alone is of interest.
@@ -163,7 +175,7 @@ impl Facts {
         let mut facts = Self {
             own,
             links: links.into_iter().map(|link| (link.cluster.clone(), link)).collect(),
-            listeners: listeners.into_iter().map(|listener| (listener.listen, listener)).collect(),
+            listeners: listeners.into_iter().map(|listener| (listener.place(), listener)).collect(),
             ..Self::default()
         };
         for resource in resources {
@@ -202,11 +214,11 @@ impl Facts {
     /// Whether a peer has no endpoint of a service that is ready. Of a headless one no name is left then.
     pub(crate) fn has_none_ready(&self, cluster: &ClusterName, service: &ServiceKey) -> bool {
         let capacity = self.capacities.get(&(cluster.clone(), service.clone()));
-        capacity.is_some_and(|it| it.ready_endpoints.is_empty() && it.ready.values().all(|ready| *ready == 0))
+        capacity.is_some_and(|it| it.ready_endpoints.is_empty() && it.ports().all(|(_, _, ready)| ready == 0))
     }
 
     /// The clusters behind one port of a mirror, by tier.
-    pub(crate) fn backings(&self, mirror: &Mirror, port: u16) -> Vec<Backing> {
+    pub(crate) fn backings(&self, mirror: &Mirror, port: &MirrorPort) -> Vec<Backing> {
         let tiers = mirror.tiers.iter().enumerate();
         tiers
             .flat_map(|(index, tier)| tier.clusters.iter().map(move |(cluster, weight)| (index + 1, cluster, *weight)))
@@ -220,18 +232,19 @@ impl Facts {
             .collect()
     }
 
-    fn ready_here(&self, mirror: &Mirror, port: u16) -> Option<u32> {
-        let port = self.exports.get(&mirror.service)?.ports.iter().find(|exported| exported.port == port)?;
+    fn ready_here(&self, mirror: &Mirror, port: &MirrorPort) -> Option<u32> {
+        let is_it = |exported: &&ExportPort| (exported.transport, exported.port) == (port.transport, port.port);
+        let port = self.exports.get(&mirror.service)?.ports.iter().find(is_it)?;
         let wanted = |name: &Option<_>| mirror.endpoint.is_none() || *name == mirror.endpoint;
         let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready && wanted(&endpoint.name)).count();
         u32::try_from(ready).ok()
     }
 
-    fn ready_there(&self, cluster: &ClusterName, mirror: &Mirror, port: u16) -> Option<u32> {
+    fn ready_there(&self, cluster: &ClusterName, mirror: &Mirror, port: &MirrorPort) -> Option<u32> {
         let capacity = self.capacities.get(&(cluster.clone(), mirror.service.clone()))?;
         match &mirror.endpoint {
             Some(endpoint) => Some(u32::from(capacity.ready_endpoints.contains(endpoint))),
-            None => capacity.ready.get(&port).copied(),
+            None => capacity.ready_of(port.transport, port.port),
         }
     }
 
@@ -255,15 +268,15 @@ impl Facts {
 
     /// How one port of a headless service stands as a whole, which nobody listens for: its endpoints have names of their own.
     pub(crate) fn health_of_whole(&self, mirror: &Mirror, port: &MirrorPort) -> PortHealth {
-        let backings = self.backings(mirror, port.port);
+        let backings = self.backings(mirror, port);
         let (state, message) = judge(&backings);
         PortHealth { state, message, backings, occupant: None, unbound: String::new() }
     }
 
     /// How one port of a mirror stands.
     pub(crate) fn health(&self, mirror: &Mirror, port: &MirrorPort) -> PortHealth {
-        let backings = self.backings(mirror, port.port);
-        let listener = self.listeners.get(&port.listen);
+        let backings = self.backings(mirror, port);
+        let listener = self.listeners.get(&(port.listen, port.transport));
         let occupant = listener.and_then(|listener| listener.occupant.clone());
         let unbound = listener.filter(|listener| !listener.bound).map(|listener| listener.reason.clone());
         let (state, message) = match listener {

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long an answer may take in all. An admin listener answers from memory, so only a stuck process takes longer.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The largest answer that is read: 10,000 mirrored services with eight ports each stay below.
 const BODY_MAX: usize = 64 * 1024 * 1024;

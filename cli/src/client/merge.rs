@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Resource};
+use linkspan_proto::configuration::{LinkPhase, LinkReport, PortTransport, Resource};
 use linkspan_proto::names::ClusterName;
 
 use super::facts::{Facts, Listener};
@@ -28,7 +28,7 @@ pub(crate) struct Said {
 /// One view of all of them. The configuration is that of the gateway which has the newest.
 pub(crate) fn merge(all: Vec<Said>) -> Facts {
     let mut links: BTreeMap<ClusterName, Vec<LinkReport>> = BTreeMap::new();
-    let mut listeners: BTreeMap<SocketAddr, Listener> = BTreeMap::new();
+    let mut listeners: BTreeMap<(SocketAddr, PortTransport), Listener> = BTreeMap::new();
     let mut newest: Option<(u64, ClusterName, Vec<Resource>)> = None;
     for said in all {
         for link in said.links {
@@ -39,9 +39,9 @@ pub(crate) fn merge(all: Vec<Said>) -> Facts {
                 // Its clients are spread over all gateways: one that does not listen is enough to fail some of them.
                 let told = if listener.message.is_empty() { &listener.reason } else { &listener.message };
                 listener.message = format!("{}: {told}", said.gateway);
-                listeners.insert(listener.listen, listener);
+                listeners.insert(listener.place(), listener);
             } else {
-                listeners.entry(listener.listen).or_insert(listener);
+                listeners.entry(listener.place()).or_insert(listener);
             }
         }
         if newest.as_ref().is_none_or(|(generation, ..)| said.generation > *generation) {
@@ -73,6 +73,12 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
     let connections: u32 = alive.iter().map(|report| report.connections).sum();
     let lost: f64 = alive.iter().map(|report| report.loss * f64::from(report.connections)).sum();
     let first = alive.first()?;
+    // The worse of several: one gateway that has to do without UDP is worth a word, too.
+    let carried = alive
+        .iter()
+        .filter_map(|report| report.transport.zip(report.transport_reason))
+        .max_by_key(|(transport, _)| *transport);
+    let of_carrier = alive.iter().find(|report| report.transport == carried.map(|(transport, _)| transport));
     // One that is down beside one that works is worth a word.
     let message = dead.iter().map(|report| report.message.as_str()).find(|message| !message.is_empty());
     Some(LinkReport {
@@ -83,8 +89,10 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
         } else {
             first.state
         },
-        message: message
-            .map_or_else(|| first.message.clone(), |message| format!("of one gateway it is down: {message}")),
+        message: message.map_or_else(
+            || of_carrier.unwrap_or(first).message.clone(),
+            |message| format!("of one gateway it is down: {message}"),
+        ),
         reason: first.reason.clone(),
         connections,
         version: alive.iter().find_map(|report| report.version.clone()),
@@ -93,6 +101,15 @@ fn link(reports: Vec<LinkReport>) -> Option<LinkReport> {
         loss: if connections > 0 { lost / f64::from(connections) } else { 0.0 },
         since_unix: alive.iter().map(|report| report.since_unix).min()?,
         remote: alive.iter().find_map(|report| report.remote),
+        transport: carried.map(|(transport, _)| transport),
+        transport_reason: carried.map(|(_, reason)| reason),
+        // Of several the one that is worth a word.
+        clock_ahead_seconds: alive
+            .iter()
+            .filter_map(|report| report.clock_ahead_seconds)
+            .max_by_key(|ahead| ahead.unsigned_abs()),
+        mtu: alive.iter().filter_map(|report| report.mtu).min(),
+        black_holes: alive.iter().map(|report| report.black_holes).sum(),
     })
 }
 

@@ -24,14 +24,17 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// How long a connection may take: the listener is on this machine.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT: Duration = Duration::from_millis(500);
 
 /// How long a TCP probe watches the connection: detection (100 ms), a round trip, and the second that the far gateway
 /// gives to connecting.
 const WATCH: Duration = Duration::from_millis(1500);
 
-/// How long an HTTP answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long an HTTP answer may take: a second for the far gateway's connection, and more than people wait for a page.
+pub(crate) const ANSWER: Duration = Duration::from_secs(3);
+
+/// How long a probe may take in all.
+pub(crate) const PATIENCE: Duration = CONNECT.saturating_add(ANSWER);
 
 /// The header by which a gateway says that the answer is its own, and why.
 const ERROR_HEADER: &str = "linkspan-error";

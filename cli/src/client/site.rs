@@ -19,9 +19,11 @@ pub(crate) async fn facts(folder: &Folder) -> anyhow::Result<Facts> {
 pub(crate) async fn ask(run: &GatewayRun) -> anyhow::Result<Facts> {
     let links: Vec<LinkReport> = http::json(run.admin, "/links").await?;
     let mut listeners: Vec<Listener> = http::json(run.admin, "/mirrors").await?;
-    let closed: Vec<SocketAddr> = listeners.iter().filter(|one| !one.bound).map(|one| one.listen).collect();
+    let closed: Vec<SocketAddr> =
+        listeners.iter().filter(|one| !one.bound && one.transport.is_tcp()).map(|one| one.listen).collect();
     let mut occupants = occupant::find(run.pid, &closed);
-    listeners.iter_mut().for_each(|listener| listener.occupant = occupants.remove(&listener.listen));
+    let connections = listeners.iter_mut().filter(|listener| listener.transport.is_tcp());
+    connections.for_each(|listener| listener.occupant = occupants.remove(&listener.listen));
     let config: ConfigPage = http::json(run.admin, "/config").await?;
     let part = config.gateway;
     Ok(Facts::of(Some(part.resolved.cluster), links, listeners, part.resources))

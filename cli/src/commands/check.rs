@@ -9,16 +9,18 @@
 //!
 //! - **In**: the site's folder, its running processes, and what answers at the addresses that they name; or the API server.
 //! - **Out**: a [`Report`]; exit code 1 when a check failed.
-//! - **Never does**: change anything. What it sends: DNS queries, one QUIC packet to each address of a peer, one TCP
-//!   connection through each mirrored port (one `HEAD` request where the service speaks HTTP) and to each local endpoint
+//! - **Never does**: change anything. What it sends: DNS queries, QUIC packets of two sizes to each address of a peer, and over TCP
+//!   where none is answered, one TCP connection through each mirrored port (one `HEAD` request where the service speaks HTTP) and to each local endpoint
 //!   that is exported. On Kubernetes: requests to the API server, and access reviews, which are questions.
-//! - **Numbers**: [`AT_ONCE`] probes at a time.
+//! - **Numbers**: [`AT_ONCE`] probes at a time; [`LONGEST`], the longest wait of a round.
 
 mod catalogue;
+mod cause;
 mod dns;
 mod exports;
 mod kubernetes;
 mod links;
+mod reach;
 mod report;
 mod services;
 mod site;
@@ -27,6 +29,7 @@ mod trust;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,13 +42,31 @@ use crate::client::facts::Facts;
 use crate::client::folder::{ControllerRun, Folder, GatewayRun};
 use crate::client::source::Source;
 use crate::client::status::Status;
+use crate::client::{http, probe, quic};
 use crate::commands::Exit;
 use crate::output;
+use cause::Cause;
 use report::{Group, Report};
 
 /// Probes under way at the same time. A probe of a silent TCP service takes 1.5 s, so 10,000 of them take four minutes
 /// and a hundred of them three seconds; 64 connections are nothing to a gateway.
 const AT_ONCE: usize = 64;
+
+/// The longest wait of one round at a site, while there is no more to ask than [`AT_ONCE`] of a kind: for one program that gives
+/// no answer, for new Links, then for everything that is asked at the same time. Whoever runs a check waits before it.
+const LONGEST: Duration = http::PATIENCE.saturating_add(longer(http::PATIENCE, site::IN_FORCE)).saturating_add(longer(
+    longer(reach::RESOLVE.saturating_add(quic::PATIENCE), dns::PATIENCE),
+    longer(probe::PATIENCE, exports::CONNECT),
+));
+
+/// What a check may take.
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+
+const _: () = assert!(LONGEST.as_millis() < TEN_SECONDS.as_millis());
+
+const fn longer(one: Duration, other: Duration) -> Duration {
+    if one.as_nanos() > other.as_nanos() { one } else { other }
+}
 
 /// The pause between two rounds of `--wait`.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -108,12 +129,19 @@ async fn of_site(checks: &mut Checks<'_>, folder: &Folder) {
     trust::check(checks, folder).await;
     if checks.gateway.is_some() {
         site::gather(checks, folder).await;
-        links::check(checks).await;
+        checks.progress.say("asking peers, DNS, mirrored services and exported endpoints");
+        // All at the same time, so that what is silent costs its time once: see `LONGEST`.
+        let (reached, answers, probed, refused) =
+            tokio::join!(reach::ask(checks), dns::ask(checks), services::ask(checks), exports::ask(checks));
+        links::check(checks, &reached);
         catalogue::check(checks);
-        dns::check(checks).await;
-        services::check(checks).await;
+        dns::check(checks, answers);
+        services::check(checks, probed);
         exports::check(checks);
-        exports::endpoints(checks).await;
+        exports::endpoints(checks, refused);
+    } else {
+        let answers = dns::ask(checks).await;
+        dns::check(checks, answers);
     }
 }
 
@@ -132,6 +160,8 @@ struct Checks<'a> {
     controller: Option<ControllerRun>,
     /// What the gateways say; empty while none answers.
     facts: Facts,
+    /// Of a site: where the DNS server of a controller was that gives no answer.
+    silent_dns: Option<SocketAddr>,
     /// Links in the manifests of a site that have not come into force, although `site` waited for them.
     late: BTreeSet<ClusterName>,
     /// Conditions of Links, exports and mirrors.
@@ -174,6 +204,7 @@ impl<'a> Checks<'a> {
             gateway: None,
             controller: None,
             facts: Facts::default(),
+            silent_dns: None,
             late: BTreeSet::new(),
             links: Vec::new(),
             exports: Vec::new(),
@@ -182,6 +213,11 @@ impl<'a> Checks<'a> {
             policies: Vec::new(),
             export_policies: Vec::new(),
         }
+    }
+
+    /// Why the check that was told last did not pass.
+    fn because(&mut self, cause: impl Into<Option<Cause>>) {
+        self.report.because(cause);
     }
 
     fn ok(&mut self, group: Group, name: impl Into<String>, found: impl Into<String>) {

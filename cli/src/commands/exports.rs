@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use linkspan_proto::configuration::{DefaultPolicy, Export, ExportRule};
+use linkspan_proto::configuration::{DefaultPolicy, Export, ExportRule, PortTransport};
 use linkspan_proto::names::Namespace;
 use serde::Serialize;
 
@@ -35,6 +35,8 @@ struct Row {
 #[serde(rename_all = "camelCase")]
 struct Port {
     port: u16,
+    #[serde(skip_serializing_if = "PortTransport::is_tcp")]
+    transport: PortTransport,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,6 +110,7 @@ impl Row {
             .iter()
             .map(|port| Port {
                 port: port.port,
+                transport: port.transport,
                 name: port.name.as_ref().map(ToString::to_string),
                 app_protocol: port.app_protocol.clone(),
                 ready: port.endpoints.iter().filter(|endpoint| endpoint.ready).count(),
@@ -140,7 +143,7 @@ impl Row {
         match (self.exported, complaint) {
             (false, complaint) => ("NotExported", complaint.map(Condition::sentence).unwrap_or_default()),
             (true, Some(complaint)) => ("Conflict", complaint.sentence()),
-            (true, None) if self.ports.is_empty() => ("NoPorts", "none of its ports is TCP".to_owned()),
+            (true, None) if self.ports.is_empty() => ("NoPorts", "none of its ports is TCP or UDP".to_owned()),
             (true, None) if self.ports.iter().any(|port| port.ready == 0) => {
                 ("NoReadyEndpoints", "no endpoint is ready".to_owned())
             }
@@ -182,6 +185,7 @@ fn table(rows: &[Row], wide: bool) -> Table {
 
 fn shown_ports(ports: &[Port]) -> String {
     let shown = |port: &Port| match &port.app_protocol {
+        _ if !port.transport.is_tcp() => format!("{}/{}", port.port, port.transport.as_str()),
         Some(protocol) => format!("{}/{protocol}", port.port),
         None => port.port.to_string(),
     };

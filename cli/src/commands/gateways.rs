@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport};
+use linkspan_proto::configuration::{LinkPhase, LinkReport, TransportReason};
 use serde::Serialize;
 
 use crate::args::{Format, GatewaysArgs};
@@ -93,8 +93,13 @@ impl Row {
         }
     }
 
-    /// What no column has room for: why a Link is refused.
+    /// What no column has room for: why a Link is refused, or why TCP carries it.
     fn remark(&self) -> Option<String> {
+        if let Self::InForce(InForce { link, refused: None, .. }) = self {
+            let for_want_of_udp =
+                matches!(link.transport_reason, Some(TransportReason::UdpBlocked | TransportReason::UdpSilent));
+            return for_want_of_udp.then(|| format!("{}: {}", link.cluster, link.message));
+        }
         let (what, refused) = match self {
             Self::InForce(InForce { refused, .. }) => {
                 ("its Link as it stands is refused, and the version before is in force", refused.as_ref()?)
@@ -117,6 +122,7 @@ fn table(rows: &[Row], wide: bool, now: SystemTime) -> Table {
             "VERSION",
             "SINCE",
             "STATE",
+            "TRANSPORT",
             "CONNECTIONS",
             "REMOTE",
             "MESSAGE",
@@ -146,6 +152,7 @@ fn table(rows: &[Row], wide: bool, now: SystemTime) -> Table {
         ];
         if wide {
             cells.push(Cell::text(phase(link.state)));
+            cells.push(link.transport.map_or_else(Cell::none, |carrier| Cell::text(carrier.as_str())));
             cells.push(Cell::number(link.connections.to_string()));
             cells.push(link.remote.map_or_else(Cell::none, |remote| Cell::text(remote.to_string())));
             cells.push(if link.message.is_empty() { Cell::none() } else { Cell::text(&link.message).faint() });
@@ -160,7 +167,7 @@ fn refused(row: &Refused, wide: bool) -> Vec<Cell> {
     let mut cells = vec![Cell::text(&row.cluster), Cell::text("Refused").bad()];
     cells.extend(std::iter::repeat_with(Cell::none).take(6));
     if wide {
-        cells.extend(std::iter::repeat_with(Cell::none).take(3));
+        cells.extend(std::iter::repeat_with(Cell::none).take(4));
         cells.push(Cell::text(row.refused.sentence()).faint());
     }
     cells
@@ -220,6 +227,20 @@ mod tests {
         );
         let wide = table(&rows, true, at(0)).render(false);
         assert!(wide.contains("connecting") && wide.contains("no answer from 10.77.0.2:4143/udp"), "{wide}");
+    }
+
+    #[test]
+    fn why_tcp_carries_a_link_is_said_below_the_table() {
+        let mut facts = facts();
+        let west = facts.links.values_mut().find(|link| link.alive).expect("west");
+        west.transport = Some(linkspan_proto::configuration::Carrier::Tcp);
+        west.transport_reason = Some(TransportReason::UdpSilent);
+        west.message = "TCP is in use".to_owned();
+        let rows = rows(&facts, &[]);
+        assert!(table(&rows, true, at(0)).render(false).contains("tcp"));
+        assert_eq!(rows.iter().filter_map(Row::remark).collect::<Vec<_>>(), ["west: TCP is in use"]);
+        let json = serde_json::to_value(&rows).expect("serialises");
+        assert_eq!((&json[1]["transport"], &json[1]["transportReason"]), (&"tcp".into(), &"UdpSilent".into()));
     }
 
     #[test]

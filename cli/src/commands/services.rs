@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use linkspan_proto::configuration::{Mirror, MirrorPort, Tier};
+use linkspan_proto::configuration::{Mirror, MirrorPort, PortTransport, Tier};
 use linkspan_proto::names::{ClusterName, EndpointName, Namespace, ServiceKey};
 use serde::Serialize;
 
@@ -44,6 +44,8 @@ struct Row {
 #[serde(rename_all = "camelCase")]
 struct Port {
     port: u16,
+    #[serde(skip_serializing_if = "PortTransport::is_tcp")]
+    transport: PortTransport,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +67,7 @@ impl Port {
     fn of(port: &MirrorPort, address: Option<SocketAddr>, health: PortHealth) -> Self {
         Self {
             port: port.port,
+            transport: port.transport,
             name: port.name.as_ref().map(ToString::to_string),
             app_protocol: port.app_protocol.clone(),
             address,
@@ -216,10 +219,10 @@ impl Row {
         let endpoints = facts.mirrors.iter().filter(|mirror| mirror.endpoint.is_some() && mirror.service == service);
         let endpoints: Vec<&Mirror> = endpoints.filter(|mirror| mirror.name.ends_with(&below)).collect();
         let mut clusters: BTreeMap<ClusterName, u32> = BTreeMap::new();
-        let mut ports: BTreeMap<u16, MirrorPort> = BTreeMap::new();
+        let mut ports: BTreeMap<(u16, PortTransport), MirrorPort> = BTreeMap::new();
         for mirror in &endpoints {
             clusters.extend(mirror.tiers.iter().flat_map(|tier| tier.clusters.clone()));
-            ports.extend(mirror.ports.iter().map(|port| (port.port, port.clone())));
+            ports.extend(mirror.ports.iter().map(|port| ((port.port, port.transport), port.clone())));
         }
         if endpoints.is_empty() {
             let is_all = status.hostname().ends_with(".svc.clusterset.local");
@@ -232,8 +235,9 @@ impl Row {
             }
             let capacities = exporters.iter().filter_map(|it| facts.capacities.get(&(it.clone(), service.clone())));
             let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-            for port in capacities.flat_map(|capacity| capacity.ready.keys().copied()) {
-                ports.insert(port, MirrorPort { listen: nowhere, port, name: None, app_protocol: None });
+            for (transport, port, _) in capacities.flat_map(|capacity| capacity.ports()) {
+                let port = MirrorPort { listen: nowhere, port, transport, name: None, app_protocol: None };
+                ports.insert((port.port, transport), port);
             }
             clusters.extend(exporters.into_iter().map(|cluster| (cluster, 1)));
         }
@@ -333,9 +337,10 @@ fn or_dash(text: String) -> Cell {
     if text.is_empty() { Cell::none() } else { Cell::text(text) }
 }
 
-/// `8080/http`, or the number alone where nothing is declared. A mirror has the service's own numbers.
+/// `8080/http`, `53/udp`, or the number alone where nothing is declared. A mirror has the service's own numbers.
 fn shown_port(port: &Port) -> String {
     match &port.app_protocol {
+        _ if !port.transport.is_tcp() => format!("{}/{}", port.port, port.transport.as_str()),
         Some(protocol) => format!("{}/{protocol}", port.port),
         None => port.port.to_string(),
     }

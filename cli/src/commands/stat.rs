@@ -34,6 +34,10 @@ struct Row {
     tcp_opens: u64,
     tcp_closes: u64,
     tcp_failures: u64,
+    udp_opens: u64,
+    udp_closes: u64,
+    udp_failures: u64,
+    udp_lost: u64,
     read_bytes: u64,
     write_bytes: u64,
 }
@@ -87,6 +91,10 @@ impl From<GatewayRow> for Row {
             tcp_opens: row.tcp_opens,
             tcp_closes: row.tcp_closes,
             tcp_failures: row.tcp_failures,
+            udp_opens: row.udp_opens,
+            udp_closes: row.udp_closes,
+            udp_failures: row.udp_failures,
+            udp_lost: row.udp_lost,
             read_bytes: row.read_bytes,
             write_bytes: row.write_bytes,
         }
@@ -115,6 +123,9 @@ fn table(page: &Page, wide: bool) -> Table {
             "REQUESTS",
             "FAILURES",
             "TCP_FAILURES",
+            "UDP_OPEN/s",
+            "UDP_FAILURES",
+            "UDP_LOST",
         ])
     } else {
         Table::new([
@@ -152,6 +163,8 @@ fn table(page: &Page, wide: bool) -> Table {
         ];
         if wide {
             cells.extend([row.requests, row.failures, row.tcp_failures].map(|count| Cell::number(count.to_string())));
+            cells.push(Cell::number(format!("{:.1}", per_second(row.udp_opens))));
+            cells.extend([row.udp_failures, row.udp_lost].map(|count| Cell::number(count.to_string())));
         }
         table.row(cells);
     }
@@ -204,6 +217,10 @@ mod tests {
             tcp_opens: 0,
             tcp_closes: 0,
             tcp_failures: 0,
+            udp_opens: 0,
+            udp_closes: 0,
+            udp_failures: 0,
+            udp_lost: 0,
             read_bytes: 30_000,
             write_bytes: 60_000_000,
             latency_buckets: Vec::new(),

@@ -13,8 +13,9 @@ use crate::context::Gateway;
 use crate::discovery::{Rejections, Snapshot};
 use crate::link::{Links, Observer};
 use crate::listener::Bindings;
-use crate::metrics::Metrics;
+use crate::metrics::{Key, Metrics};
 use crate::mtls;
+use crate::outcome::{Direction, Loss};
 
 /// How often the figures of links go into the metrics.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
@@ -135,5 +136,12 @@ impl Observer for CountLinks {
 
     fn packets(&self, peer: &ClusterName, sent: u64, lost: u64) {
         self.0.links().peer(peer).packets(sent, lost);
+    }
+
+    fn lost(&self, peer: &ClusterName, direction: Direction, why: Loss, count: u64) {
+        if count > 0 {
+            let key = Key { direction, peer: Some(peer.clone()), service: None, port: 0 };
+            self.0.handle(&key).udp_lost(why, count);
+        }
     }
 }

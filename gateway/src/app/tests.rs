@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::net::UdpSocket;
 use std::path::PathBuf;
 
 use linkspan_proto::configuration::{
@@ -71,6 +72,8 @@ impl Cluster {
             trust_bundle: self.authority.bundle(),
             addresses: vec![self.addresses().link.to_string()],
             default_policy: DefaultPolicy::Allow,
+            transport: Default::default(),
+            congestion: Default::default(),
         })
     }
 
@@ -120,6 +123,7 @@ fn export(backend: SocketAddr) -> Resource {
         service: service(),
         ports: vec![ExportPort {
             port: 7,
+            transport: Default::default(),
             name: None,
             app_protocol: Some("tcp".to_owned()),
             endpoints: vec![Endpoint { address: backend, name: None, ready: true }],
@@ -136,7 +140,13 @@ fn mirror(cluster: &ClusterName) -> (Resource, Resource, SocketAddr) {
         name: format!("echo-{cluster}.shop.svc.cluster.local"),
         service: service(),
         endpoint: None,
-        ports: vec![MirrorPort { listen, port: 7, name: None, app_protocol: Some("tcp".to_owned()) }],
+        ports: vec![MirrorPort {
+            listen,
+            port: 7,
+            transport: Default::default(),
+            name: None,
+            app_protocol: Some("tcp".to_owned()),
+        }],
         tiers: vec![Tier { clusters: BTreeMap::from([(cluster.clone(), 1)]), min_healthy_percent: 1 }],
     };
     let capacity = Capacity {
@@ -144,6 +154,8 @@ fn mirror(cluster: &ClusterName) -> (Resource, Resource, SocketAddr) {
         service: service(),
         ready: BTreeMap::from([(7, 1)]),
         total: BTreeMap::new(),
+        ready_udp: Default::default(),
+        total_udp: Default::default(),
         ready_endpoints: Vec::new(),
     };
     (Resource::Mirror(mirror), Resource::Capacity(capacity), listen)

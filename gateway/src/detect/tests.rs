@@ -224,7 +224,7 @@ async fn a_declared_opaque_port_waits_for_nothing() {
 
 /// S-27: hyper waits for a preface for ever, and a silent client would hold its place as long.
 #[tokio::test(start_paused = true)]
-async fn a_client_of_declared_http_2_that_sends_no_preface_is_let_go() {
+async fn s_27_a_client_of_declared_http_2_that_sends_no_preface_is_let_go() {
     for sent in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
         let (mut client, mut io) = pair().await;
         client.write_all(sent).await.expect("write");

@@ -98,6 +98,8 @@ mod tests {
             service: ServiceKey::parse(service).unwrap(),
             ready: BTreeMap::from([(80, ready)]),
             total: BTreeMap::new(),
+            ready_udp: Default::default(),
+            total_udp: Default::default(),
             ready_endpoints: Vec::new(),
         })
     }

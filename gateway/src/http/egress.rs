@@ -437,7 +437,7 @@ mod tests {
 
     /// Every connection of a client has room for one request, whether or not it serves one (S-27: 40 KiB each).
     #[test]
-    fn a_request_in_service_is_small() {
+    fn s_27_a_request_in_service_is_small() {
         fn size<A, B, F>(_: fn(A, B) -> F) -> usize {
             size_of::<F>()
         }

@@ -263,6 +263,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 9 * 1024, "{size} bytes");
+        assert!(size <= 10 * 1024, "{size} bytes");
     }
 }

@@ -3,7 +3,8 @@
 //! - In: bytes from and to the client.
 //! - Out: the same, plus interim responses (1xx) in front of a final response, a close that does not tear the last answer
 //!   away, and a reset where the answer was cut short.
-//! - Refuses when: a client takes nothing off its socket for [`STALL`], or does not finish a request's head within [`HEAD`].
+//! - Refuses when: a client takes nothing off its socket for [`STALL`], or does not finish a request's head within [`HEAD`];
+//!   an HTTP/2 client floods (`floods`).
 //! - Never does: write an interim response into the middle of a message. hyper flushes the socket only when it has handed
 //!   over all of its bytes; from then until its next write the stream is between two messages or between two pieces of one,
 //!   and [`Control::interim`] is called only by a request that has no answer yet.
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::floods::Watch;
 use crate::listener::ClientIo;
 use crate::outcome::Outcome;
 
@@ -224,6 +226,8 @@ pub(crate) struct Socket {
     stalled: Option<Pin<Box<Sleep>>>,
     /// HTTP/1: watches for heads that trickle in.
     head: Option<HeadTimer>,
+    /// HTTP/2: watches for floods.
+    watch: Option<Watch>,
     closing: Closing,
 }
 
@@ -248,7 +252,8 @@ impl Socket {
         // Nothing was written yet.
         control.between.store(true, Ordering::Release);
         let head = (!http2).then(HeadTimer::default);
-        Self { io: Some(io), control, sending: Bytes::new(), stalled: None, head, closing: Closing::Open }
+        let watch = http2.then(|| Watch::new(Instant::now()));
+        Self { io: Some(io), control, sending: Bytes::new(), stalled: None, head, watch, closing: Closing::Open }
     }
 
     /// The plain socket, when hyper is done with it (an upgrade).
@@ -299,6 +304,9 @@ impl Socket {
         match polled {
             Poll::Ready(result) => {
                 self.stalled = None;
+                if let (Some(watch), Ok(written)) = (&mut self.watch, &result) {
+                    watch.sent(*written);
+                }
                 Poll::Ready(result)
             }
             Poll::Pending => {
@@ -329,6 +337,25 @@ impl Socket {
     }
 }
 
+/// A socket whose reader is watched.
+struct Watched<'a> {
+    io: &'a mut ClientIo,
+    watch: Option<&'a mut Watch>,
+}
+
+impl AsyncRead for Watched<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *self.io).poll_read(cx, buffer))?;
+        if let Some(watch) = &mut self.watch
+            && let Err(flood) = watch.came(&buffer.filled()[before..])
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, flood)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl rt::Read for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -336,8 +363,13 @@ impl rt::Read for Socket {
         buffer: rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         // hyper-util's adapter holds the one piece of unsafe code that maps the two kinds of buffer.
-        let io = self.io()?;
-        let polled = Pin::new(&mut hyper_util::rt::TokioIo::new(io)).poll_read(cx, buffer);
+        let this = &mut *self;
+        let io = this.io.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let watched = Watched { io, watch: this.watch.as_mut() };
+        let polled = Pin::new(&mut hyper_util::rt::TokioIo::new(watched)).poll_read(cx, buffer);
+        if matches!(&polled, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidData) {
+            this.control.reset();
+        }
         let busy = self.control.busy.load(Ordering::Acquire);
         let number = self.control.heads.load(Ordering::Acquire);
         let Some(head) = &mut self.head else { return polled };

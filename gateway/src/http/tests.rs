@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 mod bodies;
+mod floods;
+mod framing;
 mod http1;
 mod http2;
 mod kit;

@@ -23,7 +23,7 @@ use crate::link::{RecvHalf, SendHalf, StreamError};
 use crate::outcome::{Outcome, Record};
 use crate::relay::{RecvSide, Socket, relay};
 use crate::remote::Admitted;
-use crate::tcp::{FromBackend, ToBackend};
+use crate::tcp::halves;
 
 /// A client's connection that changes to another protocol.
 pub(crate) struct Tunnel {
@@ -55,9 +55,9 @@ pub(crate) async fn to_backend(tunnel: Tunnel, on_upgrade: OnUpgrade, endpoint: 
     let mut client = TokioIo::new(client);
     let outcome = match on_upgrade.await.map(Upgraded::downcast::<TokioIo<TcpStream>>) {
         Ok(Ok(backend)) => {
-            let (read, write) = backend.io.into_inner().into_split();
+            let (mut send, rest) = halves(backend.io.into_inner());
             let first = Some(backend.read_buf).filter(|bytes| !bytes.is_empty());
-            let (mut send, mut recv) = (ToBackend(write), Behind { first, rest: FromBackend(read) });
+            let mut recv = Behind { first, rest };
             relay(&mut client, Socket::Client, &mut send, &mut recv, gateway.bounds(None), &mut record).await
         }
         // The backend went away behind its 101; our connections to backends are all TCP.

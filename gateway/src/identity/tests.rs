@@ -9,6 +9,7 @@ fn mirror(name: &str, ports: u16) -> Resource {
     let port = |number: u16| MirrorPort {
         listen: ([127, 80, 0, 1], number).into(),
         port: number,
+        transport: Default::default(),
         name: None,
         app_protocol: None,
     };

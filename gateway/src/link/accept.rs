@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use linkspan_proto::configuration::Carrier;
 use linkspan_runtime::task;
 use quinn::{Connection, ConnectionError, Incoming};
 use rustls::pki_types::CertificateDer;
@@ -27,10 +28,10 @@ use super::trouble::{self, CloseCode};
 const RETRY_ABOVE: usize = 200;
 
 /// Handshakes under way above which newcomers are turned away: each costs about a millisecond of CPU and 100 KiB.
-const REFUSE_ABOVE: usize = 1000;
+pub(super) const REFUSE_ABOVE: usize = 1000;
 
 /// From the first packet to the end of the handshake (S-27).
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Warnings of refused handshakes: this many at once, then one for each [`WARNING_EVERY`]. A scanner must not fill the disk.
 const WARNINGS: u32 = 50;
@@ -48,7 +49,7 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: Listener, worker: usiz
             // Failing means that the address is validated after all; then the dialler's next packet decides.
             drop(incoming.retry());
         } else {
-            let config = listener.config(incoming.remote_address());
+            let config = listener.config(incoming.remote_address().ip());
             let handshake = handshake(Arc::clone(&shared), incoming, config, worker, Arc::clone(&warnings));
             // Ends by itself: the handshake has a deadline.
             drop(task::spawn("link_handshake", handshake));
@@ -71,14 +72,14 @@ async fn handshake(
     };
     drop(counted);
     match shaken {
-        Ok(Ok(connection)) => admit(&shared, connection, worker).await,
+        Ok(Ok(connection)) => admit(&shared, connection, worker, Carrier::Quic).await,
         Ok(Err(error)) => refused(&error, remote, &warnings),
         Err(_) => tracing::debug!(%remote, "handshake not finished in time"),
     }
 }
 
 /// Hands the connection to the peer that its certificate names.
-async fn admit(shared: &Shared, connection: Connection, worker: usize) {
+pub(super) async fn admit(shared: &Shared, connection: Connection, worker: usize, carrier: Carrier) {
     let link = certificates(&connection)
         .first()
         .and_then(|leaf| Svid::read(leaf).ok())
@@ -90,7 +91,7 @@ async fn admit(shared: &Shared, connection: Connection, worker: usize) {
         return;
     };
     // An error says that the driver has ended: dropping the connection closes it.
-    drop(link.inbox.send(Message::Accepted { connection, worker }).await);
+    drop(link.inbox.send(Message::Accepted { connection, worker, carrier }).await);
 }
 
 /// The chain that the other side showed, leaf first.
@@ -102,7 +103,7 @@ pub(super) fn certificates(connection: &Connection) -> Vec<CertificateDer<'stati
         .unwrap_or_default()
 }
 
-fn refused(error: &ConnectionError, remote: SocketAddr, warnings: &Budget) {
+pub(super) fn refused(error: &ConnectionError, remote: SocketAddr, warnings: &Budget) {
     let failure = match error {
         ConnectionError::TransportError(error) => TrustFailure::find(&error.reason),
         _ => None,
@@ -138,7 +139,7 @@ impl Drop for Counted<'_> {
 }
 
 /// How many warnings may still be written.
-struct Budget(Mutex<Allowance>);
+pub(super) struct Budget(Mutex<Allowance>);
 
 struct Allowance {
     left: u32,
@@ -147,7 +148,7 @@ struct Allowance {
 }
 
 impl Budget {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Mutex::new(Allowance { left: WARNINGS, since: Instant::now(), suppressed: 0 }))
     }
 

@@ -13,8 +13,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use linkspan_proto::configuration::Congestion;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
+use tolerant::{Tolerance, Tolerant};
+
+mod tolerant;
+
+/// The first congestion window, bytes (RFC 9002 section 7.2).
+const FIRST_WINDOW: u64 = 14_720;
+
+/// Packets of the largest size that it holds at least: two that find out the MTU, and some to work with.
+const ROOM: u64 = 6;
 
 /// The first raise, in packets: what QUIC's own probes (two packets for each of a handful of timeouts) have put into flight
 /// beyond the window, and as many again, since bulk data behind the probe takes its share.
@@ -28,14 +38,27 @@ const FURTHER: u64 = 4;
 /// The most that silence may add: ten seconds of probes, more than a connection lives without an answer.
 const MOST: u64 = FIRST + 50 * FURTHER;
 
-/// Makes [`Nudged`] controllers over Cubic.
+/// Makes [`Nudged`] controllers over [`Tolerant`] ones over Cubic.
 #[derive(Debug, Default)]
 pub(super) struct NudgedFactory(Arc<CubicConfig>);
 
+impl NudgedFactory {
+    /// For a path on which packets of up to `mtu` bytes are tried. quinn sends nothing, not even a close, while there is no
+    /// room for one of the largest, and the packets that find out the MTU take room too: with jumbo packets RFC 9002's
+    /// 14,720 bytes (section 7.2) would be full at once.
+    pub(super) fn new(mtu: u16) -> Self {
+        let mut config = CubicConfig::default();
+        config.initial_window(FIRST_WINDOW.max(u64::from(mtu) * ROOM));
+        Self(Arc::new(config))
+    }
+}
+
 impl ControllerFactory for NudgedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let inner = Arc::clone(&self.0).build(now, current_mtu);
-        Box::new(Nudged { inner, mtu: current_mtu.into(), raise: Arc::default() })
+        let cubic = Arc::clone(&self.0).build(now, current_mtu);
+        let tolerance = Arc::default();
+        let inner = Box::new(Tolerant::new(cubic, Arc::clone(&tolerance), now, current_mtu));
+        Box::new(Nudged { inner, mtu: current_mtu.into(), raise: Arc::default(), tolerance })
     }
 }
 
@@ -44,6 +67,7 @@ struct Nudged {
     inner: Box<dyn Controller>,
     mtu: u64,
     raise: Arc<Raise>,
+    tolerance: Arc<Tolerance>,
 }
 
 /// How far the window is raised, and since when.
@@ -53,9 +77,21 @@ struct Raise {
     since: Mutex<Option<Instant>>,
 }
 
+/// The controller of a connection over UDP.
+fn nudged(connection: &quinn::Connection) -> Option<Box<Nudged>> {
+    connection.congestion_state().into_any().downcast().ok()
+}
+
+/// What its Link says about a connection.
+pub(super) fn configure(connection: &quinn::Connection, congestion: Congestion) {
+    if let Some(controller) = nudged(connection) {
+        controller.tolerance.set(congestion);
+    }
+}
+
 /// Raises the window of a connection that does not hear from its peer.
 pub(super) fn nudge(connection: &quinn::Connection) {
-    let Ok(controller) = connection.congestion_state().into_any().downcast::<Nudged>() else { return };
+    let Some(controller) = nudged(connection) else { return };
     // Through tokio like quinn's own clock.
     controller.raise.more(tokio::time::Instant::now().into_std());
 }
@@ -118,12 +154,52 @@ impl Controller for Nudged {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        // The raise is shared on purpose: a clone is how it is reached, and how a path is continued after a rebind.
-        Box::new(Self { inner: self.inner.clone_box(), mtu: self.mtu, raise: Arc::clone(&self.raise) })
+        // Both are shared on purpose: a clone is how they are reached, and how a path is continued after a rebind.
+        Box::new(Self {
+            inner: self.inner.clone_box(),
+            mtu: self.mtu,
+            raise: Arc::clone(&self.raise),
+            tolerance: Arc::clone(&self.tolerance),
+        })
     }
 
     fn initial_window(&self) -> u64 {
         self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// No window: for a carrier that controls congestion itself. What a peer may have unread still bounds what is under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unlimited;
+
+/// Beyond what is paced by quinn, and far from overflowing.
+const NO_LIMIT: u64 = 1 << 40;
+
+impl ControllerFactory for Unlimited {
+    fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+}
+
+impl Controller for Unlimited {
+    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: u64) {}
+
+    fn on_mtu_update(&mut self, _: u16) {}
+
+    fn window(&self) -> u64 {
+        NO_LIMIT
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+
+    fn initial_window(&self) -> u64 {
+        NO_LIMIT
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

@@ -1,7 +1,7 @@
 //! One QUIC connection to a peer, and what is counted on it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,10 +11,16 @@ use linkspan_runtime::task;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::credit::{Allowance, Flow, Window};
+use super::datagrams::Datagrams;
 use super::{OPEN_TIMEOUT, OpenError, PeerInfo, RecvHalf, SendHalf, congestion};
 
 /// After a goaway for the end of the process, streams that were opened before it arrived are still served for so long.
 const SHUT_GRACE: Duration = Duration::from_secs(1);
+
+/// Streams that a peer may have open on one connection at most. Whether they are served is another limit's business
+/// ([`super::STREAMS_PER_PEER`]): a peer of one worker has them all on one.
+const STREAMS_MOST: u32 = 16_384;
 
 /// Names a connection in the state machine and in logs; unique within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,23 +35,53 @@ pub(super) struct Connection {
     /// Replaced when the Link object changes without touching trust.
     pub(super) info: ArcSwap<PeerInfo>,
     pub(super) streams: Arc<Streams>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) datagrams: Datagrams,
+    /// Associations that this side has opened.
+    pub(super) associations: AtomicUsize,
     /// Probes go unanswered.
     in_doubt: AtomicBool,
     /// Since when the peer knows that this gateway ends.
     shut: OnceLock<Instant>,
+    /// Streams that the peer may have open.
+    permitted: AtomicU32,
 }
 
 impl Connection {
-    pub(super) fn new(id: ConnectionId, quinn: quinn::Connection, worker: usize, info: Arc<PeerInfo>) -> Self {
+    /// `permitted`: the streams that the peer may have open, as the handshake said.
+    pub(super) fn new(
+        id: ConnectionId,
+        quinn: quinn::Connection,
+        worker: usize,
+        info: Arc<PeerInfo>,
+        permitted: u32,
+    ) -> Self {
         let streams = Arc::new(Streams::default());
+        let of_path = quinn.clone();
+        let flow = Flow::new(move || of_path.rtt());
         Self {
             id,
             quinn,
             worker,
             info: ArcSwap::new(info),
             streams,
+            flow,
+            datagrams: Datagrams::new(),
+            associations: AtomicUsize::new(0),
             in_doubt: AtomicBool::new(false),
             shut: OnceLock::new(),
+            permitted: AtomicU32::new(permitted),
+        }
+    }
+
+    /// Permits more streams when three quarters of what the peer may have may be in use. quinn 0.11 pays for each that is
+    /// permitted, used or not, so a connection begins with few.
+    pub(super) fn permit(&self) {
+        let permitted = self.permitted.load(Ordering::Relaxed);
+        if permitted < STREAMS_MOST && self.streams.halves() / 2 >= permitted as usize / 4 * 3 {
+            let more = permitted.saturating_mul(2).min(STREAMS_MOST);
+            self.permitted.store(more, Ordering::Relaxed);
+            self.quinn.set_max_concurrent_bi_streams(more.into());
         }
     }
 
@@ -92,7 +128,15 @@ impl Connection {
         opened: Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>,
     ) -> Result<(SendHalf, RecvHalf), OpenError> {
         let (send, recv) = opened.map_err(|_| OpenError::LinkLost)?;
-        Ok((SendHalf::new(send, self.streams.count()), RecvHalf::new(recv, self.streams.count())))
+        Ok(self.halves(send, recv))
+    }
+
+    /// The two halves of a stream of this connection, whoever opened it.
+    pub(super) fn halves(&self, send: quinn::SendStream, recv: quinn::RecvStream) -> (SendHalf, RecvHalf) {
+        let id = u64::from(send.id());
+        let allowance = Allowance::new(Arc::clone(&self.flow), id);
+        let window = Window::new(Arc::clone(&self.flow), id);
+        (SendHalf::new(send, allowance, self.streams.count()), RecvHalf::new(recv, window, self.streams.count()))
     }
 }
 
@@ -132,6 +176,11 @@ impl Streams {
             }
             woken.await;
         }
+    }
+
+    /// Halves that are open, of streams of both sides.
+    fn halves(&self) -> usize {
+        self.halves.load(Ordering::Relaxed)
     }
 
     /// Whether no half is left.

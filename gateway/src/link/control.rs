@@ -1,13 +1,16 @@
-//! The control stream of a connection: our hello and goaways out, the peer's in.
+//! The control stream of a connection: our hello, goaways and credits out, the peer's in.
 //!
 //! - In: the peer's only unidirectional stream.
 //! - Out: [`ControlMessage`]s of the peer.
 //! - Refuses when: the stream breaks its protocol, ends, or a second one is opened: the connection is then closed.
 
-use linkspan_proto::control::{self, ControlMessage, ControlReader};
+use std::convert::Infallible;
+
+use linkspan_proto::control::{self, ControlMessage, ControlReader, Credit};
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
 
+use super::credit::Flow;
 use super::trouble::{self, CloseCode};
 
 /// Control data goes before everything else on the connection: it is small, and a goaway that waits behind bulk data is
@@ -18,21 +21,37 @@ const PRIORITY: i32 = 200;
 const CHUNK: usize = 4096;
 
 /// Sends `hello`, then what comes. Ends with the connection.
-pub(super) async fn send(connection: &Connection, hello: ControlMessage, mut more: mpsc::Receiver<ControlMessage>) {
-    let sending = async {
-        let mut stream = open(connection, hello).await?;
-        while let Some(message) = more.recv().await {
-            stream.write_chunk(control::encode(&message)).await.ok()?;
-        }
-        // Dropping the stream would end it cleanly, which the peer takes for a breach: it lives as long as the connection.
-        std::future::pending::<Option<()>>().await
-    };
+pub(super) async fn send(
+    connection: &Connection,
+    hello: ControlMessage,
+    more: mpsc::Receiver<ControlMessage>,
+    flow: &Flow,
+) {
     tokio::select! {
+        biased;
         _ = connection.closed() => {}
         // The stream failed: the connection is about to.
-        None = sending => {
+        None = send_all(connection, hello, more, flow) => {
             connection.closed().await;
         }
+    }
+}
+
+/// Ends when the stream fails. Never otherwise: that would end the stream cleanly, which the peer takes for a breach.
+async fn send_all(
+    connection: &Connection,
+    hello: ControlMessage,
+    mut more: mpsc::Receiver<ControlMessage>,
+    flow: &Flow,
+) -> Option<Infallible> {
+    let mut stream = open(connection, hello).await?;
+    loop {
+        let message = tokio::select! {
+            biased;
+            Some(message) = more.recv() => message,
+            (stream, limit) = flow.next() => ControlMessage::Credit(Credit { stream, limit }),
+        };
+        stream.write_chunk(control::encode(&message)).await.ok()?;
     }
 }
 
@@ -71,6 +90,8 @@ where
                 }
             }
         }
+        // A peer that has no end of messages must leave time to the others of this worker.
+        tokio::task::yield_now().await;
     }
     trouble::close(connection, CloseCode::Protocol);
 }

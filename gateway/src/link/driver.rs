@@ -22,7 +22,7 @@ use super::pool::{Links, PeerLink, Shared};
 use super::state::{Action, AttemptId, Event, LinkState};
 use super::tls::Role;
 use super::trouble::{self, CloseCode, trouble};
-use super::{PeerInfo, exchange};
+use super::{PeerInfo, congestion, exchange};
 use crate::discovery::Controller;
 use report::Figures;
 use standing::Standing;
@@ -78,7 +78,9 @@ impl Driver {
         inbox: mpsc::Receiver<Message>,
     ) -> Self {
         let own = &shared.config;
-        let state = LinkState::new(own.cluster.clone(), link.cluster.clone(), own.workers.len(), rand::random::<u64>());
+        let seed = shared.network.seed().unwrap_or_else(rand::random::<u64>);
+        let (own_name, peer, transport) = (own.cluster.clone(), link.cluster.clone(), config.peer.transport);
+        let state = LinkState::new(own_name, peer, own.workers.len(), transport, seed);
         Self {
             shared,
             link,
@@ -105,6 +107,8 @@ impl Driver {
         loop {
             let deadline = tokio::time::Instant::from_std(self.next_deadline());
             let next = tokio::select! {
+                // What is due is done after each of them; in this order, so that the same events have the same effect.
+                biased;
                 message = self.inbox.recv() => match message {
                     Some(message) => self.take(message),
                     None => Next::End,
@@ -146,24 +150,24 @@ impl Driver {
                 self.state.handle(Event::Shutdown, now);
             }
             Message::Resolved(result) => self.state.handle(Event::Resolved(result), now),
-            Message::Dialled { attempt, connection, worker } => {
+            Message::Dialled { attempt, connection, worker, carrier } => {
                 self.dials.remove(&attempt);
                 let id = self.shared.next_connection();
-                self.stand(id, connection, worker, Role::Server);
+                self.stand(id, connection, worker, Role::Server, carrier);
                 self.state.handle(Event::Dialled { attempt, connection: id }, now);
             }
             Message::DialFailed { attempt, trouble } => {
                 self.dials.remove(&attempt);
                 self.state.handle(Event::DialFailed { attempt, trouble }, now);
             }
-            Message::Accepted { connection, worker } => {
+            Message::Accepted { connection, worker, carrier } => {
                 if let Some(why) = self.state.refusal() {
                     trouble::close(&connection, why.into());
                     return Next::Go;
                 }
                 let id = self.shared.next_connection();
-                self.stand(id, connection, worker, Role::Client);
-                self.state.handle(Event::Accepted { connection: id }, now);
+                self.stand(id, connection, worker, Role::Client, carrier);
+                self.state.handle(Event::Accepted { connection: id, carrier }, now);
             }
             Message::Hello { id, hello } => self.hello(id, &hello, now),
             Message::GoAway { id, leave } => self.state.handle(Event::GoAway { connection: id, leave }, now),
@@ -203,7 +207,7 @@ impl Driver {
         if !old.trust.same_roots(&self.config.trust) {
             let mut same_peer = false;
             for standing in self.standing.values_mut() {
-                match standing.verify(&self.config.trust) {
+                match standing.verify(&self.config.trust, self.shared.wall()) {
                     Ok(_) => same_peer = true,
                     Err(failure) => {
                         standing.trouble = Some(trouble(failure.word(), failure.of_peer()));
@@ -221,7 +225,9 @@ impl Driver {
             let info =
                 PeerInfo { default_policy: peer.default_policy, ..PeerInfo::clone(&standing.connection.info.load()) };
             standing.connection.info.store(Arc::new(info));
+            congestion::configure(&standing.connection.quinn, peer.congestion);
         }
+        self.state.handle(Event::Transport(peer.transport), now);
         if old.peer.addresses != peer.addresses || !old.trust.same_roots(&self.config.trust) {
             // Whatever is being dialled is dialled with the old trust.
             let dialable = self.dialable();
@@ -251,7 +257,7 @@ impl Driver {
     fn act(&mut self, action: Action) {
         match action {
             Action::Resolve => self.resolve(),
-            Action::Dial { attempt, worker, address } => self.dial(attempt, worker, address),
+            Action::Dial { attempt, worker, address, carrier } => self.dial(attempt, worker, address, carrier),
             Action::Abandon { attempt } => {
                 self.dials.remove(&attempt).inspect(JoinHandle::abort);
             }
@@ -279,7 +285,7 @@ impl Driver {
 
     /// Certificates end at wall-clock times, so they are looked at and not waited for.
     fn tick(&mut self) {
-        let wall = SystemTime::now();
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(self.shared.wall().as_secs());
         for standing in self.standing.values_mut() {
             if wall >= standing.expires && standing.trouble.is_none() {
                 let message = "a certificate of the connection has expired and was not replaced in time";

@@ -75,7 +75,7 @@ pub(super) async fn subscribe(
 async fn subscribe_once(links: &Links, peer: &ClusterName, controller: &Controller) -> Result<(), PipeError> {
     // The controller first: without it there is no reason to bother the peer.
     let mut controller = controller.exchange().await?;
-    let (mut send, mut recv) = links.open(0, peer).await?;
+    let (mut send, mut recv) = links.open_anyway(0, peer).await?;
     send.uncount();
     recv.uncount();
     send.write(StreamHeader::new(StreamKind::Exchange).encode()?).await?;

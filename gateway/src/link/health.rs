@@ -13,7 +13,7 @@
 //!   acknowledges packets and answers no probe is down after [`DOWN_AT_LAST`] (F-48).
 //! - Never does: change its verdict for want of news: a connection without an answer yet keeps the verdict it was given.
 //! - Numbers: [`PROBE_EVERY`], [`PROBE_TIMEOUT`], [`PROBE_FAST`], [`DOWN_MISSES`], [`DOWN_AFTER`], [`DOWN_AT_LAST`],
-//!   [`UP_ANSWERS`].
+//!   [`LOST_AFTER`], [`UP_ANSWERS`].
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,11 @@ pub(super) const DOWN_AFTER: Duration = Duration::from_millis(2500);
 /// what a probe may be late on a full path whose packets get lost.
 pub(super) const DOWN_AT_LAST: Duration = Duration::from_millis(3000);
 
+/// A connection that is down and has carried nothing for so long is given up. Well above the 5 s after which QUIC gives it up
+/// itself; but QUIC waits for three of its own timeouts at least, and a machine that slept counts the sleep as a round trip:
+/// then those are minutes or hours, for which the streams on it would hang (F-38).
+pub(super) const LOST_AFTER: Duration = Duration::from_secs(10);
+
 /// Answers in a row before the verdict rises.
 pub(super) const UP_ANSWERS: u32 = 2;
 
@@ -48,6 +53,18 @@ pub(super) enum Verdict {
     Up,
     /// They do not.
     Down,
+}
+
+/// What the probes of a connection say right now, long before there is a verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Probes {
+    /// Too few were answered to say anything.
+    #[default]
+    Untold,
+    /// [`UP_ANSWERS`] in a row at least.
+    Answered,
+    /// The last one went unanswered.
+    Silent,
 }
 
 /// Names a probe: when it was sent.
@@ -122,8 +139,7 @@ impl Health {
             self.carried = Some(now);
         }
         let since = *self.missing_since.get_or_insert(probe.sent);
-        let silent_since = self.carried.map_or(since, |carried| carried.max(since));
-        let is_over = now.duration_since(silent_since) >= DOWN_AFTER || now.duration_since(since) >= DOWN_AT_LAST;
+        let is_over = self.silent_for(now) >= DOWN_AFTER || now.duration_since(since) >= DOWN_AT_LAST;
         if self.misses >= DOWN_MISSES && is_over {
             self.verdict = Verdict::Down;
         }
@@ -135,9 +151,29 @@ impl Health {
         self.verdict
     }
 
+    /// What they say right now.
+    pub(super) fn probes(&self) -> Probes {
+        match (self.misses, self.answers) {
+            (0, answers) if answers >= UP_ANSWERS => Probes::Answered,
+            (0, _) => Probes::Untold,
+            _ => Probes::Silent,
+        }
+    }
+
     /// Whether a probe went unanswered and none was answered since: the path may be stalled.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.misses > 0
+    }
+
+    /// Whether there is nothing left to hope for: see [`LOST_AFTER`].
+    pub(super) fn is_lost(&self, now: Instant) -> bool {
+        self.verdict == Verdict::Down && self.silent_for(now) >= LOST_AFTER
+    }
+
+    /// How long probes have gone unanswered and nothing was carried.
+    fn silent_for(&self, now: Instant) -> Duration {
+        let silent_since = self.missing_since.map(|since| self.carried.map_or(since, |carried| carried.max(since)));
+        silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     fn pace(&self) -> Duration {

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -17,20 +16,24 @@ use linkspan_proto::configuration::{LinkReport, Peer, Rejection, ResourceKey, Re
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::drain::Signal;
+use linkspan_runtime::memory::Shortage;
 use linkspan_runtime::task;
 use quinn::AsyncUdpSocket;
+use quinn::crypto::rustls::QuicServerConfig;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::connection::{Connection, ConnectionId};
 use super::driver::{Driver, Message, PeerConfig};
-use super::endpoint::Listener;
+use super::endpoint::{Listener, TcpServer};
 use super::keys::Keys;
-use super::socket::{self, Network, Steering, Udp};
+use super::socket::{self, Machine, Network, Steering};
+use super::tcp::{self, Door, Doorway, Strangers};
 use super::tls::{self, OwnCertificate, PeerTrust, TrustStore};
-use super::{Ingress, Limits, Observer, OpenError, RecvHalf, SendHalf, accept};
+use super::{Ingress, Limits, Observer, Sockets, accept};
 use crate::discovery::Controller;
 
 /// Messages that wait for the driver of a link. Its tasks wait when it is full; it never is for long, since the driver
@@ -63,6 +66,8 @@ pub struct LinkConfig {
     pub controller: Option<Controller>,
     /// Limits of the transport.
     pub limits: Limits,
+    /// Whether there is memory for new streams.
+    pub shortage: Shortage,
     /// Who counts probes and losses.
     pub observer: Arc<dyn Observer>,
     /// Reports the end of a listening socket.
@@ -71,7 +76,7 @@ pub struct LinkConfig {
 
 /// The links to all peers. Cheap to clone; shared by all workers.
 #[derive(Clone)]
-pub struct Links(Arc<Shared>);
+pub struct Links(pub(super) Arc<Shared>);
 
 /// What the drivers and tasks of all links share.
 pub(super) struct Shared {
@@ -82,6 +87,8 @@ pub(super) struct Shared {
     pub(super) ingress: OnceLock<Arc<dyn Ingress>>,
     /// Handshakes of diallers that are not done yet, over all workers.
     pub(super) handshakes: AtomicUsize,
+    /// Whoever is at the door over TCP.
+    pub(super) strangers: Strangers,
     pub(super) ending: AtomicBool,
     /// Counts changes of any link's report.
     pub(super) changed: watch::Sender<u64>,
@@ -105,6 +112,8 @@ pub(super) struct PeerLink {
     pub(super) connected: watch::Sender<bool>,
     /// Streams of the peer that are being served.
     pub(super) streams: AtomicUsize,
+    /// Those of them whose header did not come with their first bytes.
+    pub(super) unheaded: AtomicUsize,
     /// Catalogue pipes of the peer that are being served.
     pub(super) pipes: AtomicUsize,
     pub(super) inbox: mpsc::Sender<Message>,
@@ -119,7 +128,7 @@ impl Links {
     /// No links yet. Must be called on the runtime on which the drivers shall run.
     #[must_use]
     pub fn new(config: LinkConfig) -> Self {
-        Self::over(Arc::new(Udp), config)
+        Self::over(Arc::new(Machine), config)
     }
 
     /// The same over any network.
@@ -131,6 +140,7 @@ impl Links {
             trust: Arc::default(),
             ingress: OnceLock::new(),
             handshakes: AtomicUsize::new(0),
+            strangers: Strangers::default(),
             ending: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             peers: ArcSwap::default(),
@@ -140,13 +150,14 @@ impl Links {
         }))
     }
 
-    /// Starts listening, one socket (see [`bind`](super::bind)) for each worker; streams of peers go to `ingress`, on
-    /// connections of either direction. Once, before the first [`Self::configure`].
+    /// Starts listening, with what [`bind`](super::bind) gave; streams of peers go to `ingress`, on connections of either
+    /// direction. Once, before the first [`Self::configure`].
     ///
     /// # Errors
     /// When a socket cannot be registered or the TLS configuration is impossible.
-    pub fn serve(&self, sockets: Vec<UdpSocket>, ingress: Arc<dyn Ingress>) -> io::Result<()> {
-        self.serve_on(sockets, socket::register, ingress)
+    pub fn serve(&self, sockets: Sockets, ingress: Arc<dyn Ingress>) -> io::Result<()> {
+        self.serve_on(sockets.udp, socket::register, ingress)?;
+        self.serve_tcp_on(sockets.tcp, tcp::register)
     }
 
     /// The same over any network: `register` gives each socket to its worker's runtime.
@@ -160,20 +171,46 @@ impl Links {
         if shared.ingress.set(ingress).is_err() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the links are being served already"));
         }
-        let certificate = Arc::clone(&shared.config.certificate);
-        let crypto = tls::server_config(&shared.provider, Arc::clone(&shared.trust), certificate);
-        let crypto = Arc::new(crypto.map_err(io::Error::other)?);
+        let crypto = self.server_crypto()?;
         let steering = Steering::new(sockets.len());
         for ((worker, socket), runtime) in sockets.into_iter().enumerate().zip(&shared.config.workers) {
             let _entered = runtime.enter();
             let socket = register(socket)?;
-            let (limits, keys) = (&shared.config.limits, &shared.config.keys);
-            let listener = Listener::start(socket, worker, Arc::clone(&steering), limits, keys, Arc::clone(&crypto))?;
+            let (limits, keys, crypto) = (&shared.config.limits, &shared.config.keys, Arc::clone(&crypto));
+            let seed = shared.network.seed();
+            let listener = Listener::start(socket, worker, Arc::clone(&steering), limits, keys, crypto, seed)?;
             let listening = accept::listen(Arc::clone(shared), listener, worker);
             // The handle is not needed: the listener lives as long as the process, and its end is reported.
             drop(task::vital("link_listener", &shared.config.signal, listening));
         }
         Ok(())
+    }
+
+    /// The same over TCP.
+    pub(super) fn serve_tcp_on<S>(
+        &self,
+        sockets: Vec<S>,
+        register: impl Fn(S) -> io::Result<Box<dyn Doorway>>,
+    ) -> io::Result<()> {
+        let shared = &self.0;
+        let (limits, keys) = (shared.config.limits.clone(), shared.config.keys.clone());
+        let server = TcpServer { limits, keys, crypto: self.server_crypto()? };
+        let door = Arc::new(Door { shared: Arc::clone(shared), server, warnings: accept::Budget::new() });
+        for ((worker, socket), runtime) in sockets.into_iter().enumerate().zip(&shared.config.workers) {
+            let _entered = runtime.enter();
+            let doorway = register(socket)?;
+            let listening = tcp::listen(Arc::clone(&door), doorway, worker);
+            drop(task::vital("link_tcp_listener", &shared.config.signal, listening));
+        }
+        Ok(())
+    }
+
+    fn server_crypto(&self) -> io::Result<Arc<QuicServerConfig>> {
+        let shared = &self.0;
+        let certificate = Arc::clone(&shared.config.certificate);
+        let (clock, trust) = (shared.network.clock(), Arc::clone(&shared.trust));
+        let crypto = tls::server_config(&shared.provider, clock, trust, certificate);
+        Ok(Arc::new(crypto.map_err(io::Error::other)?))
     }
 
     /// Brings the links in line with `peers`: new ones are opened, those that are gone are closed, changed ones adapt. A
@@ -245,27 +282,6 @@ impl Links {
         futures::future::join_all(drains).await;
     }
 
-    /// Opens a stream to a peer, on a connection of this worker if there is one. Never waits for a link to come up; waits
-    /// for stream credit for at most [`OPEN_TIMEOUT`](super::OPEN_TIMEOUT).
-    ///
-    /// # Errors
-    /// See [`OpenError`]. Nothing was sent: another cluster may be tried.
-    pub async fn open(&self, worker: usize, peer: &ClusterName) -> Result<(SendHalf, RecvHalf), OpenError> {
-        let link = self.peer(peer).ok_or(OpenError::UnknownPeer)?;
-        let connections = link.connections.load_full();
-        let first = link.pick(&connections, worker).ok_or(OpenError::NotConnected)?;
-        if let Some(Ok(opened)) = first.try_open() {
-            return Ok(opened);
-        }
-        // Out of credit or just lost: any other connection serves before anybody waits.
-        for other in connections.iter().filter(|other| other.id != first.id) {
-            if let Some(Ok(opened)) = other.try_open() {
-                return Ok(opened);
-            }
-        }
-        first.open().await
-    }
-
     /// Whether new streams to this peer may be expected to work: a connection stands and the probes say so.
     #[must_use]
     pub fn alive(&self, peer: &ClusterName) -> bool {
@@ -288,6 +304,13 @@ impl Links {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
+    }
+
+    /// How much is still being served over the links: streams, and connections with open halves.
+    #[cfg(test)]
+    pub(super) fn open_streams(&self) -> usize {
+        let busy = |link: &PeerLink| link.connections.load().iter().filter(|one| !one.streams.is_idle()).count();
+        self.0.peers.load().values().map(|link| busy(link) + link.streams.load(Ordering::Relaxed)).sum()
     }
 
     pub(super) fn from_shared(shared: Arc<Shared>) -> Self {
@@ -370,6 +393,7 @@ impl Links {
             report: ArcSwap::from_pointee(super::driver::first_report(&config.peer)),
             connected: watch::Sender::new(false),
             streams: AtomicUsize::new(0),
+            unheaded: AtomicUsize::new(0),
             pipes: AtomicUsize::new(0),
             inbox: sender,
             config: ArcSwap::new(Arc::clone(&config)),
@@ -393,6 +417,11 @@ impl Shared {
         ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The wall clock, in whole seconds.
+    pub(super) fn wall(&self) -> UnixTime {
+        self.network.clock().current_time().unwrap_or_else(UnixTime::now)
+    }
+
     pub(super) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
     }
@@ -410,7 +439,7 @@ impl Shared {
 
 impl PeerLink {
     /// A connection of this worker in turn, else any in turn.
-    fn pick<'a>(&self, connections: &'a [Arc<Connection>], worker: usize) -> Option<&'a Arc<Connection>> {
+    pub(super) fn pick<'a>(&self, connections: &'a [Arc<Connection>], worker: usize) -> Option<&'a Arc<Connection>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let own = || connections.iter().filter(|connection| connection.worker == worker);
         match (own().count(), connections.len()) {

@@ -3,13 +3,16 @@
 //! - In: an authenticated connection of either direction.
 //! - Out: messages to the driver; streams with their header read to the [`Ingress`](super::Ingress).
 //! - Refuses when: a header is malformed (`BadHeader`) or slow (`Deadline`), its kind unknown (`UnsupportedKind`), the
-//!   peer has too many streams (`Overloaded`), this gateway ends and has said so long enough ago (`Draining`).
+//!   peer has too many streams, or too many that wait for their header, or memory is short (`Overloaded`), this gateway ends and
+//!   has said so long enough ago (`Draining`).
 //! - Never does: read beyond the header into the payload and keep it; let one stream's panic cost another.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use linkspan_proto::control::{ControlMessage, Hello};
 use linkspan_proto::refusal::Refusal;
 use linkspan_proto::stream_header::{Decoded, MAX_HEADER_LEN, StreamHeader, StreamKind};
@@ -18,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::accept::Counted;
 use super::connection::Connection;
+use super::datagrams::{self, Association};
 use super::driver::Message;
 use super::pool::{PeerLink, Shared};
 use super::state::Leave;
@@ -29,6 +33,13 @@ const CHUNK: usize = 64 * 1024;
 /// Streams beyond [`STREAMS_PER_PEER`] whose header is still read: a probe among them is answered, since a peer with much
 /// to do must not judge the link dead.
 const PROBE_ROOM: usize = 64;
+
+/// Streams of a peer that may wait for the rest of their header. Usually it is all in the first packet; a stream that waits costs as
+/// much as one that is served.
+const UNHEADED: usize = 512;
+
+/// Goaways of one connection that are listened to: there are three kinds, each is said once.
+const GOAWAYS: usize = 8;
 
 /// Probes go before data, behind the control stream.
 pub(super) const PROBE_PRIORITY: i32 = 100;
@@ -45,19 +56,26 @@ pub(super) async fn serve(
     goaways: mpsc::Receiver<ControlMessage>,
 ) {
     let quinn = &connection.quinn;
+    let (greeted, goaways_heard) = (AtomicBool::new(false), AtomicUsize::new(0));
     let deliver = |message| async {
         let id = connection.id;
         let message = match message {
-            ControlMessage::Hello(hello) => Message::Hello { id, hello },
-            ControlMessage::GoAway(away) => Message::GoAway { id, leave: Leave::from_word(&away.reason) },
+            ControlMessage::Credit(credit) => return connection.flow.granted(credit.stream, credit.limit),
+            ControlMessage::Hello(hello) if !greeted.swap(true, Ordering::Relaxed) => Message::Hello { id, hello },
+            ControlMessage::GoAway(away) if goaways_heard.fetch_add(1, Ordering::Relaxed) < GOAWAYS => {
+                Message::GoAway { id, leave: Leave::from_word(&away.reason) }
+            }
+            // The driver of a link runs beside those of all others: a peer must not keep it busy by repeating itself.
+            ControlMessage::Hello(_) | ControlMessage::GoAway(_) => return,
         };
         // An error says that the driver has ended; the connection follows.
         drop(link.inbox.send(message).await);
     };
     futures::join!(
-        control::send(quinn, ControlMessage::Hello(hello), goaways),
+        control::send(quinn, ControlMessage::Hello(hello), goaways, &connection.flow),
         control::receive(quinn, deliver),
         accept_streams(&shared, &link, &connection),
+        datagrams::demultiplex(&shared, &link, &connection),
     );
     let error = quinn.closed().await;
     drop(link.inbox.send(Message::Closed { id: connection.id, error }).await);
@@ -65,8 +83,8 @@ pub(super) async fn serve(
 
 async fn accept_streams(shared: &Arc<Shared>, link: &Arc<PeerLink>, connection: &Arc<Connection>) {
     while let Ok((send, recv)) = connection.quinn.accept_bi().await {
-        let send = SendHalf::new(send, connection.streams.count());
-        let recv = RecvHalf::new(recv, connection.streams.count());
+        let (send, recv) = connection.halves(send, recv);
+        connection.permit();
         let stream = serve_stream(Arc::clone(shared), Arc::clone(link), Arc::clone(connection), send, recv);
         // Ends with its stream, which ends with its connection.
         drop(task::spawn("link_stream", stream));
@@ -84,10 +102,10 @@ async fn serve_stream(
     let place = Counted::below(&link.streams, STREAMS_PER_PEER + PROBE_ROOM).filter(|_| !connection.is_shut());
     let Some(_place) = place else { return refuse(&mut send, &mut recv, refusal) };
     let is_crowded = link.streams.load(Ordering::Relaxed) > STREAMS_PER_PEER;
-    let header = match tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut recv)).await {
-        Ok(Ok(header)) => header,
-        Ok(Err(refusal)) => return refuse(&mut send, &mut recv, refusal),
-        Err(_) => return refuse(&mut send, &mut recv, Refusal::Deadline),
+    let is_short = shared.config.shortage.is_short();
+    let header = match header_in_time(&link, &mut recv).await {
+        Ok(header) => header,
+        Err(refusal) => return refuse(&mut send, &mut recv, refusal),
     };
     match header.kind {
         kind if is_crowded && kind != StreamKind::Probe => refuse(&mut send, &mut recv, Refusal::Overloaded),
@@ -98,11 +116,15 @@ async fn serve_stream(
             };
             exchange::publish(&link.cluster, shared.config.controller.as_ref(), send, recv).await;
         }
-        StreamKind::Udp => refuse(&mut send, &mut recv, Refusal::UnsupportedKind),
-        StreamKind::Tcp | StreamKind::Http => match shared.ingress.get() {
+        StreamKind::Tcp | StreamKind::Http | StreamKind::Udp if is_short => {
+            refuse(&mut send, &mut recv, Refusal::Overloaded);
+        }
+        StreamKind::Tcp | StreamKind::Http | StreamKind::Udp => match shared.ingress.get() {
             Some(ingress) => {
                 let peer = connection.info.load_full();
-                ingress.stream(Incoming { peer, header, send, recv, worker: connection.worker }).await;
+                let association =
+                    (header.kind == StreamKind::Udp).then(|| Association::new(&connection, recv.stream_id()));
+                ingress.stream(Incoming { peer, header, send, recv, association, worker: connection.worker }).await;
             }
             None => refuse(&mut send, &mut recv, Refusal::Draining),
         },
@@ -125,6 +147,16 @@ async fn answer_probe(connection: &Connection, mut send: SendHalf) {
     if let Err(error) = answered {
         tracing::debug!(%error, "probe not answered");
     }
+}
+
+/// Reads the header, at once or within [`HEADER_TIMEOUT`].
+async fn header_in_time(link: &PeerLink, recv: &mut RecvHalf) -> Result<StreamHeader, Refusal> {
+    let mut reading = pin!(read_header(recv));
+    if let Some(header) = reading.as_mut().now_or_never() {
+        return header;
+    }
+    let Some(_waiting) = Counted::below(&link.unheaded, UNHEADED) else { return Err(Refusal::Overloaded) };
+    tokio::time::timeout(HEADER_TIMEOUT, reading).await.unwrap_or(Err(Refusal::Deadline))
 }
 
 /// Reads the header; what came behind it in the same packets stays readable.

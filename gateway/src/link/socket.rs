@@ -12,19 +12,27 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use aws_lc_rs::{hmac, rand};
+use batch::Batch;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::task::AtomicWaker;
+use linkspan_runtime::task;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, TokioRuntime, UdpPoller};
 use quinn_proto::InvalidCid;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::tcp::{self, Wire};
+mod batch;
 
 /// What the kernel may queue for a socket. Its default of 208 KiB loses packets even on loopback.
 const BUFFER: usize = 8 * 1024 * 1024;
@@ -39,6 +47,13 @@ const CID_LEN: usize = 1 + NONCE_LEN + TAG_LEN;
 
 /// The largest payload of an IPv4 UDP datagram; a batch of segments must stay below it.
 const MAX_BATCH: usize = 65_507;
+
+/// The most that the kernel puts into one buffer when it joins datagrams (GRO): one IP packet.
+const MAX_JOINED: usize = 65_535;
+
+/// What IP and UDP add to a payload, bytes.
+const IPV4_UDP_HEADERS: u32 = 20 + 8;
+const IPV6_UDP_HEADERS: u32 = 40 + 8;
 
 /// Binds one socket for each worker to the same address. A port of 0 is resolved once. Fails when anybody else, another
 /// gateway of the same user included, has the port.
@@ -65,18 +80,50 @@ pub(super) trait Network: Send + Sync + 'static {
     /// A socket of its own for dialling `remote`, on the current runtime. A fresh port for each dial: after a failure no
     /// state of a NAT or a conntrack table on the way is inherited, and the peer's kernel draws its worker anew.
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+
+    /// A TCP connection to `remote`, on the current runtime. Has no deadline of its own.
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>>;
+
+    /// What the next random generator of the link starts from, where a run must be the same each time. `None`: from what
+    /// the operating system gives.
+    fn seed(&self) -> Option<u64> {
+        None
+    }
+
+    /// The wall clock that certificates are held against.
+    fn clock(&self) -> Arc<dyn TimeProvider> {
+        Arc::new(DefaultTimeProvider)
+    }
 }
 
-/// UDP of this machine.
-pub(super) struct Udp;
+/// UDP and TCP of this machine.
+pub(super) struct Machine;
 
-impl Network for Udp {
+impl Network for Machine {
     fn dial(&self, remote: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
         let socket = unbound(any)?;
         socket.bind(&any.into())?;
         register(socket.into())
     }
+
+    fn connect(&self, remote: SocketAddr) -> BoxFuture<'_, io::Result<Wire>> {
+        Box::pin(tcp::connect(SocketAddr::new(remote.ip().to_canonical(), remote.port())))
+    }
+}
+
+/// The largest UDP payload that the way to `remote` can carry without fragments, as far as this machine knows: the MTU of
+/// its route, or of the path where the kernel has learnt that. `None` where it does not say.
+pub(super) fn route_payload(remote: IpAddr) -> Option<u16> {
+    let any: SocketAddr = if remote.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
+    let probe = UdpSocket::bind(any).ok()?;
+    // Sends nothing: the kernel looks the route up.
+    probe.connect(SocketAddr::new(remote, 9)).ok()?;
+    let (mtu, headers) = match remote {
+        IpAddr::V4(_) => (rustix::net::sockopt::ip_mtu(&probe).ok()?, IPV4_UDP_HEADERS),
+        IpAddr::V6(_) => (rustix::net::sockopt::ipv6_mtu(&probe).ok()?, IPV6_UDP_HEADERS),
+    };
+    Some(u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX))
 }
 
 /// Gives a bound socket to the current runtime.
@@ -91,23 +138,8 @@ fn unbound(address: SocketAddr) -> io::Result<Socket> {
         let _dual = socket.set_only_v6(false);
     }
     socket.set_nonblocking(true)?;
-    grow_buffers(&socket);
+    crate::listener::grow_buffers(&socket, BUFFER);
     Ok(socket)
-}
-
-/// As large as we may: beyond `net.core.rmem_max` and `wmem_max` only with CAP_NET_ADMIN.
-fn grow_buffers(socket: &Socket) {
-    let forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, BUFFER)
-        .and_then(|()| rustix::net::sockopt::set_socket_send_buffer_size_force(socket, BUFFER));
-    if forced.is_ok() {
-        return;
-    }
-    // Capped by the sysctls without an error, so what was obtained is what counts.
-    let grown = socket.set_recv_buffer_size(BUFFER).and_then(|()| socket.set_send_buffer_size(BUFFER));
-    let got = socket.recv_buffer_size().unwrap_or(0);
-    if grown.is_err() || got < BUFFER {
-        tracing::debug!(bytes = got, wanted = BUFFER, "small UDP buffers; raise net.core.rmem_max and wmem_max");
-    }
 }
 
 /// Hands packets from the worker at which they came out to the one that knows them. One for all sockets of a port.
@@ -174,15 +206,76 @@ impl fmt::Debug for Inbox {
 pub(super) struct LinkSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     steering: Option<(usize, Arc<Steering>)>,
-    max_segments: usize,
+    /// Largest packet that is received.
+    largest: usize,
+    packets: Arc<LargestSent>,
+    /// Held for moments, by the one thread that uses this socket.
+    batch: Mutex<Batch>,
+    /// Sends what waits in `batch` when nothing more comes; begun with the first that waits.
+    flusher: OnceLock<AtomicWaker>,
+    /// For the flusher.
+    own: Weak<Self>,
+}
+
+/// The largest packet that may be sent on a socket so far: how many of them fit into one batch follows from it.
+#[derive(Debug)]
+pub(super) struct LargestSent(AtomicUsize);
+
+impl LargestSent {
+    pub(super) fn new(mtu: u16) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(usize::from(mtu))))
+    }
+
+    /// A connection that may send packets of this size is about to begin. Never shrinks: a listening socket on which one
+    /// peer has jumbo packets makes somewhat smaller batches for all.
+    pub(super) fn raise(&self, mtu: u16) {
+        self.0.fetch_max(usize::from(mtu), Ordering::Relaxed);
+    }
+
+    fn segments(&self) -> usize {
+        // A batch over 64 KiB fails with EMSGSIZE, which quinn takes for a black hole and falls to the smallest MTU.
+        (MAX_BATCH / self.0.load(Ordering::Relaxed).max(1)).max(1)
+    }
 }
 
 impl LinkSocket {
-    /// Wraps a registered socket. `mtu` is the largest packet that will be sent on it.
-    pub(super) fn new(inner: Arc<dyn AsyncUdpSocket>, steering: Option<(usize, Arc<Steering>)>, mtu: u16) -> Arc<Self> {
-        // A batch over 64 KiB fails with EMSGSIZE, which quinn takes for a black hole and falls to the smallest MTU.
-        let max_segments = (MAX_BATCH / usize::from(mtu.max(1))).max(1);
-        Arc::new(Self { inner, steering, max_segments })
+    /// Wraps a registered socket. `largest` is the largest packet that the endpoint accepts.
+    pub(super) fn new(
+        inner: Arc<dyn AsyncUdpSocket>,
+        steering: Option<(usize, Arc<Steering>)>,
+        largest: u16,
+        packets: Arc<LargestSent>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            inner,
+            steering,
+            largest: largest.max(1).into(),
+            packets,
+            batch: Mutex::default(),
+            flusher: OnceLock::new(),
+            own: Weak::clone(own),
+        })
+    }
+
+    /// Sends what waits.
+    fn flush(&self, batch: &mut Batch) -> io::Result<()> {
+        let result = batch.transmit().map_or(Ok(()), |transmit| self.inner.try_send(&transmit));
+        if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            // Sent, or beyond hope: QUIC sends it again.
+            batch.clear();
+        }
+        result
+    }
+
+    /// Sees to it that what waits does not wait longer than this turn of the runtime.
+    fn flush_soon(&self) {
+        let waker = self.flusher.get_or_init(|| {
+            let flusher = Flusher { socket: Weak::clone(&self.own), poller: None, seen: 0 };
+            // Ends with the socket.
+            drop(task::spawn("link_flush", flusher));
+            AtomicWaker::new()
+        });
+        waker.wake();
     }
 
     /// Takes out of `bufs` what other workers know. Gives the number of buffers that are left.
@@ -228,7 +321,22 @@ impl AsyncUdpSocket for LinkSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        if !batch.is_empty() && !batch.fits(transmit) {
+            self.flush(&mut batch)?;
+        }
+        let waits = Batch::is_worth_waiting(transmit) && self.inner.max_transmit_segments() > 1;
+        if batch.is_empty() && !waits {
+            return self.inner.try_send(transmit);
+        }
+        batch.add(transmit);
+        if (!waits || batch.is_full()) && self.flush(&mut batch).is_ok() {
+            return Ok(());
+        }
+        // Also where the kernel takes nothing at the moment: it waits here as it would there.
+        drop(batch);
+        self.flush_soon();
+        Ok(())
     }
 
     fn poll_recv(
@@ -259,15 +367,63 @@ impl AsyncUdpSocket for LinkSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments().min(self.max_segments)
+        self.inner.max_transmit_segments().min(self.packets.segments())
     }
 
+    /// quinn multiplies this with the largest packet, for each buffer of a batch; what the kernel joins is less.
     fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
+        self.inner.max_receive_segments().min(MAX_JOINED.div_ceil(self.largest))
     }
 
     fn may_fragment(&self) -> bool {
         self.inner.may_fragment()
+    }
+}
+
+impl Drop for LinkSocket {
+    fn drop(&mut self) {
+        if let Some(waker) = self.flusher.get() {
+            waker.wake();
+        }
+    }
+}
+
+/// Sends what waits in a socket's batch when nothing was added for one turn of the runtime.
+struct Flusher {
+    socket: Weak<LinkSocket>,
+    /// While the kernel takes nothing.
+    poller: Option<Pin<Box<dyn UdpPoller>>>,
+    /// How much had been added at the last look.
+    seen: u64,
+}
+
+impl Future for Flusher {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(socket) = self.socket.upgrade() else { return Poll::Ready(()) };
+        if let Some(waker) = socket.flusher.get() {
+            waker.register(cx.waker());
+        }
+        loop {
+            if let Some(poller) = &mut self.poller {
+                // An error shows again when it is sent.
+                drop(ready!(poller.as_mut().poll_writable(cx)));
+            }
+            let mut batch = socket.batch.lock().unwrap_or_else(PoisonError::into_inner);
+            if batch.is_empty() {
+                self.poller = None;
+                return Poll::Pending;
+            }
+            if std::mem::replace(&mut self.seen, batch.added) != batch.added {
+                // Whoever sends is about to be polled again, and then this is.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if socket.flush(&mut batch).is_err() && !batch.is_empty() && self.poller.is_none() {
+                self.poller = Some(Arc::clone(&socket.inner).create_io_poller());
+            }
+        }
     }
 }
 

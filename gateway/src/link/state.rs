@@ -18,21 +18,24 @@
 //! - Never does: drop a connection that carries streams because a better one exists; dial faster than the back-off allows.
 //! - Numbers: [`DIAL_TIMEOUT`], [`STAGGER`], [`HELLO_TIMEOUT`], [`RESOLVE_EVERY`], [`BACKOFF`].
 //!
-//! Where to read: `event` is what goes in and out; `addresses` where the peer is; `slot` how it is dialled; `hello` what
-//! makes a connection count; `leave` how one is left; this file ties them together.
+//! Where to read: `event` is what goes in and out; `addresses` where the peer is; `carrier` what it is dialled over; `slot`
+//! how; `hello` what makes a connection count; `leave` how one is left; this file ties them together.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use linkspan_proto::configuration::{Carrier, Transport};
 use linkspan_proto::names::ClusterName;
 
 use super::connection::ConnectionId;
+use carrier::Carriers;
 pub(super) use event::{Action, Answer, AttemptId, CloseWhy, Event, HelloFacts, Leave, Silent, Trouble};
 use known::Known;
 use slot::{Replace, Slot};
 
 mod addresses;
+mod carrier;
 mod event;
 mod hello;
 mod known;
@@ -83,7 +86,9 @@ pub(super) struct LinkState {
     moved: bool,
     /// Counts our certificates.
     certificate: u32,
+    /// One for each worker and carrier, QUIC's first.
     slots: Vec<Slot>,
+    carriers: Carriers,
     known: BTreeMap<ConnectionId, Known>,
     attempts: u64,
     spread_left: u32,
@@ -94,14 +99,16 @@ pub(super) struct LinkState {
     /// Connections are left for good.
     closing: bool,
     trouble: Option<Trouble>,
+    trouble_of_tcp: Option<Trouble>,
     actions: VecDeque<Action>,
 }
 
 impl LinkState {
     /// A link that nothing is known of. `seed` decides the jitter.
-    pub(super) fn new(own: ClusterName, peer: ClusterName, workers: usize, seed: u64) -> Self {
+    pub(super) fn new(own: ClusterName, peer: ClusterName, workers: usize, transport: Transport, seed: u64) -> Self {
         let workers = workers.max(1);
-        let slots = (0..workers).map(|index| Slot::new(seed.wrapping_add(index as u64))).collect();
+        let carriers = (0..2 * workers).map(|index| if index < workers { Carrier::Quic } else { Carrier::Tcp });
+        let slots = (0..).zip(carriers).map(|(index, carrier)| Slot::new(carrier, seed.wrapping_add(index))).collect();
         Self {
             own,
             peer,
@@ -114,6 +121,7 @@ impl LinkState {
             moved: false,
             certificate: 0,
             slots,
+            carriers: Carriers::new(transport),
             known: BTreeMap::new(),
             attempts: 0,
             spread_left: SPREAD_TRIES,
@@ -121,6 +129,7 @@ impl LinkState {
             ending: false,
             closing: false,
             trouble: None,
+            trouble_of_tcp: None,
             actions: VecDeque::new(),
         }
     }
@@ -132,7 +141,9 @@ impl LinkState {
             Event::Resolved(result) => self.resolved(result, now),
             Event::Dialled { attempt, connection } => self.dialled(attempt, connection, now),
             Event::DialFailed { attempt, trouble } => self.dial_failed(attempt, trouble, now),
-            Event::Accepted { connection } => self.accepted(connection, now),
+            Event::Accepted { connection, carrier } => self.accepted(connection, carrier, now),
+            Event::Transport(transport) => self.set_transport(transport, now),
+            Event::Probes { connection, probes } => self.probed(connection, probes),
             Event::Hello { connection, facts } => self.hello(connection, facts, now),
             Event::GoAway { connection, leave } => self.goaway(connection, leave, now),
             Event::Closed { connection, trouble } => self.closed(connection, trouble, now),
@@ -160,6 +171,7 @@ impl LinkState {
             self.actions.push_back(Action::Resolve);
         }
         self.expire_hellos(now);
+        self.advance_carriers(now);
         self.settle_direction(now);
         self.finish_replaced();
         self.advance_slots(now);
@@ -172,7 +184,7 @@ impl LinkState {
             let idle = self.may_dial_for(index) && slot.wants_dial();
             slot.deadline(idle && !self.addresses.is_empty())
         });
-        hellos.chain(slots).chain(self.resolve_at).min()
+        hellos.chain(slots).chain(self.resolve_at).chain(self.carriers_deadline()).min()
     }
 
     /// The next thing to do.
@@ -180,16 +192,20 @@ impl LinkState {
         self.actions.pop_front()
     }
 
-    /// Connections that take new streams: to each gateway of the peer those of the kept direction, else the others; those
-    /// that are about to be replaced if there are no others.
+    /// Connections that take new streams: to each gateway of the peer those of the better carrier, and of the kept direction,
+    /// else the others; those that are about to be replaced if there are no others.
     pub(super) fn usable(&self) -> Vec<ConnectionId> {
         let all = || self.known.iter().filter(|(_, known)| known.takes_streams());
         let mut usable: Vec<_> = all().filter(|(_, known)| !known.is_leaving()).collect();
         if usable.is_empty() {
             usable = all().collect();
         }
+        let all = usable.clone();
+        usable.retain(|(_, known)| !all.iter().any(|(_, other)| self.is_worse(known, other)));
         let kept = |known: &Known| known.dialled.is_some() == self.keeps_dialled();
-        let doubled = |one: &Known| usable.iter().any(|(_, other)| kept(other) && other.same_gateway(one));
+        let doubled = |one: &Known| {
+            usable.iter().any(|(_, other)| kept(other) && other.carrier == one.carrier && other.same_gateway(one))
+        };
         usable.iter().filter(|(_, known)| kept(known) || !doubled(known)).map(|(id, _)| **id).collect()
     }
 
@@ -205,7 +221,12 @@ impl LinkState {
 
     /// What went wrong last, while nothing stands.
     pub(super) fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
+        // "No answer" is what a firewall for UDP looks like; over TCP there may have been one.
+        let says_little = |trouble: &&Trouble| trouble.reason == Trouble::UNREACHABLE;
+        match (&self.trouble, &self.trouble_of_tcp) {
+            (Some(trouble), Some(of_tcp)) if says_little(&trouble) && !says_little(&of_tcp) => Some(of_tcp),
+            (trouble, of_tcp) => trouble.as_ref().or(of_tcp.as_ref()),
+        }
     }
 
     /// How many connections the link shall have.
@@ -223,25 +244,32 @@ impl LinkState {
         self.own < self.peer
     }
 
-    /// Connections to keep up by dialling: one until one stands.
-    fn wanted(&self) -> usize {
-        let stands = self.slots.iter().any(|slot| slot.current.is_some());
+    /// Connections of a carrier to keep up by dialling: one until one stands.
+    fn wanted(&self, carrier: Carrier) -> usize {
+        let stands = self.slots.iter().any(|slot| slot.carrier == carrier && slot.current.is_some());
         if stands { self.target() } else { 1 }
     }
 
-    fn may_dial(&self) -> bool {
-        self.dialable && !self.retiring && (self.keeps_dialled() || !self.has_kept_accepted())
+    fn may_dial(&self, carrier: Carrier) -> bool {
+        let is_ours = self.keeps_dialled() || !self.has_kept_accepted(carrier);
+        self.dialable && !self.retiring && self.carriers.wants(carrier) && is_ours
+    }
+
+    fn worker_of(&self, index: usize) -> usize {
+        index % self.workers
     }
 
     /// Whether this slot may be dialled for. What stands may be replaced even where nothing more would be begun.
     fn may_dial_for(&self, index: usize) -> bool {
-        let replaces = self.slots.get(index).is_some_and(|slot| slot.current.is_some() && slot.replace.is_some());
-        (self.may_dial() && index < self.wanted()) || (replaces && self.dialable && !self.retiring)
+        let slot = &self.slots[index];
+        let (carrier, replaces) = (slot.carrier, slot.current.is_some() && slot.replace.is_some());
+        (self.may_dial(carrier) && self.worker_of(index) < self.wanted(carrier))
+            || (replaces && self.dialable && !self.retiring && self.carriers.wants(carrier))
     }
 
-    /// Whether the other side's dials stand and are the ones to keep.
-    fn has_kept_accepted(&self) -> bool {
-        !self.keeps_dialled() && self.known.values().any(|known| known.dialled.is_none() && known.is_settled())
+    /// Whether the other side's dials over this carrier stand and are the ones to keep.
+    fn has_kept_accepted(&self, carrier: Carrier) -> bool {
+        !self.keeps_dialled() && self.known.values().any(|known| known.is_accepted_over(carrier) && known.is_settled())
     }
 
     /// Why a connection that the peer dials now is not wanted. Such a one must not be greeted either: a dialler that has a hello
@@ -250,18 +278,26 @@ impl LinkState {
         if self.retiring {
             return Some(CloseWhy::Shutdown);
         }
-        // Two replicas of the peer, each with all connections in use and all being replaced, and a few that look for
-        // another worker of ours.
-        let most = 4 * self.workers + 4;
         let accepted = self.known.values().filter(|known| known.dialled.is_none()).count();
-        (accepted >= most).then_some(CloseWhy::TooMany)
+        (accepted >= self.most_accepted()).then_some(CloseWhy::TooMany)
     }
 
-    fn accepted(&mut self, connection: ConnectionId, now: Instant) {
+    /// Two replicas of the peer, each with all connections in use and all being replaced, over both carriers, and a few that
+    /// look for another worker of ours.
+    fn most_accepted(&self) -> usize {
+        8 * self.workers + 4
+    }
+
+    /// Connections that there may be at most, our own and all being replaced.
+    pub(super) fn most_connections(&self) -> usize {
+        self.most_accepted() + 2 * self.slots.len()
+    }
+
+    fn accepted(&mut self, connection: ConnectionId, carrier: Carrier, now: Instant) {
         match self.refusal() {
             Some(why) => self.actions.push_back(Action::Close { connection, why }),
             None => {
-                self.known.insert(connection, Known::new(None, self.certificate, now));
+                self.known.insert(connection, Known::new(None, carrier, self.certificate, now));
             }
         }
     }
@@ -279,14 +315,19 @@ impl LinkState {
             if slot.replace == Some(Replace::Spread) {
                 slot.replace = None;
             }
-            slot.retry(known.since, now);
+            self.retry(index, known.since, now);
         } else if slot.current == Some(connection) {
             slot.current = None;
             slot.replace = None;
             if known.hello.is_some() && now.duration_since(known.since) >= STABLE {
                 slot.steady();
             }
+            // At once, whatever serves meanwhile: another gateway of the peer may be there.
             slot.retry(now, now);
+        }
+        if known.carrier == Carrier::Tcp && !self.has_tcp() {
+            // Nothing serves meanwhile.
+            self.slots.iter_mut().filter(|slot| slot.carrier == Carrier::Quic).for_each(|slot| slot.hurry(now));
         }
         if self.known.is_empty() {
             self.spread_left = SPREAD_TRIES;

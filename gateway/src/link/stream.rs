@@ -4,13 +4,15 @@
 //! stream with a clean FIN, and a truncated message would look whole (I1).
 
 use std::fmt;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use linkspan_proto::refusal::Refusal;
-use quinn::{ReadError, VarInt, WriteError};
+use quinn::{ReadError, VarInt, WriteError, Written};
 
 use super::connection::StreamCount;
+use super::credit::{Allowance, Window};
 
 /// Pieces that [`RecvHalf::read_many`] gives at once: some 45 KiB at the usual packet size, in 1 KiB of stack.
 pub const BATCH: usize = 32;
@@ -49,30 +51,85 @@ pub struct SendHalf {
     /// A FIN or a reset was given: nothing is left to say when this is dropped.
     ended: bool,
     finished: bool,
+    allowance: Allowance,
     count: StreamCount,
 }
 
 impl SendHalf {
-    pub(super) fn new(stream: quinn::SendStream, count: StreamCount) -> Self {
-        Self { stream, ended: false, finished: false, count }
+    pub(super) fn new(stream: quinn::SendStream, allowance: Allowance, count: StreamCount) -> Self {
+        Self { stream, ended: false, finished: false, allowance, count }
     }
 
-    /// Sends one chunk, uncopied. Waits for the peer's and the connection's windows: not reading here is the
+    /// Sends one chunk, uncopied. Waits for the reader's credit and for the connection's windows: not reading here is the
     /// back-pressure. Not cancel-safe: a part may have been sent.
     ///
     /// # Errors
     /// When the peer stopped the stream or the link is lost.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
-        self.stream.write_chunk(chunk).await.map_err(write_error)
+        self.write_all(&mut [chunk]).await
     }
 
     /// Sends all chunks in order, uncopied, and in as few packets as they fit: a header and the first payload share one.
-    /// Not cancel-safe; chunks that were sent are left empty.
+    /// When it is dropped before its end, what is left in `chunks` was not sent: it may be called again with that.
     ///
     /// # Errors
     /// When the peer stopped the stream or the link is lost.
-    pub async fn write_all(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        self.stream.write_all_chunks(chunks).await.map_err(write_error)
+    pub async fn write_all(&mut self, mut chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        loop {
+            while chunks.first().is_some_and(Bytes::is_empty) {
+                chunks = &mut chunks[1..];
+            }
+            let Some(first) = chunks.first() else { return Ok(()) };
+            let all = chunks.iter().map(Bytes::len).sum();
+            let room = self.allowance.room(all);
+            let written = if room == 0 {
+                self.credited().await?;
+                continue;
+            } else if room == all {
+                held(self.stream.write_chunks(chunks), &self.allowance, all).await?
+            } else {
+                let part = &mut [first.slice(..first.len().min(room))];
+                let written = held(self.stream.write_chunks(part), &self.allowance, all).await?;
+                chunks[0].advance(written);
+                written
+            };
+            self.allowance.sent(written);
+        }
+    }
+
+    /// Waits until bytes that are to be read for this stream could be sent, and tells how many at most: whoever reads
+    /// before that holds them for as long as the peer likes (S-29). Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn room(&mut self) -> Result<usize, StreamError> {
+        loop {
+            match (self.allowance.is_eased(), self.allowance.left()) {
+                (true, left @ 1..) => return Ok(left),
+                // Boxed: the wait is rare, and its room would be held by each stream in service.
+                (true, 0) => Box::pin(self.credited()).await?,
+                (false, _) => Box::pin(self.allowance.eased()).await,
+            }
+        }
+    }
+
+    /// Waits until the reader grants more.
+    async fn credited(&mut self) -> Result<(), StreamError> {
+        let allowance = &self.allowance;
+        let mut stopped = pin!(self.stream.stopped());
+        std::future::poll_fn(|cx| {
+            if allowance.poll_more(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            stopped.as_mut().poll(cx).map(|stopped| {
+                Err(match stopped {
+                    Ok(Some(why)) => StreamError::Stopped(Refusal::from_code(why.into_inner())),
+                    Ok(None) => StreamError::Closed,
+                    Err(_) => StreamError::LinkLost,
+                })
+            })
+        })
+        .await
     }
 
     /// Ends this direction cleanly. Synchronous, so that the last data and the FIN share a packet when no await lies
@@ -143,13 +200,14 @@ pub struct RecvHalf {
     unread: Option<Bytes>,
     /// FIN, reset or stop: nothing is left to say when this is dropped.
     ended: bool,
+    window: Window,
     /// Held for its drop.
     count: StreamCount,
 }
 
 impl RecvHalf {
-    pub(super) fn new(stream: quinn::RecvStream, count: StreamCount) -> Self {
-        Self { stream, unread: None, ended: false, count }
+    pub(super) fn new(stream: quinn::RecvStream, window: Window, count: StreamCount) -> Self {
+        Self { stream, unread: None, ended: false, window, count }
     }
 
     /// The next bytes, at most `max`, uncopied; `None` at the peer's FIN. Cancel-safe.
@@ -174,7 +232,10 @@ impl RecvHalf {
         let read = std::pin::pin!(self.stream.read_chunk(max, true));
         let chunk = ready!(Future::poll(read, cx));
         Poll::Ready(match chunk {
-            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(Some(chunk)) => {
+                self.window.read(chunk.bytes.len());
+                Ok(Some(chunk.bytes))
+            }
             Ok(None) => {
                 self.ended = true;
                 Ok(None)
@@ -200,7 +261,12 @@ impl RecvHalf {
                 let read = std::pin::pin!(self.stream.read_chunks(&mut pieces));
                 ready!(Future::poll(read, cx))
             };
-            Poll::Ready(count.map(|count| count.map(|count| into.extend(pieces.into_iter().take(count)))))
+            Poll::Ready(count.map(|count| {
+                count.map(|count| {
+                    self.window.read(pieces.iter().take(count).map(Bytes::len).sum());
+                    into.extend(pieces.into_iter().take(count));
+                })
+            }))
         });
         match read.await {
             Ok(Some(())) => Ok(true),
@@ -210,6 +276,11 @@ impl RecvHalf {
             }
             Err(error) => Err(read_error(error)),
         }
+    }
+
+    /// Names the stream, the same on both sides of the connection.
+    pub(super) fn stream_id(&self) -> quinn::StreamId {
+        self.stream.id()
     }
 
     /// Gives back bytes that were read too far; the next read yields them first.
@@ -249,6 +320,23 @@ impl fmt::Debug for RecvHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RecvHalf").field("id", &self.stream.id()).field("ended", &self.ended).finish()
     }
+}
+
+/// Writes; while that waits for the connection's window, `bytes` count as held for it.
+async fn held(
+    write: impl Future<Output = Result<Written, WriteError>>,
+    allowance: &Allowance,
+    bytes: usize,
+) -> Result<usize, StreamError> {
+    let mut write = pin!(write);
+    let written = match futures::poll!(write.as_mut()) {
+        Poll::Ready(written) => written,
+        Poll::Pending => {
+            let _held = allowance.hold(bytes);
+            write.await
+        }
+    };
+    Ok(written.map_err(write_error)?.bytes)
 }
 
 fn code(why: Refusal) -> VarInt {

@@ -20,6 +20,9 @@ use super::testkit::network::{Host, Network};
 use super::testkit::{Authority, PATIENCE, Relay, Setup, Side, link, pair, pair_in_memory, pair_with, side_at};
 use super::*;
 
+mod over_tcp;
+mod readers;
+
 fn header(side: &Side) -> StreamHeader {
     StreamHeader {
         service: Some(ServiceKey::parse("shop/web").unwrap()),
@@ -273,7 +276,7 @@ async fn a_drain_ends_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn hostile_headers_are_refused_with_their_code() {
+async fn s_30_hostile_headers_are_refused_with_their_code() {
     let (east, west) = pair().await;
     let good = header(&east).encode().unwrap();
     let cases: Vec<(Vec<u8>, Refusal)> = vec![
@@ -296,11 +299,6 @@ async fn hostile_headers_are_refused_with_their_code() {
         send.finish().unwrap();
         assert_eq!(recv.read(1).await.unwrap_err(), StreamError::Reset(expected), "{bytes:?}");
     }
-    let mut whole = header(&east);
-    whole.kind = StreamKind::Udp;
-    let (mut send, mut recv) = east.links.open(0, &west.cluster()).await.unwrap();
-    send.write(whole.encode().unwrap()).await.unwrap();
-    assert_eq!(recv.read(1).await.unwrap_err(), StreamError::Reset(Refusal::UnsupportedKind));
 }
 
 #[tokio::test]
@@ -320,13 +318,52 @@ async fn a_header_in_pieces_is_read_and_what_follows_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_header_is_refused_in_time() {
+async fn s_27_a_slow_header_is_refused_in_time() {
     let (east, west, _wire) = pair_in_memory().await;
     let (mut send, mut recv) = east.links.open(0, &west.cluster()).await.unwrap();
     send.write(Bytes::copy_from_slice(&[StreamKind::Tcp.code()])).await.unwrap();
     let started = Instant::now();
     assert_eq!(recv.read(1).await.unwrap_err(), StreamError::Reset(Refusal::Deadline));
     assert!(started.elapsed() >= HEADER_TIMEOUT && started.elapsed() < HEADER_TIMEOUT + Duration::from_millis(100));
+}
+
+/// Whatever becomes of streams, nothing of them is left: no task, no credit, no place.
+#[tokio::test(start_paused = true)]
+async fn s_33_streams_that_come_and_go_leave_nothing_behind() {
+    let (east, mut west, _wire) = pair_in_memory().await;
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = alive();
+    for number in 0..2000 {
+        let (mut send, mut recv) = open(&east, &west, b"some bytes").await;
+        let mut incoming = accept(&mut west).await;
+        match number % 5 {
+            0 => drop((send, recv)),
+            1 => {
+                send.finish().unwrap();
+                assert_eq!(read_all(&mut incoming.recv).await.unwrap(), b"some bytes");
+                incoming.send.finish().unwrap();
+                assert_eq!(read_all(&mut recv).await.unwrap(), b"");
+            }
+            2 => incoming.send.reset(Refusal::Denied),
+            3 => {
+                send.finish().unwrap();
+                drop(incoming);
+            }
+            _ => {
+                // More than the first credit, and it is never read.
+                let half = Bytes::from_static(&[7; 200 * 1024]);
+                drop(tokio::time::timeout(Duration::from_millis(10), send.write(half)).await);
+                recv.stop(Refusal::Cancelled);
+            }
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    // A probe may be under way on either side.
+    assert!(alive() <= before + 4, "{before} tasks before, {} now", alive());
+    let (more, _recv) = open(&east, &west, b"").await;
+    accept(&mut west).await;
+    drop(more);
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::{CipherSuite, SignatureScheme};
 use tokio::sync::watch;
 
@@ -119,6 +120,11 @@ impl OwnCertificate {
         self.current.load().as_ref().map(|current| current.not_after)
     }
 
+    /// The size of the chain in bytes.
+    pub(super) fn chain_len(&self) -> usize {
+        self.current.load().as_ref().map_or(0, |current| current.key.cert.iter().map(|one| one.len()).sum())
+    }
+
     /// Counts the replacements and the reminders of them; 0 while there is no certificate.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -173,10 +179,11 @@ impl ResolvesClientCert for WhileValid {
 /// The crypto half of a dialler's configuration, for one peer.
 pub(super) fn client_config(
     provider: &Arc<CryptoProvider>,
+    clock: Arc<dyn TimeProvider>,
     trust: Arc<PeerTrust>,
     own: Arc<OwnCertificate>,
 ) -> Result<QuicClientConfig, rustls::Error> {
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(provider))
+    let mut config = rustls::ClientConfig::builder_with_details(Arc::clone(provider), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(trust::ServerVerifier::new(trust, provider)))
@@ -191,10 +198,11 @@ pub(super) fn client_config(
 /// The crypto half of the listeners' configuration, for all peers.
 pub(super) fn server_config(
     provider: &Arc<CryptoProvider>,
+    clock: Arc<dyn TimeProvider>,
     trust: Arc<TrustStore>,
     own: Arc<OwnCertificate>,
 ) -> Result<QuicServerConfig, rustls::Error> {
-    let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(provider))
+    let mut config = rustls::ServerConfig::builder_with_details(Arc::clone(provider), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(trust::ClientVerifier::new(trust, provider)))
         .with_cert_resolver(own);

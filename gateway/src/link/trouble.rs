@@ -1,8 +1,11 @@
 //! Why there is no connection, in words: from quinn's errors and from the close codes of this protocol.
 
+use std::io;
 use std::net::SocketAddr;
 
+use linkspan_proto::configuration::Carrier;
 use quinn::{ConnectionError, VarInt};
+use quinn_proto::TransportErrorCode;
 
 use super::state::{CloseWhy, Trouble};
 use super::tls::TrustFailure;
@@ -34,10 +37,12 @@ pub(super) enum CloseCode {
     NameMismatch,
     /// No protocol version in common.
     VersionMismatch,
+    /// Probes went unanswered, and nothing else came through either.
+    Silent,
 }
 
 impl CloseCode {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Shutdown,
         Self::Unneeded,
         Self::NoHello,
@@ -50,6 +55,7 @@ impl CloseCode {
         Self::Drained,
         Self::NameMismatch,
         Self::VersionMismatch,
+        Self::Silent,
     ];
 
     pub(super) const fn code(self) -> VarInt {
@@ -66,6 +72,7 @@ impl CloseCode {
             Self::Drained => 0x209,
             Self::NameMismatch => 0x20a,
             Self::VersionMismatch => 0x20b,
+            Self::Silent => 0x20c,
         })
     }
 
@@ -88,6 +95,7 @@ impl CloseCode {
             Self::Drained => "Drained",
             Self::NameMismatch => "ClusterNameMismatch",
             Self::VersionMismatch => "VersionMismatch",
+            Self::Silent => "Silent",
         }
     }
 
@@ -111,6 +119,7 @@ impl CloseCode {
             Self::NameMismatch => {
                 "the peer's Link calls this cluster by another name than it has; rename the Link on the peer"
             }
+            Self::Silent => "the peer heard nothing over the connection for some time",
             Self::VersionMismatch => "the two gateways have no link protocol version in common; upgrade the older one",
         };
         Some(Trouble { reason: self.word(), message: message.to_owned() })
@@ -135,8 +144,18 @@ pub(super) fn close(connection: &quinn::Connection, code: CloseCode) {
 }
 
 /// What a lost connection means; `None`: it ended as one of the two sides wished.
-pub(super) fn of_connection(error: &ConnectionError, remote: SocketAddr) -> Option<Trouble> {
+pub(super) fn of_connection(error: &ConnectionError, remote: SocketAddr, carrier: Carrier) -> Option<Trouble> {
     Some(match error {
+        // The only internal error over TCP: the pipe has ended, and with it the endpoint.
+        ConnectionError::TransportError(error)
+            if carrier == Carrier::Tcp && error.code == TransportErrorCode::INTERNAL_ERROR =>
+        {
+            let message = format!(
+                "the TCP connection to {remote} was ended by the other side or on the way; is that the peer's gateway, does it \
+                 serve the link over TCP, and do its logs say why?"
+            );
+            trouble("TcpEnded", message)
+        }
         ConnectionError::LocallyClosed => return None,
         ConnectionError::ApplicationClosed(close) => match CloseCode::from_code(close.error_code) {
             Some(code) => return code.trouble(),
@@ -160,6 +179,15 @@ pub(super) fn of_connection(error: &ConnectionError, remote: SocketAddr) -> Opti
         }
         ConnectionError::CidsExhausted => trouble("LocalError", "no connection ids are left"),
     })
+}
+
+/// Why there is no TCP connection.
+pub(super) fn of_tcp(error: &io::Error, remote: SocketAddr) -> Trouble {
+    let message = format!(
+        "no TCP connection to {remote}: {error}; does the peer's gateway serve the link over TCP, and does every firewall \
+         between let it pass?"
+    );
+    Trouble { reason: Trouble::UNREACHABLE, message }
 }
 
 fn closed_by_transport(close: &quinn::ConnectionClose, remote: SocketAddr) -> Trouble {

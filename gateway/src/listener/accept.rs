@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::binder::is_starved;
 use super::board::{Board, Starving};
-use super::{ACCEPT_PAUSE, ClientConnection, ClientIo, Permits};
+use super::sockets::Opened;
+use super::{ACCEPT_PAUSE, ClientConnection, ClientIo, DatagramSocket, Permits, Place};
 
 /// What the binder tells a worker.
 #[derive(Debug)]
 pub(super) enum Command {
-    Listen(SocketAddr, StdListener),
-    Close(SocketAddr),
+    Listen(Place, Opened),
+    Close(Place),
 }
 
 /// A worker's share of the listening sockets. Give it to [`serve`] on that worker's runtime.
@@ -60,10 +61,12 @@ pub async fn serve_one<T>(
     tokio::join!(acceptor.run(socket), stop);
 }
 
-/// Accepts on all sockets of this worker until the drain begins; `take` gets each connection and must not block.
-pub async fn serve<T>(mut worker: Worker, permits: Permits, drain: Signal, take: T)
+/// Accepts on all sockets of this worker until the drain begins; `take` gets each connection, `take_datagrams` each socket
+/// of datagrams. Neither may block.
+pub async fn serve<T, D>(mut worker: Worker, permits: Permits, drain: Signal, take: T, take_datagrams: D)
 where
     T: Fn(ClientConnection) + Clone + Send + Sync + 'static,
+    D: Fn(DatagramSocket) + Send + 'static,
 {
     let all = CancellationToken::new();
     let mut sockets = HashMap::new();
@@ -73,21 +76,26 @@ where
             command = worker.commands.recv() => command,
         };
         match command {
-            Some(Command::Listen(address, socket)) => {
+            Some(Command::Listen(place, Opened::Datagrams(socket))) => {
+                let close = CancellationToken::new();
+                sockets.insert(place, close.clone());
+                take_datagrams(DatagramSocket { socket, listen: place.address, worker: worker.index, close });
+            }
+            Some(Command::Listen(place, Opened::Connections(socket))) => {
                 let acceptor = Acceptor {
-                    listen: address,
+                    listen: place.address,
                     worker: worker.index,
                     permits: permits.clone(),
                     board: Arc::clone(&worker.board),
                     take: take.clone(),
                     close: all.child_token(),
                 };
-                sockets.insert(address, acceptor.close.clone());
+                sockets.insert(place, acceptor.close.clone());
                 // Detached: it ends by its token.
                 drop(task::spawn("listener", acceptor.run(socket)));
             }
-            Some(Command::Close(address)) => {
-                if let Some(close) = sockets.remove(&address) {
+            Some(Command::Close(place)) => {
+                if let Some(close) = sockets.remove(&place) {
                     close.cancel();
                 }
             }

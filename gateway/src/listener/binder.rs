@@ -4,20 +4,19 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use linkspan_proto::configuration::{Rejection, ResourceKey, ResourceKind};
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::backoff::Backoff;
 use linkspan_runtime::drain::Signal;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::accept::{Command, Worker};
 use super::board::{Board, Counts, MirrorState};
 use super::budget::{Budget, Grant, Ledger};
-use super::{BACKLOG, BIND_PAUSE, Bindings};
+use super::sockets;
+use super::{BIND_PAUSE, Bindings, Place};
 use crate::discovery::Rejections;
 
 /// Commands that wait for a worker. A worker that is this far behind is busy; the binder then waits for it.
@@ -38,7 +37,7 @@ pub struct Binder {
     board: Arc<Board>,
     rejections: Rejections,
     ledger: Ledger,
-    bound: BTreeMap<SocketAddr, Bound>,
+    bound: BTreeMap<Place, Bound>,
     /// Owners whose refusals were logged, with their number.
     told: BTreeMap<Option<ClusterName>, usize>,
 }
@@ -110,27 +109,27 @@ impl Binder {
         }
     }
 
-    async fn reconcile(&mut self, wanted: &Bindings) -> BTreeMap<SocketAddr, Failure> {
-        let gone: Vec<_> = self.bound.keys().filter(|at| !wanted.addresses.contains_key(at)).copied().collect();
-        for address in gone {
-            let Some(bound) = self.bound.remove(&address) else { continue };
+    async fn reconcile(&mut self, wanted: &Bindings) -> BTreeMap<Place, Failure> {
+        let gone: Vec<_> = self.bound.keys().filter(|at| !wanted.places.contains_key(at)).copied().collect();
+        for place in gone {
+            let Some(bound) = self.bound.remove(&place) else { continue };
             self.ledger.release(&bound.grant);
             for worker in bound.workers {
-                self.tell(worker, Command::Close(address)).await;
+                self.tell(worker, Command::Close(place)).await;
             }
         }
-        for (address, bound) in &mut self.bound {
-            self.ledger.follow(&mut bound.grant, owners(wanted, address));
+        for (place, bound) in &mut self.bound {
+            self.ledger.follow(&mut bound.grant, owners(wanted, place));
         }
         let copies = self.copies(wanted);
         let mut failures = BTreeMap::new();
-        let new: Vec<_> = wanted.addresses.keys().filter(|at| !self.bound.contains_key(at)).copied().collect();
-        for (turn, address) in new.into_iter().enumerate() {
+        let new: Vec<_> = wanted.places.keys().filter(|at| !self.bound.contains_key(at)).copied().collect();
+        for (turn, place) in new.into_iter().enumerate() {
             if turn % BATCH == BATCH - 1 {
                 tokio::task::yield_now().await;
             }
-            if let Err(failure) = self.bind(address, owners(wanted, &address), &copies).await {
-                failures.insert(address, failure);
+            if let Err(failure) = self.bind(place, owners(wanted, &place), &copies).await {
+                failures.insert(place, failure);
             }
         }
         failures
@@ -138,37 +137,37 @@ impl Binder {
 
     /// On how many workers each owner's addresses are bound: on all of them, as far as half of its share reaches.
     fn copies(&self, wanted: &Bindings) -> BTreeMap<Option<ClusterName>, usize> {
-        let mut addresses: BTreeMap<Option<ClusterName>, usize> = BTreeMap::new();
-        for address in wanted.addresses.keys() {
-            let owners = owners(wanted, address);
+        let mut places: BTreeMap<Option<ClusterName>, usize> = BTreeMap::new();
+        for place in wanted.places.keys() {
+            let owners = owners(wanted, place);
             for owner in owners.iter().map(|owner| Some(owner.clone())).chain(owners.is_empty().then_some(None)) {
-                *addresses.entry(owner).or_default() += 1;
+                *places.entry(owner).or_default() += 1;
             }
         }
         let share = self.ledger.budget().share();
-        addresses.values_mut().for_each(|count| *count = (share / 2 / *count).clamp(1, self.inlets.len()));
-        addresses
+        places.values_mut().for_each(|count| *count = (share / 2 / *count).clamp(1, self.inlets.len()));
+        places
     }
 
-    /// Binds one address, if the budget allows it.
+    /// Binds one place, if the budget allows it.
     async fn bind(
         &mut self,
-        address: SocketAddr,
+        place: Place,
         owners: &[ClusterName],
         copies: &BTreeMap<Option<ClusterName>, usize>,
     ) -> Result<(), Failure> {
         let first = owners.first().cloned();
         let wished = copies.get(&first).copied().unwrap_or(1);
         let grant = self.ledger.book(owners, wished).ok_or(Failure::Share(first))?;
-        let workers = workers_for(address, self.inlets.len(), grant.sockets);
-        let sockets = bind(address, workers.len()).map_err(|error| {
+        let workers = workers_for(place, self.inlets.len(), grant.sockets);
+        let sockets = sockets::open(place, workers.len()).map_err(|error| {
             self.ledger.release(&grant);
             Failure::Bind(error)
         })?;
         for (worker, socket) in workers.iter().zip(sockets) {
-            self.tell(*worker, Command::Listen(address, socket)).await;
+            self.tell(*worker, Command::Listen(place, socket)).await;
         }
-        self.bound.insert(address, Bound { workers, grant });
+        self.bound.insert(place, Bound { workers, grant });
         Ok(())
     }
 
@@ -179,45 +178,46 @@ impl Binder {
         }
     }
 
-    fn report(&mut self, wanted: &Bindings, failures: &BTreeMap<SocketAddr, Failure>) {
-        let mut complaints: BTreeMap<&str, Vec<(SocketAddr, &'static str, String)>> = BTreeMap::new();
+    fn report(&mut self, wanted: &Bindings, failures: &BTreeMap<Place, Failure>) {
+        let mut complaints: BTreeMap<&str, Vec<(Place, &'static str, String)>> = BTreeMap::new();
         let mut states = BTreeMap::new();
         let mut refused: BTreeMap<Option<ClusterName>, usize> = BTreeMap::new();
         let budget = self.ledger.budget();
-        for (address, mirror) in &wanted.addresses {
-            let (reason, message) = match failures.get(address) {
+        for (place, mirror) in &wanted.places {
+            let (reason, message) = match failures.get(place) {
                 None => ("", String::new()),
-                Some(Failure::Bind(error)) => explain(*address, error),
+                Some(Failure::Bind(error)) => explain(*place, error),
                 Some(Failure::Share(owner)) => {
                     let count = refused.entry(owner.clone()).or_default();
                     *count += 1;
                     if *count > REFUSALS_SHOWN {
                         // Not shown, and still told: DNS must not give out an address at which nobody of ours listens.
-                        let told = (*address, "SocketShareUsedUp", String::new());
+                        let told = (*place, "SocketShareUsedUp", String::new());
                         complaints.entry(mirror).or_default().push(told);
                         continue;
                     }
                     ("SocketShareUsedUp", explain_share(owner.as_ref(), budget))
                 }
             };
-            let workers = self.bound.get(address).map_or(0, |bound| bound.workers.len());
+            let workers = self.bound.get(place).map_or(0, |bound| bound.workers.len());
             let state = MirrorState {
                 mirror: mirror.to_string(),
-                listen: *address,
+                listen: place.address,
+                transport: place.transport,
                 bound: workers > 0,
                 workers,
                 reason: reason.to_owned(),
                 message: message.clone(),
             };
-            states.insert(*address, state);
+            states.insert(*place, state);
             if !reason.is_empty() {
-                complaints.entry(mirror).or_default().push((*address, reason, message));
+                complaints.entry(mirror).or_default().push((*place, reason, message));
             }
         }
-        for (address, mirror) in &wanted.conflicts {
-            let holder = wanted.addresses.get(address).map_or("another mirror", AsRef::as_ref);
-            let message = format!("{address} is taken by {holder}; give one of the two another address");
-            complaints.entry(mirror).or_default().push((*address, "AddressInUse", message));
+        for (place, mirror) in &wanted.conflicts {
+            let holder = wanted.places.get(place).map_or("another mirror", AsRef::as_ref);
+            let message = format!("{place} is taken by {holder}; give one of the two another address");
+            complaints.entry(mirror).or_default().push((*place, "AddressInUse", message));
         }
         let refusals: usize = refused.values().sum();
         self.board.replace(
@@ -252,12 +252,12 @@ impl Binder {
     }
 }
 
-fn owners<'a>(wanted: &'a Bindings, address: &SocketAddr) -> &'a [ClusterName] {
-    wanted.owners.get(address).map_or(&[], |owners| owners)
+fn owners<'a>(wanted: &'a Bindings, place: &Place) -> &'a [ClusterName] {
+    wanted.owners.get(place).map_or(&[], |owners| owners)
 }
 
 /// One complaint for a mirror, about its first bad port.
-fn rejection(mirror: &str, ports: &[(SocketAddr, &'static str, String)]) -> Rejection {
+fn rejection(mirror: &str, ports: &[(Place, &'static str, String)]) -> Rejection {
     let (reason, mut message) =
         ports.first().map(|(_, reason, message)| (*reason, message.clone())).unwrap_or_default();
     if ports.len() > 1 {
@@ -267,82 +267,36 @@ fn rejection(mirror: &str, ports: &[(SocketAddr, &'static str, String)]) -> Reje
         resource: ResourceKey { kind: ResourceKind::Mirror, name: mirror.to_owned() },
         reason: reason.to_owned(),
         message,
-        ports: ports.iter().map(|(address, ..)| address.port()).collect(),
+        ports: ports.iter().map(|(place, ..)| place.address.port()).collect(),
     }
 }
 
-/// The workers that listen on `address`, `copies` of them. The choice depends on the address alone, so that addresses
-/// spread over the workers.
-pub(super) fn workers_for(address: SocketAddr, workers: usize, copies: usize) -> Vec<usize> {
+/// The workers that listen at `place`, `copies` of them. The choice depends on the place alone, so that places spread over
+/// the workers.
+pub(super) fn workers_for(place: Place, workers: usize, copies: usize) -> Vec<usize> {
     let copies = copies.clamp(1, workers);
     let mut hasher = DefaultHasher::new();
-    address.hash(&mut hasher);
+    place.hash(&mut hasher);
     let first = usize::try_from(hasher.finish() % workers as u64).unwrap_or(0);
     (0..copies).map(|copy| (first + copy) % workers).collect()
 }
 
-/// Binds `address` and listens, `copies` times with `SO_REUSEPORT`.
-///
-/// The first socket is bound *before* it gets `SO_REUSEPORT`: so the kernel refuses it when anybody else listens there,
-/// another gateway of the same user included. The following ones share with the first.
-///
-/// # Errors
-/// When the address is in use by others, not ours, or not permitted.
-pub fn bind(address: SocketAddr, copies: usize) -> io::Result<Vec<TcpListener>> {
-    let mut sockets = Vec::with_capacity(copies);
-    let mut address = address;
-    for copy in 0..copies {
-        let socket = match Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP)) {
-            // A kernel without IPv6: "any" is then what IPv4 has of it.
-            Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
-                address.set_ip(Ipv4Addr::UNSPECIFIED.into());
-                Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?
-            }
-            other => other?,
-        };
-        // Only for connections of an earlier process in TIME_WAIT; a listening socket still conflicts.
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // A mirror's address is one family; the other may be another mirror's. A mirror that has a port of its own
-            // (in a cluster) is there for whatever families the pod has.
-            socket.set_only_v6(!address.ip().is_unspecified())?;
-        }
-        if copy > 0 {
-            socket.set_reuse_port(true)?;
-        }
-        socket.bind(&address.into())?;
-        if copy == 0 {
-            if copies > 1 {
-                socket.set_reuse_port(true)?;
-            }
-            // With port 0 the kernel has chosen one: the others must use the same.
-            address = socket.local_addr()?.as_socket().unwrap_or(address);
-        }
-        sockets.push(socket);
-    }
-    // Only when all are bound: no client is accepted into a socket that is closed again.
-    for socket in &sockets {
-        socket.listen(BACKLOG)?;
-    }
-    Ok(sockets.into_iter().map(TcpListener::from).collect())
-}
-
 /// A bind error as reason and sentence with remedy. Must not vary between attempts, or the status would flap.
-fn explain(address: SocketAddr, error: &io::Error) -> (&'static str, String) {
-    let ip = address.ip();
+fn explain(place: Place, error: &io::Error) -> (&'static str, String) {
+    let ip = place.address.ip();
     match error.kind() {
         io::ErrorKind::AddrInUse => (
             "AddressInUse",
             format!(
-                "another process listens on {address}; stop it, or choose another range for mirrorAddresses in site.yaml"
+                "another process listens on {place}; stop it, or choose another range for mirrorAddresses in site.yaml"
             ),
         ),
         io::ErrorKind::PermissionDenied => (
             "PermissionDenied",
             format!(
-                "this user may not listen on {address}; give the gateway CAP_NET_BIND_SERVICE, or lower the sysctl \
+                "this user may not listen on {place}; give the gateway CAP_NET_BIND_SERVICE, or lower the sysctl \
                  net.ipv4.ip_unprivileged_port_start to {}",
-                address.port()
+                place.address.port()
             ),
         ),
         io::ErrorKind::AddrNotAvailable => (
@@ -359,11 +313,10 @@ fn explain(address: SocketAddr, error: &io::Error) -> (&'static str, String) {
                 ),
             },
         ),
-        _ if is_starved(error) => (
-            "TooManyFiles",
-            format!("no file descriptors left for {address}; raise the limit (ulimit -n, LimitNOFILE=)"),
-        ),
-        _ => ("BindFailed", format!("cannot listen on {address}: {error}")),
+        _ if is_starved(error) => {
+            ("TooManyFiles", format!("no file descriptors left for {place}; raise the limit (ulimit -n, LimitNOFILE=)"))
+        }
+        _ => ("BindFailed", format!("cannot listen on {place}: {error}")),
     }
 }
 

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::metrics::Registry;
 use linkspan_runtime::metrics::prometheus_client::collector::Collector;
@@ -26,12 +27,12 @@ use linkspan_runtime::metrics::prometheus_client::metrics::counter::ConstCounter
 use linkspan_runtime::metrics::prometheus_client::metrics::gauge::ConstGauge;
 use serde::Serialize;
 
-use super::{Budget, Permits};
+use super::{Budget, Permits, Place};
 
 /// The state of all listening sockets of the process.
 #[derive(Debug, Default)]
 pub struct Board {
-    mirrors: Mutex<BTreeMap<SocketAddr, MirrorState>>,
+    mirrors: Mutex<BTreeMap<Place, MirrorState>>,
     counts: Mutex<Counts>,
     budget: Budget,
     accepted: AtomicU64,
@@ -55,8 +56,11 @@ pub(super) struct Counts {
 pub struct MirrorState {
     /// The mirrored name.
     pub mirror: String,
-    /// Where clients connect to.
+    /// Where clients connect to, or send to.
     pub listen: SocketAddr,
+    /// For connections or for datagrams.
+    #[serde(skip_serializing_if = "PortTransport::is_tcp")]
+    pub transport: PortTransport,
     /// Whether it is bound.
     pub bound: bool,
     /// On how many workers.
@@ -120,7 +124,7 @@ impl Board {
         (self.failures.fetch_add(1, Ordering::Relaxed) + 1, Starving(self))
     }
 
-    pub(super) fn replace(&self, mirrors: BTreeMap<SocketAddr, MirrorState>, counts: Counts) {
+    pub(super) fn replace(&self, mirrors: BTreeMap<Place, MirrorState>, counts: Counts) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
         *self.mirrors.lock().unwrap_or_else(PoisonError::into_inner) = mirrors;
     }

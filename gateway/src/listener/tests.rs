@@ -35,15 +35,15 @@ fn rig_with(limit: usize, budget: Budget) -> Rig {
     for worker in workers {
         let take = take.clone();
         let take = move |conn| drop(take.send(conn));
-        tokio::spawn(serve(worker, permits.clone(), signal.clone(), take));
+        tokio::spawn(serve(worker, permits.clone(), signal.clone(), take, drop));
     }
     Rig { bindings, board, rejections, permits, accepted, drain }
 }
 
 impl Rig {
     fn want(&self, addresses: &[(SocketAddr, &str)]) {
-        let addresses = addresses.iter().map(|(address, name)| (*address, Arc::from(*name))).collect();
-        self.bindings.send_replace(Arc::new(Bindings { addresses, ..Bindings::default() }));
+        let places = addresses.iter().map(|(address, name)| (Place::tcp(*address), Arc::from(*name))).collect();
+        self.bindings.send_replace(Arc::new(Bindings { places, ..Bindings::default() }));
     }
 
     /// Waits until the board says what is expected. Real sockets, so real time; but nothing sleeps.
@@ -66,8 +66,8 @@ fn owned(addresses: &[(SocketAddr, &str)]) -> Bindings {
     let mut bindings = Bindings::default();
     for (address, cluster) in addresses {
         let owner = linkspan_proto::names::ClusterName::parse(cluster).expect("a name");
-        bindings.addresses.insert(*address, format!("web-{cluster}.shop:{address}").into());
-        bindings.owners.insert(*address, [owner].into());
+        bindings.places.insert(Place::tcp(*address), format!("web-{cluster}.shop:{address}").into());
+        bindings.owners.insert(Place::tcp(*address), [owner].into());
     }
     bindings
 }
@@ -256,8 +256,8 @@ async fn two_mirrors_of_one_address_are_a_complaint() {
     let rig = rig(10);
     let address = free(5, 1)[0];
     let bindings = Bindings {
-        addresses: BTreeMap::from([(address, Arc::from("db.a"))]),
-        conflicts: BTreeMap::from([(address, Arc::from("web.a"))]),
+        places: BTreeMap::from([(Place::tcp(address), Arc::from("db.a"))]),
+        conflicts: BTreeMap::from([(Place::tcp(address), Arc::from("web.a"))]),
         ..Bindings::default()
     };
     rig.bindings.send_replace(Arc::new(bindings));
@@ -382,12 +382,12 @@ async fn ten_thousand_mirrors_are_bound_on_some_workers_each() {
     let wanted = Mutex::new([0_usize; 8]);
     for index in 0..10_000_u32 {
         let [_, _, high, low] = index.to_be_bytes();
-        let chosen = binder::workers_for(SocketAddr::from(([127, 80, high, low], 80)), 8, 1);
+        let chosen = binder::workers_for(Place::tcp(SocketAddr::from(([127, 80, high, low], 80))), 8, 1);
         assert_eq!(chosen.len(), 1);
         wanted.lock().expect("lock")[chosen[0]] += 1;
     }
     assert!(wanted.lock().expect("lock").iter().all(|count| (1_000..1_500).contains(count)));
-    let few = binder::workers_for(SocketAddr::from(([127, 80, 0, 1], 80)), 8, 8);
+    let few = binder::workers_for(Place::tcp(SocketAddr::from(([127, 80, 0, 1], 80))), 8, 8);
     assert_eq!(few.iter().collect::<std::collections::BTreeSet<_>>().len(), 8, "all workers, each once");
 }
 

@@ -10,6 +10,7 @@ use linkspan_runtime::metrics::prometheus_client::encoding::{
 use linkspan_runtime::metrics::prometheus_client::metrics::MetricType;
 use linkspan_runtime::metrics::prometheus_client::metrics::counter::ConstCounter;
 
+use super::series::UDP_MOVED;
 use super::{Key, Metrics, Series};
 
 /// All families that are kept by [`Key`]. A collector, and not one `Family` each: the series live in one place, and
@@ -26,6 +27,8 @@ impl Collector for Families {
         latency(&mut encoder, &all)?;
         connections(&mut encoder, &all)?;
         bytes(&mut encoder, &all)?;
+        flows(&mut encoder, &all)?;
+        datagrams(&mut encoder, &all)?;
         probes(&mut encoder, &all)
     }
 }
@@ -95,6 +98,52 @@ fn bytes(encoder: &mut DescriptorEncoder<'_>, all: &[Arc<Series>]) -> fmt::Resul
         counter(&mut family, series.key(), [], series.write_bytes())?;
     }
     Ok(())
+}
+
+fn flows(encoder: &mut DescriptorEncoder<'_>, all: &[Arc<Series>]) -> fmt::Result {
+    let help = "Flows of datagrams that have begun";
+    let mut family = encoder.encode_descriptor("udp_open", help, None, MetricType::Counter)?;
+    for series in with_flows(all) {
+        counter(&mut family, series.key(), [], series.udp_opens())?;
+    }
+    let help = "Flows of datagrams that have ended, by how";
+    let mut family = encoder.encode_descriptor("udp_close", help, None, MetricType::Counter)?;
+    for series in all {
+        for (outcome, count) in series.udp_closes() {
+            let labels = [("classification", classification(outcome.is_success())), ("outcome", outcome.label())];
+            counter(&mut family, series.key(), labels, count)?;
+        }
+    }
+    Ok(())
+}
+
+fn datagrams(encoder: &mut DescriptorEncoder<'_>, all: &[Arc<Series>]) -> fmt::Result {
+    let helps = [
+        "Datagrams from callers that were carried on",
+        "Datagrams to callers that were carried on",
+        "Payload of datagrams from callers, in bytes",
+        "Payload of datagrams to callers, in bytes",
+    ];
+    for (index, help) in helps.into_iter().enumerate() {
+        let name = UDP_MOVED[index];
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for series in with_flows(all) {
+            counter(&mut family, series.key(), [], series.udp_moved()[index])?;
+        }
+    }
+    let help = "Datagrams that were not carried on, by why";
+    let mut family = encoder.encode_descriptor("udp_lost", help, None, MetricType::Counter)?;
+    for series in all {
+        for (why, count) in series.udp_lost_by_reason() {
+            counter(&mut family, series.key(), [("reason", why.label())], count)?;
+        }
+    }
+    Ok(())
+}
+
+/// Most services have none, and need no figures about them.
+fn with_flows(all: &[Arc<Series>]) -> impl Iterator<Item = &Arc<Series>> {
+    all.iter().filter(|series| series.udp_opens() > 0)
 }
 
 fn probes(encoder: &mut DescriptorEncoder<'_>, all: &[Arc<Series>]) -> fmt::Result {

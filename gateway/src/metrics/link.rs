@@ -6,6 +6,7 @@
 //! | `link_connections{peer}` | connections in use |
 //! | `link_rtt_seconds{peer}` | smoothed round-trip time of the transport; absent while not connected |
 //! | `link_state{peer,state}` | 1 for the state in which the link is, 0 for the others: `waiting`, `connecting`, `connected`, `draining` |
+//! | `link_transport{peer,transport}` | 1 for what carries new streams, 0 for the other: `quic`, `tcp`; both 0 while not connected |
 //! | `link_sent_packets_total{peer}` | packets sent |
 //! | `link_lost_packets_total{peer}` | packets sent and declared lost; divided by those sent: the loss |
 //! | `link_probe_total{peer,result}` | probes by `answered`, `failed` |
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport};
+use linkspan_proto::configuration::{Carrier, LinkPhase, LinkReport};
 use linkspan_proto::names::ClusterName;
 use linkspan_runtime::metrics::prometheus_client::collector::Collector;
 use linkspan_runtime::metrics::prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -39,6 +40,8 @@ pub struct PeerSeries {
     rtt_us: AtomicU64,
     /// Index into [`LinkPhase::ALL`] plus one; 0 while unknown.
     state: AtomicU64,
+    /// Index into [`Carrier::ALL`] plus one; 0 while not connected.
+    transport: AtomicU64,
     sent_packets: AtomicU64,
     lost_packets: AtomicU64,
     probes_answered: AtomicU64,
@@ -67,6 +70,12 @@ impl PeerSeries {
     pub fn state(&self, state: LinkPhase) {
         let index = LinkPhase::ALL.iter().position(|phase| *phase == state);
         self.state.store(index.map_or(0, |index| index as u64 + 1), Ordering::Relaxed);
+    }
+
+    /// What carries new streams.
+    pub fn transport(&self, transport: Option<Carrier>) {
+        let index = Carrier::ALL.iter().position(|carrier| Some(*carrier) == transport);
+        self.transport.store(index.map_or(0, |index| index as u64 + 1), Ordering::Relaxed);
     }
 
     /// Further packets were sent, and further ones found lost.
@@ -101,6 +110,7 @@ impl LinkMetrics {
             let link = self.peer(&report.cluster);
             link.up(report.alive);
             link.state(report.state);
+            link.transport(report.transport);
             link.connections(u64::from(report.connections));
             link.rtt(report.rtt_micros.map(Duration::from_micros));
         }
@@ -130,6 +140,7 @@ impl Collector for LinkMetrics {
             Some(load(&link.rtt_us)).filter(|us| *us > 0.0).map(|us| us / 1e6)
         })?;
         states(&mut encoder, &all)?;
+        transports(&mut encoder, &all)?;
         let help = "Packets that were sent on the link";
         counters(&mut encoder, "link_sent_packets", help, &all, |link| &link.sent_packets)?;
         let help = "Packets that were sent on the link and declared lost";
@@ -184,6 +195,20 @@ fn states(encoder: &mut DescriptorEncoder<'_>, all: &[(ClusterName, Arc<PeerSeri
         let present = link.state.load(Ordering::Relaxed);
         for (index, phase) in (1..).zip(LinkPhase::ALL) {
             let labels = [("peer", peer.as_str()), ("state", phase.as_str())];
+            let value = if present == index { 1.0 } else { 0.0 };
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn transports(encoder: &mut DescriptorEncoder<'_>, all: &[(ClusterName, Arc<PeerSeries>)]) -> fmt::Result {
+    let help = "1 for what carries new streams of the link, 0 for the other";
+    let mut family = encoder.encode_descriptor("link_transport", help, None, MetricType::Gauge)?;
+    for (peer, link) in all {
+        let present = link.transport.load(Ordering::Relaxed);
+        for (index, carrier) in (1..).zip(Carrier::ALL) {
+            let labels = [("peer", peer.as_str()), ("transport", carrier.as_str())];
             let value = if present == index { 1.0 } else { 0.0 };
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }

@@ -7,7 +7,7 @@ use linkspan_proto::refusal::Refusal;
 use linkspan_runtime::histogram::{Distribution, LatencyHistogram};
 
 use super::Key;
-use crate::outcome::Outcome;
+use crate::outcome::{Loss, Outcome};
 
 /// Ends that are no refusal of the link, each with a slot of its own; the refusals follow. `Idle` here also stands for
 /// the refusal of that name: one label value, one slot.
@@ -29,6 +29,10 @@ pub(super) const OUTCOMES: usize = PLAIN.len() + Refusal::ALL.len();
 
 /// Slots of HTTP status classes: none, then 1xx to 5xx.
 pub(super) const CLASSES: [&str; 6] = ["", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Families of what flows have moved.
+pub(super) const UDP_MOVED: [&str; 4] =
+    ["udp_read_datagrams", "udp_write_datagrams", "udp_read_bytes", "udp_write_bytes"];
 
 /// gRPC statuses that count as failures, as Linkerd has it: unknown, deadline exceeded, internal, unavailable, data loss.
 /// The others are answers of a working service.
@@ -55,6 +59,19 @@ pub struct Series {
     read_bytes: AtomicU64,
     write_bytes: AtomicU64,
     probes: [AtomicU64; OUTCOMES],
+    udp: Box<UdpSeries>,
+}
+
+/// What is counted of flows. Apart, since few services have any.
+#[derive(Debug, Default)]
+struct UdpSeries {
+    opens: AtomicU64,
+    closes: [AtomicU64; OUTCOMES],
+    read_bytes: AtomicU64,
+    write_bytes: AtomicU64,
+    read_datagrams: AtomicU64,
+    write_datagrams: AtomicU64,
+    lost: [AtomicU64; Loss::ALL.len()],
 }
 
 impl Series {
@@ -69,6 +86,7 @@ impl Series {
             read_bytes: AtomicU64::new(0),
             write_bytes: AtomicU64::new(0),
             probes: [const { AtomicU64::new(0) }; OUTCOMES],
+            udp: Box::default(),
         }
     }
 
@@ -112,14 +130,43 @@ impl Series {
         self.write_bytes.fetch_add(written, Ordering::Relaxed);
     }
 
+    /// A flow began.
+    pub fn udp_open(&self) {
+        self.udp.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A flow ended.
+    pub fn udp_close(&self, outcome: Outcome) {
+        self.udp.closes[slot(outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes of datagrams moved from the caller (`read`) and to it (`written`).
+    pub fn udp_bytes(&self, read: u64, written: u64) {
+        self.udp.read_bytes.fetch_add(read, Ordering::Relaxed);
+        self.udp.write_bytes.fetch_add(written, Ordering::Relaxed);
+    }
+
+    /// Datagrams moved from the caller (`read`) and to it (`written`).
+    pub fn udp_datagrams(&self, read: u64, written: u64) {
+        self.udp.read_datagrams.fetch_add(read, Ordering::Relaxed);
+        self.udp.write_datagrams.fetch_add(written, Ordering::Relaxed);
+    }
+
+    /// Datagrams were not carried on.
+    pub fn udp_lost(&self, why: Loss, count: u64) {
+        self.udp.lost[why.slot()].fetch_add(count, Ordering::Relaxed);
+    }
+
     /// All figures at this moment. Those of a request that ends meanwhile may be in or not, each for itself.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let mut totals = Totals {
             latency: self.latency.snapshot(),
             tcp_opens: self.tcp_opens.load(Ordering::Relaxed),
-            read_bytes: self.read_bytes.load(Ordering::Relaxed),
-            write_bytes: self.write_bytes.load(Ordering::Relaxed),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed) + self.udp.read_bytes.load(Ordering::Relaxed),
+            write_bytes: self.write_bytes.load(Ordering::Relaxed) + self.udp.write_bytes.load(Ordering::Relaxed),
+            udp_opens: self.udp_opens(),
+            udp_lost: self.udp_lost_by_reason().map(|(_, count)| count).sum(),
             ..Totals::default()
         };
         for (slot, count) in self.responses() {
@@ -129,6 +176,10 @@ impl Series {
         for (outcome, count) in self.tcp_closes() {
             totals.tcp_closes += count;
             totals.tcp_failures += if outcome.is_success() { 0 } else { count };
+        }
+        for (outcome, count) in self.udp_closes() {
+            totals.udp_closes += count;
+            totals.udp_failures += if outcome.is_success() { 0 } else { count };
         }
         totals
     }
@@ -168,6 +219,27 @@ impl Series {
         by_outcome(&self.tcp_closes)
     }
 
+    pub(super) fn udp_opens(&self) -> u64 {
+        self.udp.opens.load(Ordering::Relaxed)
+    }
+
+    /// Counters of ended flows that are not zero.
+    pub(super) fn udp_closes(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        by_outcome(&self.udp.closes)
+    }
+
+    /// Counters of lost datagrams that are not zero.
+    pub(super) fn udp_lost_by_reason(&self) -> impl Iterator<Item = (Loss, u64)> {
+        let counts = Loss::ALL.into_iter().zip(&self.udp.lost);
+        counts.map(|(why, counter)| (why, counter.load(Ordering::Relaxed))).filter(|(_, count)| *count > 0)
+    }
+
+    /// What [`UDP_MOVED`] names.
+    pub(super) fn udp_moved(&self) -> [u64; UDP_MOVED.len()] {
+        let UdpSeries { read_datagrams, write_datagrams, read_bytes, write_bytes, .. } = &*self.udp;
+        [read_datagrams, write_datagrams, read_bytes, write_bytes].map(|counter| counter.load(Ordering::Relaxed))
+    }
+
     /// Counters of probes that are not zero.
     pub(super) fn probes(&self) -> impl Iterator<Item = (Outcome, u64)> {
         by_outcome(&self.probes)
@@ -196,6 +268,14 @@ pub struct Totals {
     pub tcp_closes: u64,
     /// Those of them that did not end well.
     pub tcp_failures: u64,
+    /// Flows of datagrams that began.
+    pub udp_opens: u64,
+    /// Flows that ended.
+    pub udp_closes: u64,
+    /// Those of them that did not end well.
+    pub udp_failures: u64,
+    /// Datagrams that were not carried on.
+    pub udp_lost: u64,
     /// Bytes from callers.
     pub read_bytes: u64,
     /// Bytes to callers.
@@ -213,6 +293,10 @@ impl Totals {
             tcp_opens: self.tcp_opens.saturating_sub(earlier.tcp_opens),
             tcp_closes: self.tcp_closes.saturating_sub(earlier.tcp_closes),
             tcp_failures: self.tcp_failures.saturating_sub(earlier.tcp_failures),
+            udp_opens: self.udp_opens.saturating_sub(earlier.udp_opens),
+            udp_closes: self.udp_closes.saturating_sub(earlier.udp_closes),
+            udp_failures: self.udp_failures.saturating_sub(earlier.udp_failures),
+            udp_lost: self.udp_lost.saturating_sub(earlier.udp_lost),
             read_bytes: self.read_bytes.saturating_sub(earlier.read_bytes),
             write_bytes: self.write_bytes.saturating_sub(earlier.write_bytes),
         }

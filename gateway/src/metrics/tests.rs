@@ -27,17 +27,25 @@ pub(crate) fn snapshot() -> Snapshot {
             trust_bundle: String::new(),
             addresses: Vec::new(),
             default_policy: Default::default(),
+            transport: Default::default(),
+            congestion: Default::default(),
         }),
         Resource::Mirror(Mirror {
             name: "web-west.shop.svc.cluster.local".to_owned(),
             service: service("shop/web"),
             endpoint: None,
-            ports: vec![MirrorPort { listen, port: 80, name: None, app_protocol: None }],
+            ports: vec![MirrorPort { listen, port: 80, transport: Default::default(), name: None, app_protocol: None }],
             tiers: Vec::new(),
         }),
         Resource::Export(Export {
             service: service("shop/db"),
-            ports: vec![ExportPort { port: 5432, name: None, app_protocol: None, endpoints: Vec::new() }],
+            ports: vec![ExportPort {
+                port: 5432,
+                transport: Default::default(),
+                name: None,
+                app_protocol: None,
+                endpoints: Vec::new(),
+            }],
             rules: None,
             proxy_protocol: false,
         }),
@@ -146,7 +154,7 @@ fn probes_of_check_are_no_traffic() {
 
 /// S-31: a million names that nobody configured.
 #[test]
-fn made_up_names_make_no_series() {
+fn s_31_made_up_names_make_no_series() {
     let (metrics, registry) = metrics();
     for n in 0..1_000_000_u32 {
         let mut entry = Entry::new(Direction::Inbound, Protocol::Http1);
@@ -169,13 +177,19 @@ fn made_up_names_make_no_series() {
 }
 
 #[test]
-fn many_configured_names_are_capped() {
+fn s_31_many_configured_names_are_capped() {
     let (metrics, _registry) = metrics();
     let mut big = snapshot();
     for n in 0..3000 {
         let resource = Resource::Export(Export {
             service: service(&format!("shop/svc-{n}")),
-            ports: vec![ExportPort { port: 80, name: None, app_protocol: None, endpoints: Vec::new() }],
+            ports: vec![ExportPort {
+                port: 80,
+                transport: Default::default(),
+                name: None,
+                app_protocol: None,
+                endpoints: Vec::new(),
+            }],
             rules: None,
             proxy_protocol: false,
         });

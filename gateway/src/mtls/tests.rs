@@ -70,6 +70,7 @@ fn world(app_protocol: Option<&str>) -> World {
     let port = |port: u16| MirrorPort {
         listen: SocketAddr::from(([127, 80, 0, 1], port)),
         port,
+        transport: Default::default(),
         name: None,
         app_protocol: app_protocol.map(str::to_owned),
     };
@@ -249,7 +250,7 @@ async fn an_unknown_name_is_no_route() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_client_is_dropped_in_time() {
+async fn s_27_a_silent_client_is_dropped_in_time() {
     let world = world(None);
     let (_socket, conn) = connection().await;
     let began = tokio::time::Instant::now();

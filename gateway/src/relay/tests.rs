@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::*;
 use crate::outcome::{Direction, Entry, Protocol, Recorder};
@@ -452,4 +453,71 @@ fn the_future_is_small() {
         Record::open(std::sync::Arc::new(Totals::default()), Entry::new(Direction::Outbound, Protocol::Tcp));
     let future = relay(&mut io, Socket::Client, &mut send, &mut recv, bounds(&drain), &mut record);
     assert!(size_of_val(&future) <= 2048, "{}", size_of_val(&future));
+}
+
+/// A socket whose other end has reset it: the word of that is given once, to a write if that comes first.
+struct ResetSocket {
+    error: io::ErrorKind,
+    said: &'static [u8],
+    told: bool,
+    reader: Option<std::task::Waker>,
+}
+
+impl AsyncRead for ResetSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.told {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        buffer.put_slice(std::mem::take(&mut self.said));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ResetSocket {
+    fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, _bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.told = true;
+        self.reader.take().into_iter().for_each(std::task::Waker::wake);
+        Poll::Ready(Err(self.error.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+    }
+}
+
+/// I1: what is left in the socket is passed on, and what follows is no end in order, for all that a read says.
+#[tokio::test(start_paused = true)]
+async fn a_reset_that_a_write_has_met_is_no_clean_end_for_the_reader() {
+    for (error, end, outcome) in [
+        (
+            io::ErrorKind::ConnectionReset,
+            "the peer reset the stream: backend_reset",
+            Outcome::Refused(Refusal::BackendReset),
+        ),
+        // The backend had said all before it closed.
+        (io::ErrorKind::BrokenPipe, "FIN", Outcome::Ok),
+    ] {
+        let (mut send, mut from_relay) = stream();
+        let (mut to_relay, mut recv) = stream();
+        let relaying = tokio::spawn(async move {
+            let mut io = ResetSocket { error, said: b"torso", told: false, reader: None };
+            let drain = Signal::never();
+            let recorder = std::sync::Arc::new(Totals::default());
+            let mut record = Record::open(recorder, Entry::new(Direction::Inbound, Protocol::Tcp));
+            relay(&mut io, Socket::Backend, &mut send, &mut recv, bounds(&drain), &mut record).await
+        });
+        to_relay.write("question".into()).await.expect("write");
+        assert_eq!(text(&mut from_relay).await, "torso");
+        assert_eq!(text(&mut from_relay).await, end);
+        assert_eq!(relaying.await.expect("no panic"), outcome);
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{DefaultPolicy, ExportRule};
+use linkspan_proto::configuration::{DefaultPolicy, ExportRule, PortTransport};
 use linkspan_proto::identity::Source;
 use linkspan_proto::names::{ClusterName, EndpointName, ServiceKey};
-use linkspan_proto::stream_header::StreamHeader;
+use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use rustls::pki_types::CertificateDer;
 
 use super::{Admitted, MAX_HOPS, Refused};
@@ -23,8 +23,9 @@ pub fn authorize(table: &RouteTable, peer: &PeerInfo, header: &StreamHeader) -> 
     let source = header.source.clone().ok_or(Refused::Incomplete { what: "caller" })?;
     check_identity(peer, &source)?;
     let service = header.service.as_ref().ok_or(Refused::Incomplete { what: "service" })?;
-    let mut admitted =
-        find_export(table, service, header.port, header.endpoint.as_ref(), source, peer.cluster.clone())?;
+    let transport = if header.kind == StreamKind::Udp { PortTransport::Udp } else { PortTransport::Tcp };
+    let port = (transport, header.port);
+    let mut admitted = find_export(table, service, port, header.endpoint.as_ref(), source, peer.cluster.clone())?;
     admitted.default_policy = Some(peer.default_policy);
     check_policy(&admitted, &admitted.export, admitted.default_policy)?;
     Ok(admitted)
@@ -36,7 +37,7 @@ pub fn authorize(table: &RouteTable, peer: &PeerInfo, header: &StreamHeader) -> 
 pub(super) fn review(table: &RouteTable, admitted: &Admitted) -> Result<(), Refused> {
     let unknown = || Refused::UnknownExport { service: admitted.service().clone(), port: admitted.port.port };
     let export = table.export(admitted.service()).ok_or_else(unknown)?;
-    export.port(admitted.port.port).ok_or_else(unknown)?;
+    export.port(admitted.port.transport, admitted.port.port).ok_or_else(unknown)?;
     let default = admitted.default_policy.map(|then| table.default_policy(&admitted.cluster).unwrap_or(then));
     check_policy(admitted, export, default)
 }
@@ -49,7 +50,7 @@ pub(super) fn review(table: &RouteTable, admitted: &Admitted) -> Result<(), Refu
 pub fn admit_local(
     table: &RouteTable,
     service: &ServiceKey,
-    port: u16,
+    port: (PortTransport, u16),
     endpoint: Option<&EndpointName>,
     source: Source,
 ) -> Result<Admitted, Refused> {
@@ -93,14 +94,14 @@ fn check_certificate(peer: &PeerInfo, source: &Source) -> Result<(), Refused> {
 fn find_export(
     table: &RouteTable,
     service: &ServiceKey,
-    port: u16,
+    (transport, port): (PortTransport, u16),
     endpoint: Option<&EndpointName>,
     source: Source,
     cluster: ClusterName,
 ) -> Result<Admitted, Refused> {
     let unknown = || Refused::UnknownExport { service: service.clone(), port };
     let export = table.export(service).ok_or_else(unknown)?;
-    let exported = export.port(port).ok_or_else(unknown)?;
+    let exported = export.port(transport, port).ok_or_else(unknown)?;
     if endpoint.is_some_and(|endpoint| !exported.has(endpoint)) {
         return Err(unknown());
     }

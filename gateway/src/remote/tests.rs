@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::configuration::{self, DefaultPolicy, Endpoint, ExportRule, Resource};
 use linkspan_proto::identity::Assurance;
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
@@ -53,6 +54,7 @@ fn export(name: &str, port: u16, endpoints: &[(&str, Option<&str>)], rules: Opti
         service: name.parse().expect("service"),
         ports: vec![configuration::ExportPort {
             port,
+            transport: Default::default(),
             name: None,
             app_protocol: None,
             endpoints: endpoints.iter().map(endpoint).collect(),
@@ -124,6 +126,8 @@ fn what_was_admitted_is_reviewed_by_the_table_in_force() {
             trust_bundle: String::new(),
             addresses: Vec::new(),
             default_policy,
+            transport: configuration::Transport::Auto,
+            congestion: Default::default(),
         })
     };
     let exported = || export("shop/web", 80, &[("10.0.0.1:8080", None)], None);
@@ -131,12 +135,13 @@ fn what_was_admitted_is_reviewed_by_the_table_in_force() {
     assert_eq!(reviewed(&admitted, &with(DefaultPolicy::Deny)), Some(Refusal::Denied));
     assert_eq!(reviewed(&admitted, &with(DefaultPolicy::Allow)), None);
     let service = "shop/web".parse().expect("service");
-    let local = admit_local(&open, &service, 80, None, source(CART, Assurance::Network)).expect("exported");
+    let local = admit_local(&open, &service, (PortTransport::Tcp, 80), None, source(CART, Assurance::Network))
+        .expect("exported");
     assert_eq!(reviewed(&local, &denying()), None, "policies are for peers");
 }
 
 #[test]
-fn nothing_else_is() {
+fn s_14_nothing_else_is() {
     let west = peer("west", DefaultPolicy::Allow);
     let table = web(None);
     for (service, port) in
@@ -256,15 +261,30 @@ fn a_local_call_needs_the_export_but_no_rule() {
     let table = web(Some(Vec::new()));
     let call = |name: &str, port: u16| {
         let caller = source("spiffe://east.linkspan.internal/ns/shop/sa/cart", Assurance::Network);
-        admit_local(&table, &name.parse().expect("service"), port, None, caller)
+        admit_local(&table, &name.parse().expect("service"), (PortTransport::Tcp, port), None, caller)
     };
     assert_eq!(call("shop/web", 80).expect("exported").cluster(), &"east");
     assert!(matches!(call("shop/web", 81), Err(Refused::UnknownExport { .. })));
     assert!(matches!(call("shop/db", 80), Err(Refused::UnknownExport { .. })));
 }
 
+/// The same answer for a service that is not exported, for one that is not there and for a port that is not, so that nobody
+/// learns by asking what there is.
 #[test]
-fn one_peer_cannot_take_all_places() {
+fn s_14_of_ten_thousand_made_up_services_none_is_known() {
+    let table = web(None);
+    let west = peer("west", DefaultPolicy::Allow);
+    for number in 0..10_000_u16 {
+        for name in [format!("shop/web-{number}"), format!("ns-{number}/web"), "shop/web".to_owned()] {
+            // 80 is the one that is exported.
+            let port = if name == "shop/web" { number + 81 } else { 80 };
+            assert_eq!(refusal(&table, &west, &header(&name, port)), Some(Refusal::UnknownExport), "{name}:{port}");
+        }
+    }
+}
+
+#[test]
+fn s_29_one_peer_cannot_take_all_places() {
     let limits = Limits::new(10);
     let (west, north) = ("west".parse().expect("cluster"), "north".parse().expect("cluster"));
     let mut tickets: Vec<_> = (0..5).map(|_| limits.enter(&west).expect("place")).collect();
@@ -290,7 +310,7 @@ proptest! {
     /// S-15: whatever a header asks for, an address that can be dialled is one of the export that it names, and only
     /// when every check passed.
     #[test]
-    fn what_is_dialled_is_in_the_export_table(
+    fn s_15_what_is_dialled_is_in_the_export_table(
         service in any_service(),
         port in prop_oneof![Just(80_u16), Just(5432), any::<u16>()],
         endpoint in prop_oneof![Just(None), Just(Some("db-0")), Just(Some("db-9"))],

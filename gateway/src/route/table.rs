@@ -10,25 +10,27 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{self, DefaultPolicy, ExportRule, Mirror, Resource, ResourceKey, ResourceKind};
+use linkspan_proto::configuration::{
+    DefaultPolicy, ExportPort, Mirror, MirrorPort, Resource, ResourceKey, ResourceKind,
+};
 use linkspan_proto::identity::{Assurance, Source, SpiffeId};
-use linkspan_proto::names::{ClusterName, EndpointName, PortName, ServiceKey};
+use linkspan_proto::names::{ClusterName, ServiceKey};
 use tokio::time::Instant;
 
 use super::balance::Sequence;
+use super::export::Export;
 use super::failover::Hold;
-use super::load::Load;
 use super::workloads::WorkloadTable;
 use super::{Candidate, Group, Health, Own, Route, Routed, Share, Unavailable};
 use crate::discovery::Snapshot;
-use crate::listener::{Bindings, Owners};
+use crate::listener::{Bindings, Owners, Place};
 
 /// Everything the data path looks up.
 #[derive(Clone, Debug)]
 pub struct RouteTable {
     own: Own,
     snapshot: Arc<Snapshot>,
-    by_listen: HashMap<SocketAddr, Arc<Route>>,
+    by_place: HashMap<Place, Arc<Route>>,
     by_name: HashMap<Arc<str>, Arc<[Arc<Route>]>>,
     /// The mirrors that lead to a service, so that a change of its capacity finds them.
     by_service: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
@@ -37,115 +39,6 @@ pub struct RouteTable {
     /// Whom we name when nothing is known of the client.
     node: Source,
     bindings: Arc<Bindings>,
-}
-
-/// A service of this cluster that peers may reach.
-#[derive(Debug)]
-pub struct Export {
-    /// Namespace and name.
-    pub service: ServiceKey,
-    /// Who may call; see [`configuration::Export::rules`].
-    pub rules: Option<Vec<ExportRule>>,
-    /// Whether TCP backends get a PROXY protocol v2 header.
-    pub proxy_protocol: bool,
-    /// The exported ports.
-    pub ports: Vec<Arc<ExportPort>>,
-}
-
-/// One port of an [`Export`].
-#[derive(Debug)]
-pub struct ExportPort {
-    /// The service's port number.
-    pub port: u16,
-    /// Its name.
-    pub name: Option<PortName>,
-    /// The declared protocol.
-    pub app_protocol: Option<String>,
-    /// Everything that may be dialled for it, the ready ones first. Nothing else is ever dialled.
-    backends: Vec<Backend>,
-    /// How many of them are ready.
-    ready: usize,
-}
-
-/// One endpoint of an [`ExportPort`].
-#[derive(Clone, Debug)]
-pub struct Backend {
-    /// Address and port to dial.
-    pub address: SocketAddr,
-    /// Its host name inside a headless service.
-    pub name: Option<EndpointName>,
-    /// Whether it takes new traffic.
-    pub ready: bool,
-    /// Outlives the snapshots that name it.
-    pub load: Arc<Load>,
-}
-
-impl Export {
-    /// The exported port of this number.
-    #[must_use]
-    pub fn port(&self, port: u16) -> Option<&Arc<ExportPort>> {
-        self.ports.iter().find(|exported| exported.port == port)
-    }
-
-    fn build(config: &configuration::Export, previous: Option<&Self>, now: Instant) -> Self {
-        let ports = config
-            .ports
-            .iter()
-            .map(|port| {
-                let old = previous.and_then(|export| export.port(port.port));
-                let loads: HashMap<_, _> =
-                    old.iter().flat_map(|old| &old.backends).map(|backend| (backend.address, &backend.load)).collect();
-                let backend = |endpoint: &configuration::Endpoint| Backend {
-                    address: endpoint.address,
-                    name: endpoint.name.clone(),
-                    ready: endpoint.ready,
-                    load: loads
-                        .get(&endpoint.address)
-                        .map_or_else(|| Arc::new(Load::new(now)), |load| Arc::clone(load)),
-                };
-                let mut backends: Vec<_> = port.endpoints.iter().map(backend).collect();
-                backends.sort_by_key(|backend| !backend.ready);
-                Arc::new(ExportPort {
-                    port: port.port,
-                    name: port.name.clone(),
-                    app_protocol: port.app_protocol.clone(),
-                    ready: backends.iter().filter(|backend| backend.ready).count(),
-                    backends,
-                })
-            })
-            .collect();
-        Self {
-            service: config.service.clone(),
-            rules: config.rules.clone(),
-            proxy_protocol: config.proxy_protocol,
-            ports,
-        }
-    }
-}
-
-impl ExportPort {
-    /// Everything that may be dialled for it, ready or not.
-    #[must_use]
-    pub fn backends(&self) -> &[Backend] {
-        &self.backends
-    }
-
-    /// The backends that take new traffic.
-    #[must_use]
-    pub fn all_ready(&self) -> &[Backend] {
-        &self.backends[..self.ready]
-    }
-
-    /// The backends that take new traffic, of the whole port or of one endpoint.
-    pub fn ready<'a>(&'a self, endpoint: Option<&'a EndpointName>) -> impl Iterator<Item = &'a Backend> {
-        self.all_ready().iter().filter(move |backend| endpoint.is_none_or(|name| backend.name.as_ref() == Some(name)))
-    }
-
-    /// Whether an endpoint of this name exists, ready or not.
-    #[must_use]
-    pub fn has(&self, endpoint: &EndpointName) -> bool {
-        self.backends.iter().any(|backend| backend.name.as_ref() == Some(endpoint))
-    }
 }
 
 impl RouteTable {
@@ -166,7 +59,7 @@ impl RouteTable {
         Self {
             own,
             snapshot: Arc::new(Snapshot::default()),
-            by_listen: HashMap::new(),
+            by_place: HashMap::new(),
             by_name: HashMap::new(),
             by_service: HashMap::new(),
             exports: HashMap::new(),
@@ -232,16 +125,16 @@ impl RouteTable {
         next
     }
 
-    /// The route of a mirrored address.
+    /// The route of the connections to a mirrored address.
     #[must_use]
     pub fn by_listen(&self, address: SocketAddr) -> Option<&Arc<Route>> {
-        self.by_listen.get(&address)
+        self.by_place.get(&Place::tcp(address))
     }
 
-    /// What a client's connection to a mirrored address resolves to.
+    /// What a client's connection to a mirrored address, or its datagrams to it, resolve to.
     #[must_use]
-    pub fn route(&self, listen: SocketAddr, client: IpAddr) -> Option<Routed> {
-        let route = Arc::clone(self.by_listen(listen)?);
+    pub fn route(&self, place: Place, client: IpAddr) -> Option<Routed> {
+        let route = Arc::clone(self.by_place.get(&place)?);
         Some(Routed { route, source: self.source_of(client) })
     }
 
@@ -250,11 +143,12 @@ impl RouteTable {
     #[must_use]
     pub fn by_server_name(&self, server_name: &str) -> Option<&Arc<Route>> {
         let name = server_name.strip_suffix('.').unwrap_or(server_name).to_ascii_lowercase();
-        if let Some(routes) = self.by_name.get(name.as_str()) {
-            return routes.first();
+        let of = |name: &str| Some(self.by_name.get(name)?.iter().filter(|route| route.transport().is_tcp()));
+        if let Some(mut routes) = of(name.as_str()) {
+            return routes.next();
         }
         let (port, name) = name.strip_prefix('_')?.split_once('.')?;
-        self.by_name.get(name)?.iter().find(|route| {
+        of(name)?.find(|route| {
             route.port().to_string() == port
                 || route.mirror_port().name.as_ref().is_some_and(|name| name.as_str() == port)
         })
@@ -264,7 +158,8 @@ impl RouteTable {
     /// when the name or the port is no longer mirrored.
     #[must_use]
     pub fn current(&self, route: &Route) -> Option<&Arc<Route>> {
-        self.by_name.get(route.name())?.iter().find(|other| other.port() == route.port())
+        let same = |other: &&Arc<Route>| (other.transport(), other.port()) == (route.transport(), route.port());
+        self.by_name.get(route.name())?.iter().find(same)
     }
 
     /// The export of a service.
@@ -312,10 +207,10 @@ impl RouteTable {
         for name in names {
             let Some(routes) = self.by_name.remove(name.as_str()) else { continue };
             for route in routes.iter() {
-                let listen = route.mirror_port().listen;
+                let place = route.place();
                 // Another mirror may hold the address (a conflict): leave that one alone.
-                if self.by_listen.get(&listen).is_some_and(|held| Arc::ptr_eq(held, route)) {
-                    self.by_listen.remove(&listen);
+                if self.by_place.get(&place).is_some_and(|held| Arc::ptr_eq(held, route)) {
+                    self.by_place.remove(&place);
                 }
                 if let Some(mirrors) = self.by_service.get_mut(route.service()) {
                     mirrors.remove(name.as_str());
@@ -343,8 +238,9 @@ impl RouteTable {
             .map_or_else(|| Arc::new(config.clone()), Arc::clone);
         let routes: Arc<[_]> = (0..mirror.ports.len())
             .map(|index| {
-                let port = mirror.ports[index].port;
-                let old = old.and_then(|routes| routes.iter().find(|route| route.port() == port));
+                let port = &mirror.ports[index];
+                let same = |route: &&Arc<Route>| (route.transport(), route.port()) == (port.transport, port.port);
+                let old = old.and_then(|routes| routes.iter().find(same));
                 let phase = old.map_or_else(rand::random, |route| route.sequence.phase());
                 // A change of the policy is in force at once, whatever the tiers were before.
                 let holds = old.filter(|route| route.mirror().tiers == mirror.tiers);
@@ -364,13 +260,13 @@ impl RouteTable {
             .collect();
         for route in routes.iter() {
             // The first by name has a disputed address; `names` come in order, and conflicts rebuild everything.
-            self.by_listen.entry(route.mirror_port().listen).or_insert_with(|| Arc::clone(route));
+            self.by_place.entry(route.place()).or_insert_with(|| Arc::clone(route));
         }
         self.by_service.entry(mirror.service.clone()).or_default().insert(Arc::clone(&name));
         self.by_name.insert(name, routes);
     }
 
-    fn tiers(&self, mirror: &Mirror, port: u16) -> Box<[Group]> {
+    fn tiers(&self, mirror: &Mirror, port: &MirrorPort) -> Box<[Group]> {
         mirror
             .tiers
             .iter()
@@ -395,9 +291,10 @@ impl RouteTable {
     }
 
     /// What is known of a cluster's capacity for one port of a mirror.
-    fn capacity(&self, cluster: &ClusterName, mirror: &Mirror, port: u16) -> Result<Share, Unavailable> {
+    fn capacity(&self, cluster: &ClusterName, mirror: &Mirror, port: &MirrorPort) -> Result<Share, Unavailable> {
+        let (transport, port) = (port.transport, port.port);
         if *cluster == self.own.cluster {
-            let exported = self.export(&mirror.service).and_then(|export| export.port(port));
+            let exported = self.export(&mirror.service).and_then(|export| export.port(transport, port));
             let exported = exported.ok_or(Unavailable::NotExported)?;
             let ready = exported.ready(mirror.endpoint.as_ref()).next().is_some();
             return match (ready, &mirror.endpoint) {
@@ -411,13 +308,15 @@ impl RouteTable {
         let Some(Resource::Capacity(capacity)) = self.snapshot.resources.get(&key).map(AsRef::as_ref) else {
             return Err(Unavailable::NotExported);
         };
-        let ready = *capacity.ready.get(&port).ok_or(Unavailable::NotExported)?;
+        let ready = capacity.ready_of(transport, port).ok_or(Unavailable::NotExported)?;
         match &mirror.endpoint {
             Some(endpoint) if !capacity.ready_endpoints.contains(endpoint) => Err(Unavailable::EndpointNotReady),
             Some(_) => Ok(Share::ALL),
             None if ready == 0 => Err(Unavailable::NothingReady),
             // Not told: an older peer.
-            None => Ok(capacity.total.get(&port).map_or(Share::ALL, |total| Share::of(ready.into(), (*total).into()))),
+            None => {
+                Ok(capacity.total_of(transport, port).map_or(Share::ALL, |total| Share::of(ready.into(), total.into())))
+            }
         }
     }
 
@@ -428,23 +327,23 @@ impl RouteTable {
         let by_name: BTreeMap<_, _> = self.by_name.iter().collect();
         for (name, routes) in by_name {
             for route in routes.iter() {
-                let listen = route.mirror_port().listen;
-                let taken = bindings.addresses.contains_key(&listen);
-                let map = if taken { &mut bindings.conflicts } else { &mut bindings.addresses };
-                map.insert(listen, Arc::clone(name));
+                let place = route.place();
+                let taken = bindings.places.contains_key(&place);
+                let map = if taken { &mut bindings.conflicts } else { &mut bindings.places };
+                map.insert(place, Arc::clone(name));
                 if !taken {
                     let owners = route.owners();
                     let shared =
                         known.entry(owners).or_insert_with_key(|owners| owners.iter().copied().cloned().collect());
-                    bindings.owners.insert(listen, Arc::clone(shared));
+                    bindings.owners.insert(place, Arc::clone(shared));
                 }
             }
         }
         if !bindings.conflicts.is_empty() {
             // An incremental step may have left a disputed address with the later name.
-            for (listen, name) in &bindings.addresses {
-                let owner = self.by_name[name].iter().find(|route| route.mirror_port().listen == *listen);
-                self.by_listen.extend(owner.map(|route| (*listen, Arc::clone(route))));
+            for (place, name) in &bindings.places {
+                let owner = self.by_name[name].iter().find(|route| route.place() == *place);
+                self.by_place.extend(owner.map(|route| (*place, Arc::clone(route))));
             }
         }
         if *self.bindings != bindings {
@@ -456,9 +355,12 @@ impl RouteTable {
 /// Whether two versions of a capacity or an export have the same ports: those say who owns an address.
 fn same_ports(old: Option<&Arc<Resource>>, new: Option<&Arc<Resource>>) -> bool {
     match (old.map(AsRef::as_ref), new.map(AsRef::as_ref)) {
-        (Some(Resource::Capacity(old)), Some(Resource::Capacity(new))) => old.ready.keys().eq(new.ready.keys()),
+        (Some(Resource::Capacity(old)), Some(Resource::Capacity(new))) => {
+            old.ready.keys().eq(new.ready.keys()) && old.ready_udp.keys().eq(new.ready_udp.keys())
+        }
         (Some(Resource::Export(old)), Some(Resource::Export(new))) => {
-            old.ports.iter().map(|port| port.port).eq(new.ports.iter().map(|port| port.port))
+            let key = |port: &ExportPort| (port.transport, port.port);
+            old.ports.iter().map(key).eq(new.ports.iter().map(key))
         }
         _ => false,
     }

@@ -56,7 +56,13 @@ pub(crate) fn mirror(name: &str, listen: &str, tiers: Vec<Tier>) -> Mirror {
         name: name.to_owned(),
         service: service(short),
         endpoint: None,
-        ports: vec![MirrorPort { listen: listen.parse().expect("address"), port: 80, name: None, app_protocol: None }],
+        ports: vec![MirrorPort {
+            listen: listen.parse().expect("address"),
+            port: 80,
+            transport: Default::default(),
+            name: None,
+            app_protocol: None,
+        }],
         tiers,
     }
 }
@@ -67,6 +73,8 @@ pub(crate) fn capacity(name: &str, short: &str, ready: u32) -> Resource {
         service: service(short),
         ready: BTreeMap::from([(80, ready)]),
         total: BTreeMap::new(),
+        ready_udp: Default::default(),
+        total_udp: Default::default(),
         ready_endpoints: Vec::new(),
     })
 }
@@ -81,6 +89,7 @@ pub(crate) fn export(short: &str, endpoints: &[(&str, bool)]) -> Export {
         service: service(short),
         ports: vec![ExportPort {
             port: 80,
+            transport: Default::default(),
             name: None,
             app_protocol: None,
             endpoints: endpoints.iter().map(endpoint).collect(),

@@ -247,7 +247,7 @@ mod tests {
 
     /// What a client says that never pauses.
     #[tokio::test]
-    async fn what_is_kept_for_another_target_is_bounded_to_the_byte() {
+    async fn s_34_what_is_kept_for_another_target_is_bounded_to_the_byte() {
         let mut client: &[u8] = &[7; 4 * REPLAY];
         let mut replay = Replay::new(Bytes::from_static(b"prefix"));
         while replay.room() > 0 {

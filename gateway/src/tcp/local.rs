@@ -3,11 +3,14 @@
 
 use std::future::{Future, poll_fn};
 use std::net::Shutdown;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::refusal::Refusal;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::egress::Replay;
@@ -17,7 +20,7 @@ use crate::error::Failure;
 use crate::link::StreamError;
 use crate::listener::ClientConnection;
 use crate::outcome::{Outcome, Record};
-use crate::relay::{RecvSide, SendSide, Socket, poll_chunk, relay};
+use crate::relay::{RecvSide, SendSide, Socket, Torn, poll_chunk, relay};
 use crate::remote::admit_local;
 use crate::route::Routed;
 
@@ -31,12 +34,12 @@ pub(super) async fn carry(
 ) -> Result<Outcome, Failure> {
     let mirror = routed.route.mirror();
     let endpoint = mirror.endpoint.as_ref();
-    let admitted = admit_local(&table(gateway), &mirror.service, routed.route.port(), endpoint, routed.source.clone())?;
+    let port = (PortTransport::Tcp, routed.route.port());
+    let admitted = admit_local(&table(gateway), &mirror.service, port, endpoint, routed.source.clone())?;
     let traceparent = record.entry().traceparent.clone();
     let (backend, _endpoint) = ingress::connect(&admitted, Some(conn.client), traceparent.as_deref(), record).await?;
     record.answered();
-    let (read, write) = backend.into_split();
-    let (mut send, mut recv) = (ToBackend(write), FromBackend(read));
+    let (mut send, mut recv) = halves(backend);
     // Read again by the relay: a backend that takes none of it meets the idle limit and the drain like any other, and none
     // of it is kept once it is written.
     conn.io.unread(replay.take());
@@ -44,15 +47,25 @@ pub(super) async fn carry(
 }
 
 /// The backend's socket as the sending half of a stream.
-pub(crate) struct ToBackend(pub(crate) OwnedWriteHalf);
+pub(crate) struct ToBackend(OwnedWriteHalf, Arc<Torn>);
 
 /// The backend's socket as the receiving half of a stream.
-pub(crate) struct FromBackend(pub(crate) OwnedReadHalf);
+pub(crate) struct FromBackend(OwnedReadHalf, Arc<Torn>);
+
+/// The backend's socket as the halves of a stream.
+pub(crate) fn halves(backend: TcpStream) -> (ToBackend, FromBackend) {
+    let (read, write) = backend.into_split();
+    let torn = Arc::<Torn>::default();
+    (ToBackend(write, Arc::clone(&torn)), FromBackend(read, torn))
+}
 
 impl SendSide for ToBackend {
     async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
         // What the backend still has to say comes by the other half.
-        self.0.write_all(&chunk).await.map_err(|_| StreamError::Stopped(Refusal::BackendReset))
+        self.0.write_all(&chunk).await.map_err(|error| {
+            self.1.by_write(&error);
+            StreamError::Stopped(Refusal::BackendReset)
+        })
     }
 
     fn finish(&mut self) -> Result<(), StreamError> {
@@ -75,6 +88,9 @@ impl RecvSide for FromBackend {
     async fn read(&mut self, _max: usize) -> Result<Option<Bytes>, StreamError> {
         let chunk = poll_fn(|cx| poll_chunk(&mut self.0, cx)).await;
         let chunk = chunk.map_err(|_| StreamError::Reset(Refusal::BackendReset))?;
+        if chunk.is_empty() && self.1.is_torn() {
+            return Err(StreamError::Reset(Refusal::BackendReset));
+        }
         Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
     }
 

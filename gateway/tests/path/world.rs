@@ -10,7 +10,7 @@ use linkspan_gateway::context::{Gateway, TUNNEL_IDLE};
 use linkspan_gateway::discovery::{Rejections, Snapshot};
 use linkspan_gateway::link::tls::{OwnCertificate, provider};
 use linkspan_gateway::link::{self, Keys, LinkConfig, Links, Observer};
-use linkspan_gateway::listener::{self, Binder, Bindings, Budget, Permits};
+use linkspan_gateway::listener::{self, Binder, Bindings, Budget, Permits, Place};
 use linkspan_gateway::mtls;
 use linkspan_gateway::outcome::{Direction, Entry, Outcome, Recorder};
 use linkspan_gateway::path::Path;
@@ -141,6 +141,7 @@ impl Site {
             workers,
             controller: None,
             limits: link::Limits::default(),
+            shortage: linkspan_runtime::memory::Shortage::new(),
             observer: Arc::new(Silent),
             signal: signal.clone(),
         });
@@ -156,8 +157,8 @@ impl Site {
             drain: signal.clone(),
         });
         let path = Path::new(gateway);
-        let sockets = link::bind(([127, 0, 0, 1], 0).into(), 2).expect("bind");
-        let address = sockets[0].local_addr().expect("address");
+        let sockets = link::bind(([127, 0, 0, 1], 0).into(), 2, true).expect("bind");
+        let address = sockets.address().expect("address");
         links.serve(sockets, Arc::new(path.clone())).expect("serve");
 
         let (binder, listeners) = Binder::new(2, Budget::default(), Rejections::new());
@@ -166,12 +167,17 @@ impl Site {
         tokio::spawn(binder.run(wanted, signal.clone()));
         let permits = Permits::new(2000);
         for worker in listeners {
-            let path = path.clone();
+            let (path, path_of_datagrams) = (path.clone(), path.clone());
             let take = move |conn| {
                 let path = path.clone();
                 tokio::spawn(async move { path.egress(conn).await });
             };
-            tokio::spawn(listener::serve(worker, permits.clone(), signal.clone(), take));
+            let datagrams = path_of_datagrams.clone();
+            let take_datagrams = move |socket| {
+                let path = datagrams.clone();
+                tokio::spawn(async move { path.egress_datagrams(socket).await });
+            };
+            tokio::spawn(listener::serve(worker, permits.clone(), signal.clone(), take, take_datagrams));
         }
 
         let local = self::certificate(&root, gateway_id.as_str(), &[MTLS_NAME]);
@@ -219,6 +225,8 @@ impl Site {
                 trust_bundle: other.root.pem(),
                 addresses: vec![other.address.to_string()],
                 default_policy: DefaultPolicy::Allow,
+                transport: Default::default(),
+                congestion: Default::default(),
             });
             peers.clone()
         };
@@ -245,6 +253,7 @@ impl Site {
             service: format!("shop/{name}").parse().expect("service"),
             ports: vec![ExportPort {
                 port: PORT,
+                transport: Default::default(),
                 name: None,
                 app_protocol: None,
                 endpoints: endpoints.iter().map(endpoint).collect(),
@@ -272,6 +281,21 @@ impl Site {
         app_protocol: Option<&str>,
         tiers: &[&[(&str, u32)]],
     ) {
+        self.mirror_port(name, Place::tcp(listen), app_protocol, tiers);
+    }
+
+    /// As [`Self::mirror`], for datagrams.
+    pub(crate) async fn mirror_datagrams(&self, name: &str, tiers: &[&[(&str, u32)]]) -> SocketAddr {
+        let listen = listener::bind_datagrams(loopback(), 1).expect("bind")[0].local_addr().expect("address");
+        let place = Place::udp(listen);
+        self.mirror_port(name, place, None, tiers);
+        let bound = |mirror: &&listener::MirrorState| {
+            (mirror.listen, mirror.transport) == (place.address, place.transport) && mirror.bound
+        };
+        until(|| self.board.mirrors().iter().find(bound).map(|_| listen)).await
+    }
+
+    fn mirror_port(&self, name: &str, place: Place, app_protocol: Option<&str>, tiers: &[&[(&str, u32)]]) {
         let service: linkspan_proto::names::ServiceKey = format!("shop/{name}").parse().expect("service");
         let cluster = |name: &str| -> ClusterName { name.parse().expect("cluster") };
         let tiers: Vec<_> = tiers
@@ -291,6 +315,8 @@ impl Site {
                     service: service.clone(),
                     ready: BTreeMap::from([(PORT, 1)]),
                     total: BTreeMap::new(),
+                    ready_udp: BTreeMap::from([(PORT, 1)]),
+                    total_udp: Default::default(),
                     ready_endpoints: Vec::new(),
                 })
             })
@@ -299,7 +325,13 @@ impl Site {
             name: format!("{name}.shop.svc.clusterset.local"),
             service,
             endpoint: None,
-            ports: vec![MirrorPort { listen, port: PORT, name: None, app_protocol: app_protocol.map(str::to_owned) }],
+            ports: vec![MirrorPort {
+                listen: place.address,
+                port: PORT,
+                transport: place.transport,
+                name: None,
+                app_protocol: app_protocol.map(str::to_owned),
+            }],
             tiers,
         };
         self.apply(capacities.into_iter().chain([Resource::Mirror(mirror)]));

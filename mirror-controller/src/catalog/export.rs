@@ -126,12 +126,14 @@ impl Wish<'_> {
             service: self.key.clone(),
             ports: ports
                 .into_iter()
-                .filter(|port| port.protocol == Protocol::Tcp)
-                .map(|port| ExportPort {
-                    port: port.number,
-                    endpoints: backends.of(&port),
-                    name: port.name,
-                    app_protocol: port.app_protocol,
+                .filter_map(|port| {
+                    Some(ExportPort {
+                        transport: port.protocol.transport()?,
+                        port: port.number,
+                        endpoints: backends.of(&port),
+                        name: port.name,
+                        app_protocol: port.app_protocol,
+                    })
                 })
                 .collect(),
             rules: self.rules,
@@ -309,8 +311,8 @@ impl Backends {
         if self.surplus > 0 {
             message += &format!("; {} endpoints beyond {MAX_ENDPOINTS} are left out", self.surplus);
         }
-        if ports.iter().any(|port| port.protocol != Protocol::Tcp) {
-            message += "; only the TCP ports can be reached";
+        if ports.iter().any(|port| port.protocol.transport().is_none()) {
+            message += "; only the TCP and UDP ports can be reached";
         }
         message
     }

@@ -51,6 +51,8 @@ pub(super) fn check(own: &Own, name: &str, link: &Link) -> Result<Peer, Verdict>
         trust_bundle: spec.trust_bundle.clone(),
         addresses: spec.addresses.iter().map(ToString::to_string).collect(),
         default_policy: spec.default_policy,
+        transport: spec.transport,
+        congestion: spec.congestion,
     })
 }
 

@@ -104,7 +104,7 @@ pub struct Wanted {
     pub object: ServiceKey,
     /// The DNS name, without a trailing dot.
     pub name: String,
-    /// Its ports; only the TCP ones can be used.
+    /// Its ports; those of SCTP cannot be used.
     pub ports: Vec<Port>,
     /// Where it leads.
     pub shape: Shape,
@@ -330,12 +330,13 @@ impl Draft {
         let Some(first) = members.first() else {
             return Err(self.refused("NotExported", "no cluster exports it".to_owned(), false));
         };
-        if !ports.iter().any(|port| port.protocol == Protocol::Tcp) {
-            let message = "it has no TCP port, and no other can be carried".to_owned();
+        // TCP and UDP of the same number are reached at the same place.
+        let carried = ports.iter().filter(|port| port.protocol.transport().is_some());
+        let numbers: Vec<u16> = carried.map(|port| port.number).collect::<BTreeSet<_>>().into_iter().collect();
+        if numbers.is_empty() {
+            let message = "it has no TCP or UDP port, and no other can be carried".to_owned();
             return Err(self.refused("UnsupportedProtocol", message, false));
         }
-        let tcp = ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-        let numbers: Vec<u16> = tcp.map(|port| port.number).collect();
         let mut verdicts = Vec::new();
         let shape = if first.entry.headless {
             let (hosts, problem) = self.hosts(ground, members, &numbers, taken, fronts);

@@ -6,7 +6,7 @@ use linkspan_proto::configuration::{Capacity, Mirror, MirrorPort, Tier};
 use linkspan_proto::exchange::{CatalogueEntry, Protocol};
 use linkspan_proto::names::ClusterName;
 
-use super::desired::{Host, MirrorId, Shape, Wanted};
+use super::desired::{Host, MirrorId, Port, Shape, Wanted};
 use super::front::Front;
 use super::kubernetes::objects::{Given, service_of};
 use crate::dns;
@@ -15,16 +15,16 @@ use crate::dns;
 #[must_use]
 pub fn listeners(wanted: &Wanted) -> Vec<Mirror> {
     let ports = |front: &Front| {
-        let tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-        tcp.filter_map(|port| {
+        let port = |port: &Port| {
             Some(MirrorPort {
+                transport: port.protocol.transport()?,
                 listen: front.listen(port.number)?,
                 port: port.number,
                 name: port.name.clone(),
                 app_protocol: port.app_protocol.clone(),
             })
-        })
-        .collect()
+        };
+        wanted.ports.iter().filter_map(port).collect()
     };
     let service = wanted.id.service();
     match &wanted.shape {
@@ -66,7 +66,7 @@ pub fn dns(wanted: &Wanted) -> dns::Service {
         ports: wanted
             .ports
             .iter()
-            .filter(|port| port.protocol == Protocol::Tcp)
+            .filter(|port| port.protocol.transport().is_some())
             .map(|port| dns::Port { name: port.name.clone(), protocol: port.protocol, port: port.number })
             .collect(),
         headless,
@@ -79,7 +79,7 @@ pub type Silent = BTreeMap<String, Silence>;
 /// Ports of one name at which no gateway listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// Which; empty for all.
+    /// Which, of either transport; empty for all.
     pub ports: BTreeSet<u16>,
     /// Because a cluster has its share of sockets, and not because anybody else is there.
     pub is_share: bool,
@@ -108,8 +108,8 @@ impl Silence {
     /// for any port. An import of several clusters is not, since any of them could so take the name from all others by
     /// exporting one port more; nor is a name of which the gateway itself left ports out.
     fn withholds(&self, wanted: &Wanted) -> bool {
-        let mut tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-        let all = self.ports.is_empty() || tcp.all(|port| self.ports.contains(&port.number));
+        let mut carried = wanted.ports.iter().filter(|port| port.protocol.transport().is_some());
+        let all = self.ports.is_empty() || carried.all(|port| self.ports.contains(&port.number));
         all || (matches!(wanted.id, MirrorId::Cluster { .. }) && !self.is_share)
     }
 }
@@ -167,13 +167,22 @@ pub fn front_keys(wanted: &Wanted) -> impl Iterator<Item = String> {
 /// How much of a peer's service is ready.
 #[must_use]
 pub fn capacity(cluster: &ClusterName, entry: &CatalogueEntry) -> Capacity {
-    let tcp = || entry.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let ready_of = |protocol| {
+        let ports = entry.ports.iter().filter(move |port| port.protocol == protocol);
+        ports.map(|port| (port.port, port.ready)).collect()
+    };
+    let total_of = |protocol| {
+        let ports = entry.ports.iter().filter(move |port| port.protocol == protocol);
+        ports.filter_map(|port| Some((port.port, port.total?))).collect()
+    };
     let ready = entry.endpoints.iter().filter(|(_, ready)| *ready);
     Capacity {
         cluster: cluster.clone(),
         service: entry.service.clone(),
-        ready: tcp().map(|port| (port.port, port.ready)).collect(),
-        total: tcp().filter_map(|port| Some((port.port, port.total?))).collect(),
+        ready: ready_of(Protocol::Tcp),
+        total: total_of(Protocol::Tcp),
+        ready_udp: ready_of(Protocol::Udp),
+        total_udp: total_of(Protocol::Udp),
         ready_endpoints: ready.map(|(name, _)| name.clone()).collect(),
     }
 }

@@ -21,7 +21,7 @@ use super::ports::Ports;
 pub enum Front {
     /// At a local address, with the service's own port numbers.
     Address(IpAddr),
-    /// At ports of the gateways, by the service's port numbers.
+    /// At ports of the gateways, by the service's port numbers; TCP and UDP of one number have the same.
     Ports(BTreeMap<u16, u16>),
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use linkspan_proto::configuration::{LinkReport, ResourceKind};
+use linkspan_proto::configuration::{LinkReport, ResourceKind, TransportReason};
 use linkspan_proto::names::{ClusterName, ServiceKey};
 use linkspan_proto::resources::{API_VERSION, ConditionStatus};
 use serde_json::{Map, Value, json};
@@ -175,8 +175,17 @@ fn connection(inputs: &Inputs, states: &[&LinkReport]) -> [Verdict; 2] {
         return ["Connected", "TrustValid"].map(|kind| Verdict::new(kind, ConditionStatus::Unknown, reason, message));
     }
     if states.iter().any(|link| link.alive) {
+        let for_want_of_udp = |link: &&&LinkReport| {
+            matches!(link.transport_reason, Some(TransportReason::UdpBlocked | TransportReason::UdpSilent))
+                && link.alive
+        };
+        let mut message = "probes over the link are answered".to_owned();
+        if let Some(link) = states.iter().find(for_want_of_udp) {
+            message.push_str("; ");
+            message.push_str(&link.message);
+        }
         return [
-            Verdict::new("Connected", true, "Connected", "probes over the link are answered"),
+            Verdict::new("Connected", true, "Connected", message),
             Verdict::new("TrustValid", true, "Verified", "both sides proved who they are"),
         ];
     }

@@ -65,6 +65,11 @@ impl World {
             loss: 0.0,
             since_unix: 0,
             remote: None,
+            transport: None,
+            transport_reason: None,
+            clock_ahead_seconds: None,
+            mtu: None,
+            black_holes: 0,
         };
         let gateway = GatewayState { acknowledged: 1, links: Some(vec![link]), ..GatewayState::default() };
         self.reports = Reports::from([("boot".to_owned(), Arc::new(gateway))]);

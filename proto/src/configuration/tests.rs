@@ -9,6 +9,8 @@ fn resources() -> Vec<Resource> {
             trust_bundle: "-----BEGIN CERTIFICATE-----\n".into(),
             addresses: vec!["east.example.com:4143".into()],
             default_policy: DefaultPolicy::Deny,
+            transport: Transport::Tcp,
+            congestion: Default::default(),
         }),
         Resource::Mirror(Mirror {
             name: "web-east.shop.svc.cluster.local".into(),
@@ -17,6 +19,7 @@ fn resources() -> Vec<Resource> {
             ports: vec![MirrorPort {
                 listen: "127.80.0.1:80".parse().unwrap(),
                 port: 80,
+                transport: Default::default(),
                 name: None,
                 app_protocol: Some("http".into()),
             }],
@@ -37,6 +40,8 @@ fn resources() -> Vec<Resource> {
             service: ServiceKey::parse("shop/web").unwrap(),
             ready: BTreeMap::from([(80, 3)]),
             total: BTreeMap::new(),
+            ready_udp: Default::default(),
+            total_udp: Default::default(),
             ready_endpoints: Vec::new(),
         }),
         Resource::Workload(Workload {
@@ -112,6 +117,11 @@ fn reports_come_back() {
         loss: 0.25,
         since_unix: 1,
         remote: Some("10.0.0.1:4143".parse().unwrap()),
+        transport: Some(Carrier::Tcp),
+        transport_reason: Some(TransportReason::UdpBlocked),
+        clock_ahead_seconds: Some(-600),
+        mtu: Some(1452),
+        black_holes: 1,
     };
     let rejection = Rejection {
         resource: resources()[1].key(),

@@ -214,7 +214,7 @@ fn a_message_that_ends_early_is_truncated() {
 }
 
 #[test]
-fn bodies_have_the_length_they_announce() {
+fn s_20_bodies_have_the_length_they_announce() {
     let length = |side: Side, announced: &str, body: &[&[u8]]| {
         let pair = [("content-length", announced)];
         let head = match side {
@@ -244,7 +244,7 @@ fn bodies_have_the_length_they_announce() {
 }
 
 #[test]
-fn transfer_encoding_does_not_travel() {
+fn s_20_transfer_encoding_does_not_travel() {
     let mut head = request(&[("host", "web"), ("transfer-encoding", "chunked")]);
     let encoded = encode_request_head(&head).unwrap();
     head.headers.remove(TRANSFER_ENCODING);
@@ -275,7 +275,7 @@ fn raw_head(version: u8, method: &[u8], scheme: u8, authority: &[u8], path: &[u8
 }
 
 #[test]
-fn heads_that_http_does_not_know_are_refused() {
+fn s_20_heads_that_http_does_not_know_are_refused() {
     let good = |headers: &[u8]| whole(Side::Request, &[raw_head(1, b"GET", 0, b"web", b"/", headers)]);
     assert!(good(&[0]).is_ok());
     for (what, head) in [
@@ -327,7 +327,7 @@ fn statuses_are_where_they_belong() {
 }
 
 #[test]
-fn caps_hold_in_both_directions() {
+fn s_25_caps_hold_in_both_directions() {
     let many: Vec<_> = (0..=MAX_HEADERS).map(|index| format!("x-{index}")).collect();
     let pairs: Vec<_> = many.iter().map(|name| (name.as_str(), "v")).collect();
     assert!(encode_request_head(&request(&pairs[..MAX_HEADERS])).is_ok());

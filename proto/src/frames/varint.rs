@@ -1,10 +1,10 @@
 //! LEB128, the varint of protobuf: seven bits a byte, low bits first.
 
 /// The most bytes that a length takes: 63 bits.
-pub(super) const MAX: usize = 9;
+pub(crate) const MAX: usize = 9;
 
 /// Writes `value`, which is below 2^63; returns how many bytes it took.
-pub(super) fn write(mut value: u64, out: &mut [u8]) -> usize {
+pub(crate) fn write(mut value: u64, out: &mut [u8]) -> usize {
     let mut taken = 0;
     loop {
         let low = (value & 0x7f) as u8;
@@ -20,18 +20,18 @@ pub(super) fn write(mut value: u64, out: &mut [u8]) -> usize {
 
 /// Reads a value byte by byte.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     value: u64,
     taken: usize,
 }
 
 /// More bytes than a length may have.
 #[derive(Debug)]
-pub(super) struct Overlong;
+pub(crate) struct Overlong;
 
 impl Reader {
     /// Takes one byte; the value once it is complete.
-    pub(super) fn push(&mut self, byte: u8) -> Result<Option<u64>, Overlong> {
+    pub(crate) fn push(&mut self, byte: u8) -> Result<Option<u64>, Overlong> {
         if self.taken == MAX {
             return Err(Overlong);
         }
@@ -42,7 +42,7 @@ impl Reader {
 }
 
 /// Takes a value from the front of `bytes`.
-pub(super) fn take(bytes: &mut bytes::Bytes) -> Option<usize> {
+pub(crate) fn take(bytes: &mut bytes::Bytes) -> Option<usize> {
     let mut reader = Reader::default();
     for (index, byte) in bytes.iter().enumerate() {
         if let Some(value) = reader.push(*byte).ok()? {

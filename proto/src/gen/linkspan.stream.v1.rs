@@ -67,7 +67,7 @@ pub struct StreamOpen {
 /// A message of the control stream. A message whose body is unknown is skipped.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Control {
-    #[prost(oneof = "control::Body", tags = "1, 2")]
+    #[prost(oneof = "control::Body", tags = "1, 2, 3")]
     pub body: ::core::option::Option<control::Body>,
 }
 /// Nested message and enum types in `Control`.
@@ -80,6 +80,9 @@ pub mod control {
         /// No new streams from now on, please.
         #[prost(message, tag = "2")]
         GoAway(super::GoAway),
+        /// A stream may go further.
+        #[prost(message, tag = "3")]
+        Credit(super::Credit),
     }
 }
 /// Who the sender is. The certificate proves the trust domain; this names the process behind it.
@@ -112,6 +115,21 @@ pub struct Hello {
     /// How many workers it has: how many connections are useful.
     #[prost(uint32, tag = "9")]
     pub workers: u32,
+    /// What the sender's clock says, seconds since the Unix epoch; 0 from those that do not tell. For diagnosis alone: nothing is
+    /// decided by it.
+    #[prost(uint64, tag = "10")]
+    pub unix_seconds: u64,
+}
+/// How far a stream may go that flows towards the sender of this message. Each stream begins with 262,144 bytes, counted from
+/// its first; QUIC's own flow control is the outer bound.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Credit {
+    /// The QUIC stream id.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// Bytes since the stream's first that may be sent in all. Never less than what was granted before.
+    #[prost(uint64, tag = "2")]
+    pub limit: u64,
 }
 /// The sender will close this connection: open another, move new streams there. Streams refused after this message
 /// carry the refusal DRAINING and were never processed.

@@ -81,6 +81,8 @@ pub struct ClusterGatewaySpec {
     /// UDP address of the link. Default: 0.0.0.0:4143.
     #[serde(deserialize_with = "crate::text::socket_address")]
     pub listen: SocketAddr,
+    /// Whether the link is served over TCP too, at the same address, for peers whose network lets no UDP pass. Default: true.
+    pub tcp: bool,
     /// `host:port` where peers reach the link; `linkspan link export` prints it. Default: none, what the Service in front of
     /// the gateways got from its load balancer; without one peers cannot dial this cluster and it dials them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -197,6 +199,7 @@ impl Default for ClusterGatewaySpec {
     fn default() -> Self {
         Self {
             listen: everywhere(4143),
+            tcp: true,
             advertise: Vec::new(),
             mtls_listen: Some(everywhere(4193)),
             admin_listen: everywhere(4191),

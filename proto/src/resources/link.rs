@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{FieldError, HostPort};
-use crate::configuration::DefaultPolicy;
+use crate::configuration::{Congestion, DefaultPolicy, Transport};
 use crate::identity::TrustDomain;
 
 /// The most root certificates of one peer: two during a rotation, with room.
@@ -78,6 +78,15 @@ pub struct LinkSpec {
     /// What exports without an ExportPolicy allow to this peer. Default: Allow.
     #[serde(default)]
     pub default_policy: DefaultPolicy,
+    /// What the peer's gateways are dialled over: `quic` (UDP), `tcp` (TCP to the same ports), or `auto`, which is QUIC, and
+    /// TCP while QUIC does not get through. Each side's Link speaks of its own dials and streams: set it on both. Default: auto.
+    #[serde(default, skip_serializing_if = "Transport::is_default")]
+    pub transport: Transport,
+    /// What lost packets over QUIC mean: `lan` takes every loss for a full queue and slows down; `wan` keeps its pace while up to
+    /// two packets of a hundred are lost and round trips are not longer than usual; `auto` is `wan` from 5 ms of round trip on.
+    /// For what this side sends: set it on both. Default: auto.
+    #[serde(default, skip_serializing_if = "Congestion::is_default")]
+    pub congestion: Congestion,
 }
 
 /// What the controller reports about a Link.

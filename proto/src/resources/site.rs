@@ -71,6 +71,8 @@ pub struct GatewaySpec {
     /// UDP address of the link. Default: 0.0.0.0:4143. Port 0 lets the system choose.
     #[serde(deserialize_with = "crate::text::socket_address")]
     pub listen: SocketAddr,
+    /// Whether the link is served over TCP too, at the same address, for peers whose network lets no UDP pass. Default: true.
+    pub tcp: bool,
     /// `host:port` where peers reach the link; `linkspan link export` prints it. Port 0 stands for the port that `listen` got.
     /// Default: none, peers cannot dial this site and it dials them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -142,6 +144,7 @@ impl Default for GatewaySpec {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 4143),
+            tcp: true,
             advertise: Vec::new(),
             mtls_listen: Some(loopback(4193)),
             workers: None,

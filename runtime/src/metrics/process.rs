@@ -28,6 +28,12 @@ impl Collector for Process {
             gauge(&mut encoder, "process_start_time_seconds", "Start, as Unix time", stat.start_seconds)?;
             gauge(&mut encoder, "process_threads", "Threads", stat.threads)?;
         }
+        gauge(
+            &mut encoder,
+            "process_tasks",
+            "Tasks of the runtimes that have begun and not ended",
+            task::alive() as f64,
+        )?;
         if let Some(bytes) = resident_bytes() {
             gauge(&mut encoder, "process_resident_memory_bytes", "Resident memory", bytes as f64)?;
         }

@@ -12,6 +12,7 @@ use super::api::{Body, JSON};
 use super::cluster::Cluster;
 use super::network;
 use super::pods::Pod;
+use crate::clock;
 use crate::process::{Process, succeed};
 
 /// Where programs in a pod look for the token and the CA of their API server.
@@ -31,30 +32,14 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// Puts the program's clock ahead, by a library that is loaded before the C library. Nothing else of the machine's clock
-    /// belongs to a container alone: time namespaces know the monotonic clock only.
+    /// Puts the program's clock ahead; see [`crate::clock`].
     pub(super) fn put_ahead(&mut self, library: &Path, seconds: u32) {
-        let environment = [format!("LD_PRELOAD={}", library.display()), format!("LINKSPAN_CLOCK_AHEAD={seconds}")];
+        let environment = clock::environment(library, seconds.into());
+        let environment = environment.map(|(name, value)| format!("{name}={value}"));
         let argv = std::mem::take(&mut self.argv);
         self.argv = std::iter::once("env".to_owned()).chain(environment).chain(argv).collect();
     }
 }
-
-/// A wall clock that is ahead by `LINKSPAN_CLOCK_AHEAD` seconds, for programs that ask the C library.
-const CLOCK: &str = r#"
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int result = (int)syscall(SYS_clock_gettime, clock, now);
-    const char *ahead = getenv("LINKSPAN_CLOCK_AHEAD");
-    if (result == 0 && ahead && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += atol(ahead);
-    return result;
-}
-"#;
 
 /// Mounts pairs of folders, then becomes the program. `/run` is the pod's own.
 const ENTER: &str = r#"
@@ -85,12 +70,9 @@ impl Cluster {
         self.processes().insert(pod.name.clone(), process);
     }
 
-    /// The library that puts clocks ahead, built with the C compiler that builds Linkspan too.
+    /// The library that puts clocks ahead.
     pub(super) fn clock(&self) -> PathBuf {
-        let (source, library) = (self.dir().join("clock.c"), self.dir().join("clock.so"));
-        fs::write(&source, CLOCK).expect("the library's source is written");
-        succeed(Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source));
-        library
+        clock::library(self.dir())
     }
 
     /// A token bound to a pod, for an audience; the API server's own without one.

@@ -22,6 +22,8 @@ fn kubectl_explains_a_link() {
         ("trustBundle", "Root certificates of that trust domain"),
         ("trustDomain", "The only trust domain that this peer may speak for"),
         ("defaultPolicy", "exports without an ExportPolicy"),
+        ("transport", "gateways are dialled over"),
+        ("congestion", "lost packets over QUIC mean"),
     ] {
         let explained = text
             .split(field)

@@ -7,8 +7,9 @@ use linkspan_tests::bed::audit::Request;
 use linkspan_tests::bed::linkspan::{Component, NAMESPACE};
 use linkspan_tests::bed::{Cluster, PATIENCE, Pod, alone};
 use linkspan_tests::process::eventually;
+use linkspan_tests::world::long;
 
-use super::kit::{Shop, long, needs_kubernetes, service_export, wait_answer, web_service};
+use super::kit::{Shop, needs_kubernetes, service_export, wait_answer, web_service};
 
 /// The controller's user.
 pub(crate) const CONTROLLER: &str = "system:serviceaccount:linkspan:linkspan-controller";

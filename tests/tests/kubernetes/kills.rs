@@ -9,9 +9,10 @@ use linkspan_tests::bed::gate::{Gate, Shut};
 use linkspan_tests::bed::linkspan::Component;
 use linkspan_tests::bed::{Cluster, PATIENCE, Pod, alone};
 use linkspan_tests::process::eventually;
+use linkspan_tests::world::long;
 use serde_json::{Value, json};
 
-use super::kit::{Shop, long, needs_kubernetes, service_export, web_service};
+use super::kit::{Shop, needs_kubernetes, service_export, web_service};
 
 /// From the start of a controller to its first write: the lease is its own, and the peers' catalogues are asked for anew.
 const FIRST_WRITE: Duration = Duration::from_secs(30);

@@ -197,8 +197,3 @@ pub(crate) fn wait_dns(pod: &Pod, name: &str, kind: &str, answer: &str) {
         last == answer
     });
 }
-
-/// Whether the long forms of tests were asked for: acceptance figures instead of daily ones.
-pub(crate) fn long() -> bool {
-    std::env::var_os("LINKSPAN_LONG_TESTS").is_some_and(|value| value == "1")
-}

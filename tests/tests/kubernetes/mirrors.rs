@@ -61,6 +61,33 @@ fn a_mirror_is_called_over_tcp_and_the_backend_sees_who_it_is_by_the_proxy_proto
 }
 
 #[test]
+fn a_name_server_is_asked_over_udp_and_tcp_at_one_port_of_its_cluster_ip() {
+    needs_kubernetes!();
+    let bed = shared();
+    let shop = Shop::new(&bed, "names");
+    let pod = shop.b.starting_pod("names", "names-0", "app: names", "default");
+    let _server = servers::unbound(&pod.host, 5300, 10);
+    shop.b.set_ready(&pod, true);
+    shop.b.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: names, namespace: names}\nspec: {selector: {app: names}, ports: [{name: dns, \
+         port: 53, protocol: UDP, targetPort: 5300}, {name: dns-tcp, port: 53, targetPort: 5300}]}\n---\n\
+         apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: names, namespace: names}\n",
+    );
+    let host = shop.mirror_name("names");
+    for transport in ["+notcp", "+tcp"] {
+        eventually(&format!("the name server answers with {transport}"), PATIENCE, || {
+            let ask = format!("dig +short +time=1 +tries=1 {transport} @{host} h1.example. A");
+            shop.client.host.try_sh(&ask).1.trim() == "10.9.0.1"
+        });
+    }
+    let slices = shop.a.list(&path::slices("names", "names-b"));
+    let ports = slices.iter().flat_map(|slice| slice["ports"].as_array().cloned().unwrap_or_default());
+    let ports: Vec<_> = ports.map(|port| (port["protocol"].clone(), port["port"].clone())).collect();
+    let of = |protocol: &str| ports.iter().find(|(found, _)| found == protocol).map(|(_, number)| number.clone());
+    assert!(of("UDP").is_some() && of("UDP") == of("TCP"), "one port of the gateways for both: {ports:?}");
+}
+
+#[test]
 fn a_mirror_has_the_ports_and_labels_of_its_service_and_exactly_the_ready_gateways() {
     needs_kubernetes!();
     let bed = shared();

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use linkspan_tests::bed::audit::{Mark, Request};
 use linkspan_tests::bed::linkspan::Component;
 use linkspan_tests::bed::{Cluster, alone};
+use linkspan_tests::world::long;
 
 use super::faults::CONTROLLER;
-use super::kit::{Shop, long, needs_kubernetes, wait_condition};
+use super::kit::{Shop, needs_kubernetes, wait_condition};
 
 /// What is only worded differently is written up to 10 s later; who has written nothing for longer has nothing to say.
 const SETTLED: Duration = Duration::from_secs(11);

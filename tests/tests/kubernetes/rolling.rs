@@ -7,9 +7,10 @@ use linkspan_tests::bed::{PATIENCE, alone};
 use linkspan_tests::load::{Load, Report};
 use linkspan_tests::process::{Process, eventually};
 use linkspan_tests::servers::{self, Nginx};
+use linkspan_tests::world::long;
 use serde_json::{Value, json};
 
-use super::kit::{Shop, long, needs_kubernetes, service_export, tcp};
+use super::kit::{Shop, needs_kubernetes, service_export, tcp};
 
 /// Requests a second of HTTP/1.1, of HTTP/2 and of gRPC. The acceptance figure, 500 in all, is for the long form: the machine
 /// that runs the daily one has two cores for two clusters.

@@ -1,17 +1,18 @@
 //! Thousands of services of two peers: how fast they are mirrored, what that takes, and that it is quiet afterwards. The peers
 //! are standalone sites, so that both cores are left to Linkspan and the API server.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use linkspan_tests::bed::audit::{Mark, Request};
 use linkspan_tests::bed::linkspan::{Component, NAMESPACE};
 use linkspan_tests::bed::{Bed, Cluster, Pod, alone};
+use linkspan_tests::bulk::{Bulk, FILES, NAMESPACES};
 use linkspan_tests::process::eventually;
 use linkspan_tests::site::{Options, Site};
+use linkspan_tests::world::long;
 
 use super::faults::CONTROLLER;
-use super::kit::{long, needs_kubernetes};
+use super::kit::needs_kubernetes;
 
 /// What a controller may hold at any time, MiB.
 const MEMORY: u64 = 256;
@@ -21,12 +22,8 @@ const MESSAGES: u64 = 20;
 const PROPAGATED: Duration = Duration::from_secs(2);
 /// Processor time of a controller with nothing to do, of the time that passes.
 const IDLE_PERCENT: u128 = 8;
-/// Files of a peer; each holds as many services, and one headless service whose change shows in the API server.
-const FILES: usize = 50;
 /// Between two changed files.
 const TICK: Duration = Duration::from_millis(100);
-/// The namespaces that the services are in.
-const NAMESPACES: usize = 10;
 
 /// How much of it.
 struct Size {
@@ -51,87 +48,28 @@ impl Size {
     }
 }
 
-/// Service, slice and export of `name`; the second endpoint is ready or not.
-fn service(text: &mut String, file: usize, name: &str, color: &str, headless: bool) {
-    let namespace = format!("bulk-{}", file % NAMESPACES);
-    let none = if headless { "clusterIP: None, " } else { "" };
-    _ = writeln!(
-        text,
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{color: {color}}}}}\nspec: \
-         {{{none}ports: [{{name: http, port: 80}}]}}\n---\napiVersion: multicluster.x-k8s.io/v1beta1\nkind: \
-         ServiceExport\nmetadata: {{name: {name}, namespace: {namespace}}}"
+/// A peer that knows the cluster, and runs.
+fn peer(bed: &Bed, cluster: &Cluster, name: &str, address: &str, services: usize) -> Bulk {
+    let mut peer = Bulk::new(Site::init(bed.site_host(name, address), &Options::default()), services);
+    let root = cluster.get(&format!("/api/v1/namespaces/{NAMESPACE}/configmaps/linkspan-root")).expect("root");
+    let root = root["data"]["root.pem"].as_str().expect("a certificate").replace('\n', "\n    ");
+    peer.site.apply(
+        "link.yaml",
+        &format!(
+            "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata: {{name: {name}}}\nspec:\n  trustDomain: \
+             {name}.linkspan.internal\n  addresses: []\n  trustBundle: |\n    {root}\n",
+            name = cluster.name()
+        ),
     );
-}
-
-fn slice(text: &mut String, file: usize, name: &str, ready: bool, headless: bool) {
-    let namespace = format!("bulk-{}", file % NAMESPACES);
-    let host = |number: u8| if headless { format!(", hostname: {name}-{number}") } else { String::new() };
-    _ = writeln!(
-        text,
-        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-1, namespace: {namespace}, labels: \
-         {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{name: http, port: 80}}]\nendpoints: [{{addresses: \
-         [127.0.0.1], conditions: {{ready: true}}{}}}, {{addresses: [127.0.0.2], conditions: {{ready: {ready}}}{}}}]",
-        host(0),
-        host(1)
-    );
-}
-
-/// A peer.
-struct Peer {
-    site: Site,
-    services: usize,
-}
-
-impl Peer {
-    fn new(bed: &Bed, cluster: &Cluster, name: &str, address: &str, services: usize) -> Self {
-        let mut peer = Self { site: Site::init(bed.site_host(name, address), &Options::default()), services };
-        for file in 0..FILES {
-            peer.write_services(file, "blue");
-            peer.write_slices(file, true);
-        }
-        let root = cluster.get(&format!("/api/v1/namespaces/{NAMESPACE}/configmaps/linkspan-root")).expect("root");
-        let root = root["data"]["root.pem"].as_str().expect("a certificate").replace('\n', "\n    ");
-        peer.site.apply(
-            "link.yaml",
-            &format!(
-                "apiVersion: linkspan.io/v1alpha1\nkind: Link\nmetadata: {{name: {name}}}\nspec:\n  trustDomain: \
-                 {name}.linkspan.internal\n  addresses: []\n  trustBundle: |\n    {root}\n",
-                name = cluster.name()
-            ),
-        );
-        peer.site.start();
-        peer
-    }
-
-    fn names(&self, file: usize) -> impl Iterator<Item = String> {
-        (0..self.services).map(move |number| format!("web-{file}-{number}"))
-    }
-
-    fn write_services(&self, file: usize, color: &str) {
-        let mut text = String::new();
-        self.names(file).for_each(|name| service(&mut text, file, &name, color, false));
-        service(&mut text, file, &self.marker(file), color, true);
-        self.site.apply(&format!("services-{file}.yaml"), &text);
-    }
-
-    fn write_slices(&self, file: usize, ready: bool) {
-        let mut text = String::new();
-        self.names(file).for_each(|name| slice(&mut text, file, &name, ready, false));
-        slice(&mut text, file, &self.marker(file), ready, true);
-        self.site.apply(&format!("slices-{file}.yaml"), &text);
-    }
-
-    /// The headless service of a file. Each peer has its own, so that the object tells whose change it is.
-    fn marker(&self, file: usize) -> String {
-        format!("mark-{}-{file}", self.site.name())
-    }
+    peer.site.start();
+    peer
 }
 
 /// What is measured in.
 struct Scene<'a> {
     cluster: &'a Cluster,
     controller: Pod,
-    peers: [Peer; 2],
+    peers: [Bulk; 2],
 }
 
 impl<'a> Scene<'a> {
@@ -143,7 +81,7 @@ impl<'a> Scene<'a> {
         cluster.apply(&namespaces.join("---\n"));
         let controller = cluster.replicas(Component::Controller).swap_remove(0);
         let peers = [("north", "198.18.1.2"), ("south", "198.18.2.2")]
-            .map(|(name, address)| Peer::new(bed, cluster, name, address, size.services));
+            .map(|(name, address)| peer(bed, cluster, name, address, size.services));
         Self { cluster, controller, peers }
     }
 
@@ -325,9 +263,9 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// At most so many requests in a second are told to come later: those that were under way when the first was. Sixteen mirrors are
-/// written at a time, and of the few headless ones among them a second endpoint.
-const REFUSED_A_SECOND: usize = 20;
+/// At most so many requests in a second are told to come later: those that were under way when the first was, and the next one of
+/// each of the sixteen mirrors that are written at a time, where its first had been let through.
+const REFUSED_A_SECOND: usize = 32;
 
 /// Room for one or two requests of the controller about mirrors at a time, and none to wait in.
 const TIGHT: &str = "apiVersion: flowcontrol.apiserver.k8s.io/v1

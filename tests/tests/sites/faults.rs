@@ -83,7 +83,7 @@ fn f04_a_black_hole_is_withdrawn_in_four_seconds_and_back_in_five() {
         &sites[0],
         20,
         || {
-            west.nft("chain i { type filter hook input priority 0; udp dport 4143 drop; udp sport 4143 drop; }\n chain o { type filter hook output priority 0; udp sport 4143 drop; udp dport 4143 drop; }")
+            west.nft("chain i { type filter hook input priority 0; meta l4proto { tcp, udp } th dport 4143 drop; meta l4proto { tcp, udp } th sport 4143 drop; }\n chain o { type filter hook output priority 0; meta l4proto { tcp, udp } th sport 4143 drop; meta l4proto { tcp, udp } th dport 4143 drop; }")
         },
         || west.nft_clear(),
     );

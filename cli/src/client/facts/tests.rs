@@ -1,6 +1,6 @@
 //! Fixtures for all commands that show facts, and the rules of health.
 
-use linkspan_proto::configuration::{DefaultPolicy, Endpoint, ExportPort, LinkPhase, Tier};
+use linkspan_proto::configuration::{Carrier, DefaultPolicy, Endpoint, ExportPort, LinkPhase, Tier, TransportReason};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::EndpointName;
 
@@ -33,6 +33,11 @@ pub(crate) fn link(peer: &str, alive: bool) -> LinkReport {
         loss: if alive { 0.001 } else { 0.0 },
         since_unix: 1_700_000_000,
         remote: alive.then(|| "10.77.0.2:4143".parse().expect("address")),
+        transport: alive.then_some(Carrier::Quic),
+        transport_reason: alive.then_some(TransportReason::Preferred),
+        clock_ahead_seconds: None,
+        mtu: None,
+        black_holes: 0,
     }
 }
 
@@ -43,6 +48,8 @@ pub(crate) fn peer(name: &str, addresses: &[&str]) -> Resource {
         trust_bundle: String::new(),
         addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
         default_policy: DefaultPolicy::Allow,
+        transport: Default::default(),
+        congestion: Default::default(),
     })
 }
 
@@ -58,6 +65,7 @@ pub(crate) fn mirror(name: &str, key: &str, address: &str, tiers: &[&[(&str, u32
         ports: vec![MirrorPort {
             listen: address.parse().expect("address"),
             port: 80,
+            transport: Default::default(),
             name: None,
             app_protocol: Some("http".to_owned()),
         }],
@@ -71,6 +79,8 @@ pub(crate) fn capacity(from: &str, key: &str, ready: u32) -> Resource {
         service: service(key),
         ready: BTreeMap::from([(80, ready)]),
         total: BTreeMap::new(),
+        ready_udp: Default::default(),
+        total_udp: Default::default(),
         ready_endpoints: Vec::new(),
     })
 }
@@ -85,6 +95,7 @@ pub(crate) fn export(key: &str, ready: &[bool]) -> Resource {
         service: service(key),
         ports: vec![ExportPort {
             port: 80,
+            transport: Default::default(),
             name: None,
             app_protocol: Some("http".to_owned()),
             endpoints: ready.iter().enumerate().map(endpoint).collect(),
@@ -97,6 +108,7 @@ pub(crate) fn export(key: &str, ready: &[bool]) -> Resource {
 pub(crate) fn bound(address: &str) -> Listener {
     Listener {
         listen: address.parse().expect("address"),
+        transport: PortTransport::Tcp,
         bound: true,
         reason: String::new(),
         message: String::new(),
@@ -157,12 +169,12 @@ fn a_mirror_is_as_healthy_as_the_clusters_behind_it() {
 fn a_listener_that_is_not_bound_comes_first() {
     let mut facts = facts();
     let address: SocketAddr = "127.80.0.1:80".parse().expect("address");
-    let listener = facts.listeners.get_mut(&address).expect("listener");
+    let listener = facts.listeners.get_mut(&(address, PortTransport::Tcp)).expect("listener");
     listener.bound = false;
     listener.reason = "PermissionDenied".to_owned();
     let west = health(&facts, "web-west.shop.svc.cluster.local");
     assert_eq!((west.state, west.message.as_str()), (State::NotListening, "PermissionDenied"));
-    let listener = facts.listeners.get_mut(&address).expect("listener");
+    let listener = facts.listeners.get_mut(&(address, PortTransport::Tcp)).expect("listener");
     listener.occupant = Some(Occupant { listen: "0.0.0.0:80".parse().expect("address"), uid: 0, process: None });
     let west = health(&facts, "web-west.shop.svc.cluster.local");
     assert!(west.message.contains("listens on 0.0.0.0:80"), "who is in the way says more: {}", west.message);
@@ -197,10 +209,10 @@ fn one_endpoint_of_a_headless_service_is_ready_by_its_name() {
     let db = EndpointName::parse("db-0").expect("endpoint name");
     facts.mirrors[0].endpoint = Some(db.clone());
     let mirror = facts.mirrors[0].clone();
-    assert_eq!(facts.ready_there(&cluster("west"), &mirror, 80), Some(0));
+    assert_eq!(facts.ready_there(&cluster("west"), &mirror, &mirror.ports[0]), Some(0));
     let capacity = facts.capacities.get_mut(&(cluster("west"), service("shop/web"))).expect("capacity");
     capacity.ready_endpoints.push(db);
-    assert_eq!(facts.ready_there(&cluster("west"), &mirror, 80), Some(1));
+    assert_eq!(facts.ready_there(&cluster("west"), &mirror, &mirror.ports[0]), Some(1));
 }
 
 #[test]

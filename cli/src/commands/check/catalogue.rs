@@ -6,6 +6,7 @@ use linkspan_proto::names::{ClusterName, Namespace, ServiceKey};
 use linkspan_proto::resources::ClusterTrafficPolicy;
 
 use super::Checks;
+use super::cause::Cause;
 use super::report::Group;
 use crate::client::catalogues::PeerCatalogue;
 use crate::client::facts::Facts;
@@ -67,12 +68,18 @@ fn current(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
             format!("the link is down; what was last seen stays: {}", counted(services, "service")),
             "mend the link: the checks of the group `links` say how",
         ),
-        (false, true) => checks.fail(
-            GROUP,
-            name,
-            peer.message.clone().unwrap_or_else(|| "the link is alive, and the controllers are not in touch".to_owned()),
-            format!("see that the controller of {cluster} runs (`linkspan check` there), then look at both controllers' logs"),
-        ),
+        (false, true) => {
+            let silent = "the link is alive, and the controllers are not in touch";
+            checks.fail(
+                GROUP,
+                name,
+                peer.message.clone().unwrap_or_else(|| silent.to_owned()),
+                format!(
+                    "see that the controller of {cluster} runs (`linkspan check` there), then look at both controllers' logs"
+                ),
+            );
+            checks.because(Cause::CatalogueDisagreement);
+        }
     }
 }
 
@@ -93,6 +100,7 @@ fn handed_over(checks: &mut Checks<'_>, peer: &PeerCatalogue) {
             "wait a second; if it stays so, the gateway has lost the controller: its log says why, a restart of the \
              gateway mends it",
         );
+        checks.because(Cause::CatalogueDisagreement);
     }
 }
 
@@ -124,6 +132,7 @@ fn mirrored(checks: &mut Checks<'_>) {
             "it is mirrored and headless, and has no endpoint: its name has no address, and there is no name of an endpoint",
             format!("in {cluster} start the service; `linkspan exports` there shows the count"),
         );
+        checks.because(Cause::NoReadyEndpoint);
     }
     if missing.is_empty() {
         checks.ok(GROUP, "everything that is exported to us is mirrored", counted(count, "service"));
@@ -149,7 +158,7 @@ fn refused(checks: &mut Checks<'_>, statuses: &[Status]) {
             let name = format!("{} of a linked cluster is mirrored as {}", status.service(), status.hostname());
             if complaint.reason == "UnsupportedProtocol" {
                 // Nothing that this cluster could change.
-                let remedy = "in the cluster that exports it give the Service a TCP port, or take the export back; nothing here \
+                let remedy = "in the cluster that exports it give the Service a TCP or UDP port, or take the export back; nothing here \
                               is in its way";
                 checks.warn(GROUP, name, complaint.sentence(), remedy);
                 continue;
@@ -183,7 +192,7 @@ fn overruled(checks: &mut Checks<'_>, statuses: &[Status]) {
 /// A service without a TCP port has nothing that could be mirrored.
 fn carried(facts: &Facts, (cluster, service): &(ClusterName, ServiceKey)) -> bool {
     let capacity = facts.capacities.get(&(cluster.clone(), service.clone()));
-    capacity.is_some_and(|capacity| !capacity.ready.is_empty())
+    capacity.is_some_and(|capacity| capacity.ports().next().is_some())
 }
 
 /// The services that have a mirror which leads to that one cluster.
@@ -225,6 +234,12 @@ fn wanted_service(checks: &mut Checks<'_>) {
     }
     let reason = not_exported(&checks.facts, &service);
     checks.fail(GROUP, name, reason, how_to_export(&service));
+    checks.because(not_exported_because(&checks.facts));
+}
+
+/// Nobody knows what a cluster exports to which there is no link.
+fn not_exported_because(facts: &Facts) -> Option<Cause> {
+    facts.links.values().all(|link| link.alive).then_some(Cause::NotExported)
 }
 
 fn not_exported(facts: &Facts, service: &ServiceKey) -> String {
@@ -276,12 +291,14 @@ fn policies(checks: &mut Checks<'_>) {
         if !unlinked.is_empty() {
             let reason = format!("it gives weight to {}, and no Link of that name is in force", unlinked.join(", "));
             checks.fail(GROUP, check, reason, "correct the cluster's name in the policy, or link it");
+            checks.because(Cause::LinkMissing);
         } else if weighted.is_empty() {
             let reason = format!("all its weights are 0: nobody is served at {}", clusterset_name(&service));
             checks.warn(GROUP, check, reason, "give a cluster a weight above 0, or remove the policy");
         } else if without.len() == weighted.len() {
-            let reason = not_exported(facts, &service);
+            let (reason, cause) = (not_exported(facts, &service), not_exported_because(facts));
             checks.fail(GROUP, check, reason, how_to_export(&service));
+            checks.because(cause);
         } else if without.is_empty() {
             checks.ok(GROUP, check, service.to_string());
         } else {

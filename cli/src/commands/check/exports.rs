@@ -1,6 +1,7 @@
 //! What is exported here: every wish granted, every port with a ready endpoint, every ready endpoint there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,13 +12,14 @@ use linkspan_proto::names::{ClusterName, Namespace, ServiceKey, ServiceName};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::cause::Cause;
 use super::report::Group;
 use super::{AT_ONCE, Checks};
 
 const GROUP: Group = Group::Exports;
 
 /// How long an endpoint may take to accept; the gateway itself gives it as long.
-const CONNECT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT: Duration = Duration::from_secs(1);
 
 /// Endpoints of one export that are tried. A sample is enough to see a wrong port or a stopped service.
 const SAMPLE: usize = 16;
@@ -88,6 +90,7 @@ fn refused_exports(checks: &mut Checks<'_>) {
                 "make the Services in all clusters alike in what the message names; meanwhile that cluster decides whose export was \
                  seen here first, or that --precedence (spec.mirrors.precedence) names",
             );
+            checks.because(Cause::CatalogueDisagreement);
         }
         if let Some(complaint) = wish.complaint("Valid").or_else(|| wish.complaint("Ready")) {
             let remedy = match complaint.reason.as_str() {
@@ -110,7 +113,7 @@ fn ready(checks: &mut Checks<'_>, export: &Export) {
         .map(|port| port.port.to_string())
         .collect();
     if export.ports.is_empty() {
-        checks.warn(GROUP, name, "none of its ports is TCP", "only TCP ports are carried");
+        checks.warn(GROUP, name, "none of its ports is TCP or UDP", "only TCP and UDP ports are carried");
     } else if empty.is_empty() {
         let ready: BTreeSet<SocketAddr> = export
             .ports
@@ -131,42 +134,74 @@ fn ready(checks: &mut Checks<'_>, export: &Export) {
                 service.name
             ),
         );
+        checks.because(Cause::NoReadyEndpoint);
     }
+}
+
+/// The ready endpoints of one export that were tried, with the error of each that did not accept.
+pub(super) type Tried = (Export, BTreeMap<SocketAddr, Option<Refusal>>);
+
+/// Why an endpoint did not accept.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    /// Its host said no, where it did not keep silent.
+    refused: bool,
+    text: String,
 }
 
 /// Whether something listens where the EndpointSlices say so. For who is where the gateway is.
-pub(super) async fn endpoints(checks: &mut Checks<'_>) {
-    checks.progress.say("exports");
-    for export in covered(checks) {
-        listening(checks, &export).await;
+pub(super) async fn ask(checks: &Checks<'_>) -> Vec<Tried> {
+    let exports = covered(checks);
+    let ready = |export: &Export| -> BTreeSet<SocketAddr> {
+        // Nothing can be asked of a UDP port: whether it answers depends on what it is told.
+        let ports = export.ports.iter().filter(|port| port.transport.is_tcp());
+        let endpoints = ports.flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
+        endpoints.map(|endpoint| endpoint.address).take(SAMPLE).collect()
+    };
+    let all: BTreeSet<SocketAddr> = exports.iter().flat_map(ready).collect();
+    let tried: BTreeMap<SocketAddr, Option<Refusal>> =
+        stream::iter(all.into_iter().map(|address| async move { (address, connect(address).await) }))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+    let of = |export: Export| {
+        let found = ready(&export).into_iter().filter_map(|address| Some((address, tried.get(&address)?.clone())));
+        let found = found.collect();
+        (export, found)
+    };
+    exports.into_iter().map(of).collect()
+}
+
+async fn connect(address: SocketAddr) -> Option<Refusal> {
+    match timeout(CONNECT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => {
+            Some(Refusal { refused: error.kind() == ErrorKind::ConnectionRefused, text: error.to_string() })
+        }
+        Err(_) => Some(Refusal { refused: false, text: format!("no answer within {} s", CONNECT.as_secs()) }),
     }
 }
 
-async fn listening(checks: &mut Checks<'_>, export: &Export) {
-    let ready = export.ports.iter().flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.ready);
-    let addresses: BTreeSet<SocketAddr> = ready.map(|endpoint| endpoint.address).take(SAMPLE).collect();
-    if addresses.is_empty() {
+/// Judges what was tried.
+pub(super) fn endpoints(checks: &mut Checks<'_>, tried: Vec<Tried>) {
+    for (export, addresses) in tried {
+        listening(checks, &export, &addresses);
+    }
+}
+
+fn listening(checks: &mut Checks<'_>, export: &Export, tried: &BTreeMap<SocketAddr, Option<Refusal>>) {
+    if tried.is_empty() {
         return;
     }
-    let count = addresses.len();
-    let mut refused: Vec<(SocketAddr, String)> = stream::iter(addresses.into_iter().map(|address| async move {
-        match timeout(CONNECT, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some((address, error.to_string())),
-            Err(_) => Some((address, "no answer within 1 s".to_owned())),
-        }
-    }))
-    .buffer_unordered(AT_ONCE)
-    .filter_map(|refused| async move { refused })
-    .collect()
-    .await;
-    refused.sort();
+    let count = tried.len();
+    let refused: Vec<(SocketAddr, &Refusal)> =
+        tried.iter().filter_map(|(address, refusal)| Some((*address, refusal.as_ref()?))).collect();
     let name = format!("{}: ready endpoints accept connections", export.service);
     if refused.is_empty() {
         return checks.ok(GROUP, name, format!("{count} tried"));
     }
     let all = refused.len() == count;
-    let reason = refused.iter().map(|(address, why)| format!("{address}: {why}")).collect::<Vec<_>>().join("; ");
+    let reason = refused.iter().map(|(address, why)| format!("{address}: {}", why.text)).collect::<Vec<_>>().join("; ");
     let remedy = "start the service, correct the address in the EndpointSlice, or set `ready: false` while it is away";
     if all {
         checks.fail(GROUP, name, reason, remedy);
@@ -174,4 +209,5 @@ async fn listening(checks: &mut Checks<'_>, export: &Export) {
         // The gateway tries another endpoint when one refuses: clients are served.
         checks.warn(GROUP, name, reason, remedy);
     }
+    checks.because(refused.iter().any(|(_, why)| why.refused).then_some(Cause::BackendRefused));
 }

@@ -1,33 +1,39 @@
 //! Addresses, UDP, and the state of the link to each peer.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream;
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
-use linkspan_proto::names::ClusterName;
+use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer, Transport, TransportReason};
 
+use super::Checks;
+use super::cause::Cause;
+use super::reach::{self, Reached};
 use super::report::Group;
 use super::site::IN_FORCE;
-use super::{AT_ONCE, Checks};
-use crate::client::quic::{Echo, echo};
+use super::trust::span;
+use crate::client::quic::{Reach, SMALL};
 
 const GROUP: Group = Group::Links;
+
+/// The gateway's word for no answer at all.
+const UNREACHABLE: &str = "Unreachable";
 
 /// Loss above this share is felt by users; below it QUIC repairs it unnoticed.
 const LOSS_NOTICE: f64 = 0.02;
 
-/// Runs the checks of this group.
-pub(super) async fn check(checks: &mut Checks<'_>) {
+/// The clocks of two gateways that differ by more are worth a word: the hello that tells it is under way for less, and from 15
+/// minutes on the certificates of one side are not valid yet for the other.
+const CLOCKS_NOTICE: u64 = 60;
+
+/// Runs the checks of this group on what `reach` has found.
+pub(super) fn check(checks: &mut Checks<'_>, reached: &Reached) {
     refused_links(checks);
     late_links(checks);
-    own_addresses(checks).await;
+    reach::own(checks, reached);
     for peer in peers(checks) {
-        checks.progress.say(&format!("{}: UDP", peer.cluster));
         let alive = checks.facts.links.get(&peer.cluster).is_some_and(|link| link.alive);
-        let echoes = addresses(checks, &peer, alive).await;
-        state(checks, &peer, &echoes);
+        let found = reach::judge(checks, reached, &peer, alive);
+        state(checks, &peer, &found);
     }
 }
 
@@ -35,7 +41,7 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
 pub(super) fn judge(checks: &mut Checks<'_>) {
     refused_links(checks);
     for peer in peers(checks) {
-        state(checks, &peer, &BTreeMap::new());
+        state(checks, &peer, &[]);
     }
 }
 
@@ -59,6 +65,7 @@ fn peers(checks: &mut Checks<'_>) -> Vec<Peer> {
             Some(_) => checks.fail(GROUP, "a peer is linked", reason, remedy),
             None => checks.warn(GROUP, "a peer is linked", reason, remedy),
         }
+        checks.because(Cause::LinkMissing);
     }
     peers
 }
@@ -94,6 +101,7 @@ fn refused_links(checks: &mut Checks<'_>) {
                 _ => format!("correct the Link; or {place}"),
             };
             checks.fail(GROUP, format!("{name}: the Link is accepted"), complaint.sentence(), remedy);
+            checks.because((complaint.reason == "InvalidTrustBundle").then_some(Cause::TrustBundle));
         }
     }
 }
@@ -110,150 +118,7 @@ fn late_links(checks: &mut Checks<'_>) {
     }
 }
 
-/// Whether our own gateway answers, and whether what we tell our peers leads to it.
-async fn own_addresses(checks: &mut Checks<'_>) {
-    let Some(run) = checks.gateway.clone() else { return };
-    checks.progress.say("the gateway's own UDP port");
-    let here = reachable_here(run.link);
-    let name = "the gateway answers QUIC on its link port";
-    match echo(here).await {
-        Echo::Answered(_) => checks.ok(GROUP, name, format!("{}/udp", run.link)),
-        other => checks.fail(
-            GROUP,
-            name,
-            format!("{here}/udp: {}", told(&other)),
-            "the process runs and its UDP socket does not answer: look for a local firewall (nft list ruleset), then at its log",
-        ),
-    }
-    let advertised = checks.site.as_ref().map(|site| site.spec.gateway.advertise.clone()).unwrap_or_default();
-    for address in advertised {
-        // Port 0 stands for the bound port.
-        let text = address.to_string();
-        let text = text.strip_suffix(":0").map_or_else(|| text.clone(), |host| format!("{host}:{}", run.link.port()));
-        let name = format!("the advertised address {text} leads here");
-        let resolved = match resolve(&text).await {
-            Ok(resolved) => resolved,
-            Err(error) => {
-                checks.warn(
-                    GROUP,
-                    name,
-                    format!("it does not resolve here: {error}"),
-                    "correct gateway.advertise in site.yaml, or the DNS entry; peers that resolve it may still get through",
-                );
-                continue;
-            }
-        };
-        let mut found = Vec::new();
-        for address in &resolved {
-            found.push((*address, echo(*address).await));
-        }
-        if found.iter().any(|(_, echo)| matches!(echo, Echo::Answered(_))) {
-            checks.ok(
-                GROUP,
-                name,
-                if resolved.iter().all(|address| address.ip().is_loopback()) { "on this machine only" } else { "" },
-            );
-        } else {
-            checks.warn(
-                GROUP,
-                name,
-                summary(&found),
-                "from inside its own network a public address may not lead back here, and peers still reach it: check from \
-                 a peer; otherwise let UDP to the link port pass the firewall, or correct gateway.advertise",
-            );
-        }
-    }
-}
-
-/// Where this machine reaches a listening address: an unspecified one by loopback.
-fn reachable_here(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
-        IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
-async fn resolve(address: &str) -> Result<Vec<SocketAddr>, std::io::Error> {
-    let mut all: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
-    all.dedup();
-    Ok(all)
-}
-
-/// Resolves the peer's addresses and asks each for a sign of life, beside the link.
-async fn addresses(checks: &mut Checks<'_>, peer: &Peer, alive: bool) -> BTreeMap<SocketAddr, Echo> {
-    let cluster = &peer.cluster;
-    let mut resolved = Vec::new();
-    for address in &peer.addresses {
-        match resolve(address).await {
-            Ok(found) => resolved.extend(found),
-            Err(error) => {
-                let name = format!("{cluster}: the address {address} resolves");
-                let remedy =
-                    "correct the address in the Link, or the DNS entry; the gateway tries again every few seconds";
-                if alive {
-                    checks.warn(GROUP, name, error.to_string(), remedy);
-                } else {
-                    checks.fail(GROUP, name, error.to_string(), remedy);
-                }
-            }
-        }
-    }
-    resolved.dedup();
-    let found: Vec<(SocketAddr, Echo)> =
-        stream::iter(resolved.into_iter().map(|address| async move { (address, echo(address).await) }))
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-    let silent: Vec<_> = found.iter().filter(|(_, echo)| !matches!(echo, Echo::Answered(_))).cloned().collect();
-    if found.is_empty() {
-        return BTreeMap::new();
-    }
-    let name = format!("{cluster}: UDP reaches its gateway");
-    if silent.is_empty() {
-        checks.ok(GROUP, name, summary(&found));
-    } else if alive || silent.len() < found.len() {
-        checks.warn(
-            GROUP,
-            name,
-            summary(&silent),
-            "the link works by another way; an address that never answers belongs out of the Link",
-        );
-    } else {
-        checks.fail(GROUP, name, summary(&silent), remedy_for_silence(&silent, cluster));
-    }
-    found.into_iter().collect()
-}
-
-fn remedy_for_silence(silent: &[(SocketAddr, Echo)], cluster: &ClusterName) -> String {
-    let ports: Vec<String> = silent.iter().map(|(address, _)| format!("{address}/udp")).collect();
-    let to = ports.join(", ");
-    if silent.iter().all(|(_, echo)| *echo == Echo::NothingListens) {
-        format!("start {cluster}, or correct the address in the Link: its host answers that nothing listens at {to}")
-    } else {
-        format!(
-            "start {cluster} if it is down; let UDP to {to} pass every firewall between; or correct the address in \
-             the Link. If nobody can reach {cluster} (NAT), remove the addresses from its Link and give {cluster} ours: then \
-             it dials us"
-        )
-    }
-}
-
-fn summary(found: &[(SocketAddr, Echo)]) -> String {
-    found.iter().map(|(address, echo)| format!("{address}/udp: {}", told(echo))).collect::<Vec<_>>().join("; ")
-}
-
-fn told(echo: &Echo) -> String {
-    match echo {
-        Echo::Answered(after) => format!("answered after {:.1} ms", after.as_secs_f64() * 1e3),
-        Echo::NothingListens => "nothing listens there".to_owned(),
-        Echo::Silence => "no answer".to_owned(),
-        Echo::Unsendable(why) => format!("cannot be sent to: {why}"),
-    }
-}
-
-fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo>) {
+fn state(checks: &mut Checks<'_>, peer: &Peer, found: &[(SocketAddr, Reach)]) {
     let cluster = &peer.cluster;
     let name = format!("{cluster}: the link is alive");
     let Some(link) = checks.facts.links.get(cluster).cloned() else {
@@ -269,13 +134,30 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Ech
         };
         let message = if link.message.is_empty() { "no further word from the gateway" } else { &link.message };
         let reason = format!("{}: {message} ({tried})", link.reason);
-        let remedy = remedy_for(&link, peer, echoes, &checks.flags);
-        return checks.fail(GROUP, name, reason, remedy);
+        let remedy = remedy_for(&link, peer, found, &checks.flags);
+        checks.fail(GROUP, name, reason, remedy);
+        return checks.because(cause_of(&link, found));
     }
     let latency =
         link.probe_micros.map(|micros| format!(", answers in {:.1} ms", micros as f64 / 1e3)).unwrap_or_default();
     let version = link.version.as_deref().map(|version| format!(", version {version}")).unwrap_or_default();
-    checks.ok(GROUP, name, format!("{} connections{latency}{version}", link.connections));
+    let transport = link.transport.map(|carrier| format!(" over {carrier}")).unwrap_or_default();
+    checks.ok(GROUP, name, format!("{} connections{transport}{latency}{version}", link.connections));
+    if let Some(TransportReason::UdpBlocked | TransportReason::UdpSilent) = link.transport_reason {
+        checks.warn(
+            GROUP,
+            format!("{cluster}: QUIC carries the link"),
+            format!("UDP blocked, TCP is in use: {}", link.message),
+            format!(
+                "let UDP to {} pass every firewall between, then the link returns to QUIC by itself; or, if it never will, set \
+                 `transport: tcp` in the Link and this is no longer said",
+                udp_ports(peer)
+            ),
+        );
+        checks.because(Cause::UdpBlocked);
+    }
+    clocks(checks, &link);
+    black_hole(checks, &link);
     if link.loss > LOSS_NOTICE {
         checks.warn(
             GROUP,
@@ -286,8 +168,63 @@ fn state(checks: &mut Checks<'_>, peer: &Peer, echoes: &BTreeMap<SocketAddr, Ech
     }
 }
 
+/// Whether the peer's clock says what ours does, by its last hello.
+fn clocks(checks: &mut Checks<'_>, link: &LinkReport) {
+    let Some(ahead) = link.clock_ahead_seconds else { return };
+    let name = format!("{}: the clocks agree", link.cluster);
+    if ahead.unsigned_abs() <= CLOCKS_NOTICE {
+        return checks.ok(GROUP, name, "");
+    }
+    let direction = if ahead > 0 { "ahead of" } else { "behind" };
+    let span = span(Duration::from_secs(ahead.unsigned_abs()));
+    checks.warn(
+        GROUP,
+        name,
+        format!("the clock of {} is {span} {direction} ours", link.cluster),
+        "set the one that is wrong (chronyd, systemd-timesyncd): from 15 min on one side takes the other's new certificates for not \
+         yet valid, and the link cannot connect",
+    );
+    checks.because(Cause::ClockSkew);
+}
+
+/// Whether the path has stopped carrying packets that it carried before, which the gateway finds out by itself.
+fn black_hole(checks: &mut Checks<'_>, link: &LinkReport) {
+    let Some(mtu) = link.mtu.filter(|mtu| link.black_holes > 0 && usize::from(*mtu) <= SMALL) else { return };
+    checks.warn(
+        GROUP,
+        format!("{}: the path carries what it carried before", link.cluster),
+        format!("packets that got through before vanish now: the link has gone back to {mtu} bytes"),
+        reach::remedy_for_size("the link goes on with small packets"),
+    );
+    checks.because(Cause::MtuBlackHole);
+}
+
+/// What a link that is not alive suffers from: what the gateway says, else what packets say.
+fn cause_of(link: &LinkReport, found: &[(SocketAddr, Reach)]) -> Option<Cause> {
+    let silent = !found.is_empty() && found.iter().all(|(_, reach)| !reach.udp.is_answer());
+    match Cause::of_link(&link.reason) {
+        None if silent => Some(reach::cause_of_silence(found)),
+        None if is_cut_short(link, found) => Some(Cause::MtuBlackHole),
+        known => known,
+    }
+}
+
+/// Whether a gateway answers a question in a small packet and none in a large one: no handshake gets through.
+fn is_cut_short(link: &LinkReport, found: &[(SocketAddr, Reach)]) -> bool {
+    let cut = |reach: &Reach| reach.udp.is_answer() && !reach.large.is_answer();
+    link.reason == UNREACHABLE && found.iter().any(|(_, reach)| cut(reach))
+}
+
+/// Where UDP has to get through.
+fn udp_ports(peer: &Peer) -> String {
+    if peer.addresses.is_empty() {
+        return "our own link port".to_owned();
+    }
+    peer.addresses.iter().map(|address| format!("{address}/udp")).collect::<Vec<_>>().join(", ")
+}
+
 /// What to do about a link that is not alive, by the gateway's reason for it.
-fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo>, flags: &str) -> String {
+fn remedy_for(link: &LinkReport, peer: &Peer, found: &[(SocketAddr, Reach)], flags: &str) -> String {
     let cluster = &peer.cluster;
     let import = format!(
         "on {cluster} run `linkspan link export > {cluster}.yaml`, here `linkspan link import {cluster}.yaml --replace {flags}`"
@@ -323,29 +260,31 @@ fn remedy_for(link: &LinkReport, peer: &Peer, echoes: &BTreeMap<SocketAddr, Echo
         _ if link.state == LinkPhase::Waiting => {
             format!("{cluster} must dial us: {export}, with an address at which it reaches us (--address)")
         }
-        _ if echoes.values().any(|echo| matches!(echo, Echo::Answered(_))) => format!(
+        _ if is_cut_short(link, found) => reach::remedy_for_size(
+            "check again in a few seconds; if it is still so, the answers to a handshake, which are large, do not come back",
+        ),
+        _ if found.iter().any(|(_, reach)| reach.udp.is_answer()) => format!(
             "a QUIC server answers there, so UDP passes: see that both sides have each other's Link ({export}), then look at \
              both logs"
         ),
         _ if peer.addresses.is_empty() => format!("put an address of {cluster} into its Link, or let it dial us"),
-        _ if echoes.is_empty() => format!(
-            "see that {cluster} runs (`linkspan check` there) and that UDP to {} passes every firewall between; or correct the \
+        _ if found.is_empty() => format!(
+            "see that {cluster} runs (`linkspan check` there) and that {} to {} passes every firewall between; or correct the \
              address in the Link: {import}",
+            if peer.transport == Transport::Tcp { "TCP" } else { "UDP" },
             peer.addresses.join(", ")
         ),
-        _ => {
-            let silent: Vec<_> = echoes.iter().map(|(address, echo)| (*address, echo.clone())).collect();
-            remedy_for_silence(&silent, cluster)
-        }
+        _ => reach::remedy_for_silence(found, cluster),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use linkspan_proto::configuration::Resource;
+    use linkspan_proto::configuration::{Carrier, Resource};
 
     use super::*;
     use crate::client::facts::tests::{link, peer};
+    use crate::client::quic::Echo;
 
     fn west() -> Peer {
         match peer("west", &["10.77.0.2:4143"]) {
@@ -358,9 +297,14 @@ mod tests {
         LinkReport { reason: reason.to_owned(), message: message.to_owned(), ..link("west", false) }
     }
 
-    fn remedy(link: &LinkReport, echo: Option<Echo>) -> String {
+    fn found(udp: Option<Echo>) -> Vec<(SocketAddr, Reach)> {
         let address = "10.77.0.2:4143".parse().expect("address");
-        remedy_for(link, &west(), &echo.map(|echo| (address, echo)).into_iter().collect(), "--dir east")
+        let reach = |udp: Echo| Reach { large: udp.clone(), udp, tcp: None };
+        udp.map(|udp| (address, reach(udp))).into_iter().collect()
+    }
+
+    fn remedy(link: &LinkReport, echo: Option<Echo>) -> String {
+        remedy_for(link, &west(), &found(echo), "--dir east")
     }
 
     #[test]
@@ -386,7 +330,11 @@ mod tests {
         let unreachable = down("Unreachable", "no answer");
         assert!(remedy(&unreachable, Some(Echo::Silence)).contains("firewall"));
         assert!(remedy(&unreachable, Some(Echo::NothingListens)).contains("start west"));
-        assert!(remedy(&unreachable, Some(Echo::Answered(std::time::Duration::from_millis(2)))).contains("UDP passes"));
+        let answered = || Some(Echo::Answered(Duration::from_millis(2)));
+        let mut cut = found(answered());
+        cut[0].1.large = Echo::Silence;
+        assert!(remedy_for(&unreachable, &west(), &cut, "").contains("large"), "a handshake that is not answered");
+        assert!(remedy(&down("HandshakeFailed", "x"), answered()).contains("UDP passes"));
         let waiting = LinkReport { state: LinkPhase::Waiting, ..unreachable };
         assert!(remedy(&waiting, None).contains("west must dial us"));
     }
@@ -397,15 +345,64 @@ mod tests {
         let progress = crate::commands::check::Progress::silent();
         let mut checks = crate::commands::check::tests::checks(&progress);
         checks.facts.links.insert(lost.cluster.clone(), lost);
-        state(&mut checks, &west(), &BTreeMap::new());
+        state(&mut checks, &west(), &[]);
         let report = checks.report.render(false);
         assert!(report.contains("FAILED") && report.contains("LinkRemoved: the peer has removed its Link"), "{report}");
     }
 
     #[test]
-    fn an_unspecified_address_is_reached_by_loopback() {
-        assert_eq!(reachable_here("0.0.0.0:4143".parse().expect("address")).to_string(), "127.0.0.1:4143");
-        assert_eq!(reachable_here("[::]:4143".parse().expect("address")).to_string(), "[::1]:4143");
-        assert_eq!(reachable_here("10.0.0.1:4143".parse().expect("address")).to_string(), "10.0.0.1:4143");
+    fn a_link_that_tcp_carries_for_want_of_udp_is_worth_a_warning() {
+        let over_tcp = LinkReport {
+            transport: Some(Carrier::Tcp),
+            transport_reason: Some(TransportReason::UdpBlocked),
+            message: "UDP to the peer seems blocked".to_owned(),
+            ..link("west", true)
+        };
+        let progress = crate::commands::check::Progress::silent();
+        let mut checks = crate::commands::check::tests::checks(&progress);
+        checks.facts.links.insert(over_tcp.cluster.clone(), over_tcp.clone());
+        state(&mut checks, &west(), &[]);
+        let report = checks.report.render(false);
+        assert!(report.contains("over tcp") && report.contains("UDP blocked, TCP is in use"), "{report}");
+        assert!(report.contains("10.77.0.2:4143/udp") && report.contains("transport: tcp"), "{report}");
+
+        let mut checks = crate::commands::check::tests::checks(&progress);
+        let wished = LinkReport { transport_reason: Some(TransportReason::Configured), ..over_tcp };
+        checks.facts.links.insert(wished.cluster.clone(), wished);
+        state(&mut checks, &west(), &[]);
+        assert!(!checks.report.render(false).contains("UDP blocked"), "as the Link says");
+    }
+
+    #[test]
+    fn a_dead_link_has_the_gateways_cause_or_that_of_the_packets() {
+        let cause = |reason: &str, echo| cause_of(&down(reason, "x"), &found(echo));
+        assert_eq!(cause("UnknownPeer", Some(Echo::Silence)), Some(Cause::LinkMissing));
+        assert_eq!(cause("CertificateExpired", None), Some(Cause::CertificateExpired));
+        assert_eq!(cause("Unreachable", Some(Echo::Silence)), Some(Cause::PeerAddress));
+        let answered = || Some(Echo::Answered(Duration::from_millis(2)));
+        assert_eq!(cause("Unreachable", answered()), None, "it was away, and has come back");
+        let mut cut = found(answered());
+        cut[0].1.large = Echo::Silence;
+        assert_eq!(cause_of(&down("Unreachable", "x"), &cut), Some(Cause::MtuBlackHole));
+        assert_eq!(cause("HandshakeFailed", answered()), None);
+        assert_eq!(cause("WaitingForPeer", None), None);
+    }
+
+    #[test]
+    fn clocks_and_packets_that_are_worth_a_word_have_their_causes() {
+        let progress = crate::commands::check::Progress::silent();
+        let told = |report: LinkReport| {
+            let mut checks = crate::commands::check::tests::checks(&progress);
+            checks.facts.links.insert(report.cluster.clone(), report);
+            state(&mut checks, &west(), &[]);
+            let found = checks.report.checks().iter().filter_map(|check| check.cause).collect::<Vec<_>>();
+            (found, checks.report.render(false))
+        };
+        let well = LinkReport { clock_ahead_seconds: Some(-59), mtu: Some(1452), black_holes: 3, ..link("west", true) };
+        assert_eq!(told(well.clone()).0, []);
+        let (causes, page) = told(LinkReport { clock_ahead_seconds: Some(-600), ..well.clone() });
+        assert!(causes == [Cause::ClockSkew] && page.contains("the clock of west is 10 min behind ours"), "{page}");
+        let (causes, page) = told(LinkReport { mtu: Some(1200), ..well });
+        assert!(causes == [Cause::MtuBlackHole] && page.contains("gone back to 1200 bytes"), "{page}");
     }
 }

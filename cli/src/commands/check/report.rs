@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::cause::Cause;
 use crate::output::safe;
 
 /// The groups, in the order in which they are run and shown. A later group builds on the earlier ones.
@@ -79,6 +80,9 @@ pub(crate) struct Check {
     pub(crate) name: String,
     /// How it ended.
     pub(crate) verdict: Verdict,
+    /// Why it did not pass, in one word for programs; where it is one of the known causes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cause: Option<Cause>,
     /// What was found.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) reason: String,
@@ -132,6 +136,13 @@ impl Report {
         self.add(group, name.into(), Verdict::Failure, reason.into(), Some(remedy.into()));
     }
 
+    /// Says why the last check did not pass. Says nothing about one that passed.
+    pub(crate) fn because(&mut self, cause: impl Into<Option<Cause>>) {
+        if let Some(check) = self.checks.last_mut().filter(|check| check.verdict != Verdict::Ok) {
+            check.cause = cause.into();
+        }
+    }
+
     fn add(&mut self, group: Group, name: String, verdict: Verdict, reason: String, remedy: Option<String>) {
         match verdict {
             Verdict::Ok => self.passed += 1,
@@ -141,7 +152,7 @@ impl Report {
                 self.ok = false;
             }
         }
-        self.checks.push(Check { group, name, verdict, reason, remedy });
+        self.checks.push(Check { group, name, verdict, cause: None, reason, remedy });
     }
 
     /// Whether nothing failed.
@@ -257,7 +268,7 @@ fn render_alike(alike: &[&Check], page: &mut String, colour: bool) {
 impl Check {
     /// One line for many checks that passed.
     fn summary(group: Group, name: String) -> Self {
-        Self { group, name, verdict: Verdict::Ok, reason: String::new(), remedy: None }
+        Self { group, name, verdict: Verdict::Ok, cause: None, reason: String::new(), remedy: None }
     }
 
     fn word(&self, colour: bool) -> String {
@@ -371,6 +382,17 @@ mod tests {
         assert_eq!(json["checks"][3]["verdict"], "failure");
         assert_eq!(json["checks"][0]["group"], "site");
         assert!(json["checks"][1].get("remedy").is_none());
+    }
+
+    #[test]
+    fn a_cause_belongs_to_the_last_check_and_to_none_that_passed() {
+        let mut report = report();
+        report.because(Cause::PeerAddress);
+        report.ok(Group::Dns, "DNS answers", "");
+        report.because(Cause::DnsSilent);
+        let json = serde_json::to_value(report).expect("serialises");
+        assert_eq!(json["checks"][3]["cause"], "peerAddress");
+        assert!(json["checks"][2].get("cause").is_none() && json["checks"][4].get("cause").is_none());
     }
 
     #[test]

@@ -7,16 +7,20 @@ use futures::stream;
 use linkspan_proto::configuration::{Mirror, MirrorPort};
 use linkspan_proto::names::ServiceKey;
 
+use super::cause::Cause;
 use super::dns::covers;
 use super::report::Group;
 use super::{AT_ONCE, Checks};
 use crate::client::facts::{PortHealth, State};
 use crate::client::http;
-use crate::client::probe::{Found, Language, probe};
+use crate::client::probe::{ANSWER, Found, Language, probe};
 use crate::commands::services::ByHostname;
 use crate::output::counted;
 
 const GROUP: Group = Group::Services;
+
+/// The gateway's word for an address that is taken.
+const ADDRESS_IN_USE: &str = "AddressInUse";
 
 /// A mirrored port that is to be probed.
 struct Target {
@@ -27,7 +31,8 @@ struct Target {
 
 impl Target {
     fn name(&self) -> String {
-        format!("{} port {} works", self.mirror.name, self.port.port)
+        let udp = if self.port.transport.is_tcp() { "" } else { "/udp" };
+        format!("{} port {}{udp} works", self.mirror.name, self.port.port)
     }
 }
 
@@ -54,6 +59,7 @@ pub(super) fn look(checks: &mut Checks<'_>) {
             Judgement::Look(reason, remedy) => checks.warn(GROUP, target.name(), reason, remedy),
             Judgement::Bad(reason, remedy) => checks.fail(GROUP, target.name(), reason, remedy),
         }
+        checks.because(cause(health, &found, None));
         bad = true;
     }
     if count > 0 && !bad {
@@ -61,19 +67,28 @@ pub(super) fn look(checks: &mut Checks<'_>) {
     }
 }
 
-/// Runs the checks of this group.
-pub(super) async fn check(checks: &mut Checks<'_>) {
+/// What the probes of this group found, and what the gateway counted before and after them.
+#[derive(Default)]
+pub(super) struct Probed {
+    found: Vec<(Target, Found)>,
+    before: Closes,
+    after: Closes,
+}
+
+/// Probes every mirrored port.
+pub(super) async fn ask(checks: &Checks<'_>) -> Probed {
     let targets = targets(checks);
     if targets.is_empty() {
-        return;
+        return Probed::default();
     }
-    checks.progress.say(&format!("{} through mirrored services", counted(targets.len(), "probe")));
     let admin = checks.gateway.as_ref().map(|run| run.admin);
     let before = closes(admin).await;
     let found: Vec<(Target, Found)> = stream::iter(targets.into_iter().map(|target| async move {
         let language = Language::of(target.port.app_protocol.as_deref());
         // What cannot work is not probed: the reason is known, and the probe would only wait for it.
         let found = match target.health.state {
+            // No datagram is an answer to every service: one that is ready is taken for one that works.
+            State::Healthy | State::Degraded if !target.port.transport.is_tcp() => Found::Works("ready".to_owned()),
             State::Healthy | State::Degraded => probe(target.port.listen, &target.mirror.name, language).await,
             State::NotListening => Found::NotListening,
             State::LinkDown | State::NotExported | State::NoReadyEndpoints | State::NoService | State::Refused => {
@@ -86,7 +101,7 @@ pub(super) async fn check(checks: &mut Checks<'_>) {
     .collect()
     .await;
     let after = closes(admin).await;
-    report(checks, found, &before, &after);
+    Probed { found, before, after }
 }
 
 fn targets(checks: &Checks<'_>) -> Vec<Target> {
@@ -111,15 +126,36 @@ fn targets(checks: &Checks<'_>) -> Vec<Target> {
         .collect()
 }
 
-fn report(checks: &mut Checks<'_>, mut found: Vec<(Target, Found)>, before: &Closes, after: &Closes) {
+/// Runs the checks of this group on what was found.
+pub(super) fn check(checks: &mut Checks<'_>, probed: Probed) {
+    let Probed { mut found, before, after } = probed;
     found.sort_by(|(a, _), (b, _)| (&a.mirror.name, a.port.port).cmp(&(&b.mirror.name, b.port.port)));
     for (target, found) in found {
-        let counted = new_failure(before, after, &target.mirror.service, target.port.port);
+        let counted = new_failure(&before, &after, &target.mirror.service, target.port.port);
         match judge(&target.health, &found, counted.as_deref(), &target.mirror.service) {
             Judgement::Good(found) => checks.ok(GROUP, target.name(), found),
             Judgement::Look(reason, remedy) => checks.warn(GROUP, target.name(), reason, remedy),
             Judgement::Bad(reason, remedy) => checks.fail(GROUP, target.name(), reason, remedy),
         }
+        checks.because(cause(&target.health, &found, counted.as_deref()));
+    }
+}
+
+/// What it comes down to, where that is one of the known causes.
+fn cause(health: &PortHealth, found: &Found, counted: Option<&str>) -> Option<Cause> {
+    match (health.state, found) {
+        (State::NotListening, _) => {
+            (health.occupant.is_some() || health.unbound == ADDRESS_IN_USE).then_some(Cause::PortTaken)
+        }
+        (State::NotExported, _) => Some(Cause::NotExported),
+        // Without a cluster behind it that has a weight, nobody is meant to serve it.
+        (State::NoReadyEndpoints, _) => {
+            health.backings.iter().any(|backing| backing.weight > 0).then_some(Cause::NoReadyEndpoint)
+        }
+        (State::LinkDown | State::NoService | State::Refused, _) => None,
+        (_, Found::Refused(reason)) => Cause::of_refusal(reason),
+        (_, Found::Cut) => counted.and_then(Cause::of_refusal),
+        _ => None,
     }
 }
 
@@ -192,7 +228,7 @@ fn judge(health: &PortHealth, found: &Found, counted: Option<&str>, service: &Se
             ),
         },
         (_, Found::Silence) => Judgement::Bad(
-            "connected, but no HTTP answer in 5 s".to_owned(),
+            format!("connected, but no HTTP answer in {} s", ANSWER.as_secs()),
             format!(
                 "the service hangs, or does not speak the protocol that its appProtocol declares: look at it in {there}"
             ),

@@ -295,12 +295,18 @@ async fn controller(checks: &mut Checks<'_>, folder: &Folder, flags: &str) {
             }
             checks.controller = Some(run);
         }
-        Err(error) => checks.fail(
-            GROUP,
-            name,
-            format!("state/run/controller.json says process {}, but {error:#}", run.pid),
-            format!("look at its log; {}; meanwhile the gateway serves with the last good configuration", start(flags)),
-        ),
+        Err(error) => {
+            checks.fail(
+                GROUP,
+                name,
+                format!("state/run/controller.json says process {}, but {error:#}", run.pid),
+                format!(
+                    "look at its log; {}; meanwhile the gateway serves with the last good configuration",
+                    start(flags)
+                ),
+            );
+            checks.silent_dns = Some(run.dns);
+        }
     }
 }
 

@@ -108,19 +108,22 @@ async fn an_export_needs_a_ready_endpoint_that_listens() {
     let export = checks.facts.exports.get_mut(&service("shop/web")).expect("export");
     export.ports[0].endpoints[0].address = listener.local_addr().expect("bound");
     exports::check(&mut checks);
-    exports::endpoints(&mut checks).await;
+    let tried = exports::ask(&checks).await;
+    exports::endpoints(&mut checks, tried);
     assert!(checks.report.passed(), "{:?}", failures(&checks));
 
     drop(listener);
     exports::check(&mut checks);
-    exports::endpoints(&mut checks).await;
+    let tried = exports::ask(&checks).await;
+    exports::endpoints(&mut checks, tried);
     assert!(failures(&checks).join("\n").contains("ready endpoints accept connections"), "{:?}", failures(&checks));
 
     checks.report = Report::new();
     let export = checks.facts.exports.get_mut(&service("shop/web")).expect("export");
     export.ports[0].endpoints.iter_mut().for_each(|endpoint| endpoint.ready = false);
     exports::check(&mut checks);
-    exports::endpoints(&mut checks).await;
+    let tried = exports::ask(&checks).await;
+    exports::endpoints(&mut checks, tried);
     assert!(failures(&checks).join("\n").contains("port 80 has none"), "{:?}", failures(&checks));
 }
 
@@ -138,7 +141,8 @@ async fn what_a_peer_removed_with_many_others_is_not_probed() {
         names.join("\n").contains("web-north.shop")
     };
     site::gather(&mut checks, &folder).await;
-    services::check(&mut checks).await;
+    let probed = services::ask(&checks).await;
+    services::check(&mut checks, probed);
     assert!(is_probed(&checks), "{}", checks.report.render(false));
 
     let status = "kind: Mirror\nmetadata: {name: web-north, namespace: shop}\nstatus:\n  hostname: \
@@ -147,7 +151,8 @@ async fn what_a_peer_removed_with_many_others_is_not_probed() {
     std::fs::write(mirrors.join("shop.web-north.yaml"), status).expect("written");
     checks.report = Report::new();
     site::gather(&mut checks, &folder).await;
-    services::check(&mut checks).await;
+    let probed = services::ask(&checks).await;
+    services::check(&mut checks, probed);
     assert!(!is_probed(&checks), "{}", checks.report.render(false));
 }
 
@@ -173,7 +178,7 @@ async fn a_wrong_folder_is_one_failure_and_not_five() {
 }
 
 /// A DNS server that gives every name the same address; counts the TCP connections that come.
-async fn dns_server(address: [u8; 4]) -> (std::net::SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+async fn dns_server(address: [u8; 4]) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     use hickory_proto::op::{Message, MessageType};
     use hickory_proto::rr::{RData, Record, rdata::A};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -227,7 +232,8 @@ async fn of_many_names_a_few_are_asked_over_tcp() {
         })
         .collect();
     checks.controller = Some(ControllerRun { pid: 1, version: String::new(), dns, admin: None });
-    dns::check(&mut checks).await;
+    let answers = dns::ask(&checks).await;
+    dns::check(&mut checks, answers);
     let report = checks.report.render(false);
     assert!(report.contains("300 names, over UDP, 8 of them over TCP too"), "{report}");
     assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 8);
@@ -285,7 +291,8 @@ async fn a_link_that_was_just_imported_is_waited_for() {
     checks.gateway = None;
     checks.facts.peers.clear();
     checks.late.insert(crate::client::facts::tests::cluster("south"));
-    links::check(&mut checks).await;
+    let reached = reach::ask(&checks).await;
+    links::check(&mut checks, &reached);
     let found = failures(&checks).join("\n");
     let report = checks.report.render(false);
     assert!(found.contains("south: its Link is in force") && !report.contains("link import"), "{report}");

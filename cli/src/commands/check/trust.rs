@@ -10,6 +10,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Checks;
+use super::cause::Cause;
 use super::report::Group;
 use crate::client::folder::Folder;
 use crate::client::http;
@@ -63,6 +64,16 @@ enum Standing {
     NotYet(String),
 }
 
+impl Standing {
+    fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Good(_) | Self::EndsSoon(_) => None,
+            Self::Expired(_) => Some(Cause::CertificateExpired),
+            Self::NotYet(_) => Some(Cause::CertificateNotYetValid),
+        }
+    }
+}
+
 fn standing(life: Life, now: SystemTime, notice: Duration) -> Standing {
     if let Ok(ahead) = life.from.duration_since(now)
         && ahead > Duration::ZERO
@@ -99,8 +110,9 @@ fn clock(checks: &mut Checks<'_>, folder: &Folder, now: SystemTime) {
             format!("a file in {} is {} newer than now: the clock has gone back", state.display(), span(ahead)),
             "set the clock (chronyd, systemd-timesyncd); certificates are valid by the clock",
         ),
-        _ => checks.ok(GROUP, name, ""),
+        _ => return checks.ok(GROUP, name, ""),
     }
+    checks.because(Cause::ClockSkew);
 }
 
 /// The root of the site's own certificate authority.
@@ -124,7 +136,9 @@ pub(super) fn root(checks: &mut Checks<'_>, name: &str, pem: anyhow::Result<Vec<
         Err(error) => return checks.fail(GROUP, name, format!("{error:#}"), restore),
     };
     let renew = "make a new root, export the Link anew (`linkspan link export`) and import it at every peer";
-    match standing(life, now, ROOT_NOTICE) {
+    let standing = standing(life, now, ROOT_NOTICE);
+    let cause = standing.cause();
+    match standing {
         Standing::Good(found) => checks.ok(GROUP, name, found),
         Standing::EndsSoon(reason) => checks.warn(GROUP, name, reason, renew),
         Standing::Expired(reason) => checks.fail(GROUP, name, reason, renew),
@@ -132,6 +146,7 @@ pub(super) fn root(checks: &mut Checks<'_>, name: &str, pem: anyhow::Result<Vec<
             checks.fail(GROUP, name, reason, "set the clock: it is behind the one that made the root");
         }
     }
+    checks.because(cause);
 }
 
 /// A gateway's own certificates, by the end that it reports for each on `/metrics`.
@@ -147,13 +162,16 @@ pub(super) fn gateway_certificates(checks: &mut Checks<'_>, who: &str, metrics: 
             }
             continue;
         };
-        match standing(Life { from: UNIX_EPOCH, until: *until }, now, LEAF_NOTICE) {
+        let standing = standing(Life { from: UNIX_EPOCH, until: *until }, now, LEAF_NOTICE);
+        let cause = standing.cause();
+        match standing {
             Standing::Good(found) => checks.ok(GROUP, name, found),
             Standing::EndsSoon(reason) => {
                 checks.warn(GROUP, name, format!("{reason}, and has not been renewed"), remedy)
             }
             Standing::Expired(reason) | Standing::NotYet(reason) => checks.fail(GROUP, name, reason, remedy),
         }
+        checks.because(cause);
     }
 }
 
@@ -189,7 +207,13 @@ pub(super) fn bundles(checks: &mut Checks<'_>, now: SystemTime) {
         }
         // One root that is good is enough: during an exchange of roots the old one may already have ended.
         let best = lives.iter().max_by_key(|life| life.until);
-        match (broken, best.map(|life| standing(*life, now, ROOT_NOTICE))) {
+        let standing = best.map(|life| standing(*life, now, ROOT_NOTICE));
+        let cause = if broken.is_some() || standing.is_none() {
+            Some(Cause::TrustBundle)
+        } else {
+            standing.as_ref().and_then(Standing::cause)
+        };
+        match (broken, standing) {
             (Some(error), _) => checks.fail(GROUP, name, format!("{error:#}"), import),
             (None, None) => checks.fail(GROUP, name, "it holds no certificate", import),
             (None, Some(Standing::Good(found))) => checks.ok(GROUP, name, format!("{}, {found}", peer.trust_domain)),
@@ -199,6 +223,7 @@ pub(super) fn bundles(checks: &mut Checks<'_>, now: SystemTime) {
                 checks.fail(GROUP, name, reason, "compare the clocks of both sides");
             }
         }
+        checks.because(cause);
     }
 }
 

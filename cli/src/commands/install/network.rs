@@ -37,8 +37,12 @@ fn gateway(options: &Options) -> Item {
         json!({ "protocol": "UDP", "port": spec.gateway.ports.first, "endPort": spec.gateway.ports.last }),
     ];
     local.extend(spec.gateway.mtls_listen.as_ref().map(tcp));
+    let mut link = vec![json!({ "protocol": "UDP", "port": spec.gateway.listen.port() })];
+    if spec.gateway.tcp {
+        link.push(tcp(&spec.gateway.listen));
+    }
     let ingress = json!([
-        { "from": peers, "ports": [{ "protocol": "UDP", "port": spec.gateway.listen.port() }] },
+        { "from": peers, "ports": link },
         { "from": [{ "namespaceSelector": {} }], "ports": local },
         { "from": admin(options), "ports": [tcp(&spec.gateway.admin_listen)] },
     ]);

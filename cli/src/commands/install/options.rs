@@ -203,6 +203,7 @@ fn configured(args: &InstallArgs, name: ClusterName) -> anyhow::Result<Cluster> 
     let spec = &mut cluster.spec;
     spec.trust_domain.clone_from(&args.trust_domain);
     spec.namespace.clone_from(&args.namespace);
+    spec.gateway.tcp = !args.no_link_tcp;
     spec.gateway.advertise.clone_from(&args.address);
     spec.mirrors.excluded_labels.clone_from(&args.exclude_label);
     spec.mirrors.excluded_annotations.clone_from(&args.exclude_annotation);

@@ -72,16 +72,21 @@ pub(super) fn budgets(options: &Options) -> Vec<Item> {
 
 fn link(options: &Options) -> Value {
     let spec = &options.cluster.spec;
-    let mut udp = port("link", "UDP", spec.gateway.listen.port(), "link");
+    // Peers dial one address: both have the same number, at the nodes too.
+    let number = spec.gateway.listen.port();
+    let mut ports = vec![port("link", "UDP", number, "link")];
+    if spec.gateway.tcp {
+        ports.push(port("link-tcp", "TCP", number, "link-tcp"));
+    }
     if let Some(number) = options.node_port {
-        udp["nodePort"] = json!(number);
+        ports.iter_mut().for_each(|port| port["nodePort"] = json!(number));
     }
     let kind = match options.service_type {
         ServiceType::LoadBalancer => "LoadBalancer",
         ServiceType::NodePort => "NodePort",
         ServiceType::ClusterIp => "ClusterIP",
     };
-    let mut about = json!({ "type": kind, "ports": [udp] });
+    let mut about = json!({ "type": kind, "ports": ports });
     if options.service_type != ServiceType::ClusterIp {
         about["externalTrafficPolicy"] = match options.traffic_policy {
             TrafficPolicy::Cluster => json!("Cluster"),

@@ -58,7 +58,11 @@ pub(super) fn deployments(options: &Options) -> Vec<Item> {
 
 fn gateway(options: &Options) -> Workload<'_> {
     let spec = &options.cluster.spec.gateway;
-    let mut ports = vec![port("link", "UDP", &spec.listen), port("admin", "TCP", &spec.admin_listen)];
+    let mut ports = vec![port("link", "UDP", &spec.listen)];
+    if spec.tcp {
+        ports.push(port("link-tcp", "TCP", &spec.listen));
+    }
+    ports.push(port("admin", "TCP", &spec.admin_listen));
     ports.extend(spec.mtls_listen.as_ref().map(|address| port("mtls", "TCP", address)));
     let token = json!({
         "name": "token",

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use linkspan_proto::configuration::DefaultPolicy;
+use linkspan_proto::configuration::{Congestion, DefaultPolicy, Transport};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::{Cluster as Settings, HostPort, Site};
@@ -36,6 +36,9 @@ pub(super) struct Manifest<'a> {
     pub(super) addresses: &'a [HostPort],
     /// What exports without a policy allow to it.
     pub(super) default_policy: DefaultPolicy,
+    /// What it is dialled over; said where it is not the default.
+    pub(super) transport: Transport,
+    pub(super) congestion: Congestion,
 }
 
 /// What a site or cluster says of itself.
@@ -70,6 +73,8 @@ pub(super) async fn run(args: &LinkExportArgs) -> anyhow::Result<Exit> {
         trust_bundle: &pem,
         addresses: &addresses,
         default_policy: DefaultPolicy::Allow,
+        transport: Transport::default(),
+        congestion: Congestion::default(),
     }));
     output::print(&text)?;
     Ok(Exit::Done)
@@ -190,6 +195,16 @@ pub(super) fn yaml(manifest: &Manifest<'_>) -> String {
         for address in *addresses {
             let _infallible = writeln!(text, "    - \"{address}\"");
         }
+    }
+    match manifest.transport {
+        Transport::Auto => {}
+        Transport::Quic => text.push_str("  transport: quic\n"),
+        Transport::Tcp => text.push_str("  transport: tcp\n"),
+    }
+    match manifest.congestion {
+        Congestion::Auto => {}
+        Congestion::Lan => text.push_str("  congestion: lan\n"),
+        Congestion::Wan => text.push_str("  congestion: wan\n"),
     }
     let policy = match manifest.default_policy {
         DefaultPolicy::Allow => "Allow",

@@ -183,6 +183,8 @@ fn object(peer: &ClusterName, link: &Link) -> Value {
             "trustBundle": spec.trust_bundle,
             "addresses": spec.addresses,
             "defaultPolicy": spec.default_policy,
+            "transport": spec.transport,
+            "congestion": spec.congestion,
         },
     })
 }

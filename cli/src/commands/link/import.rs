@@ -116,6 +116,8 @@ pub(super) fn write(
         trust_bundle: &spec.trust_bundle,
         addresses: &spec.addresses,
         default_policy: spec.default_policy,
+        transport: spec.transport,
+        congestion: spec.congestion,
     });
     let file = manifests::file_of(folder, cluster);
     let placed = match read_manifest(&file) {

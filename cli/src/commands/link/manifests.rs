@@ -118,6 +118,6 @@ mod tests {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
         let found = read(&examples).unwrap();
         assert!(found.broken.is_empty(), "{:?}", found.broken);
-        assert!(std::fs::read_dir(examples).unwrap().count() >= 6);
+        assert!(std::fs::read_dir(examples).unwrap().count() >= 7);
     }
 }

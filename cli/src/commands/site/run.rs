@@ -249,7 +249,11 @@ fn with_remedy(error: anyhow::Error, dir: &Path, field: &str) -> anyhow::Error {
     // Some errors hold the system's error as their source, some as a part of their own.
     let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     let cause = cause.or_else(|| match error.downcast_ref::<gateway::StartError>() {
-        Some(gateway::StartError::Link { error, .. } | gateway::StartError::Mtls { error, .. }) => Some(error.kind()),
+        Some(
+            gateway::StartError::Link { error, .. }
+            | gateway::StartError::LinkTcp { error, .. }
+            | gateway::StartError::Mtls { error, .. },
+        ) => Some(error.kind()),
         _ => None,
     });
     let state = matches!(error.downcast_ref::<controller::StartError>(), Some(controller::StartError::State(_)));

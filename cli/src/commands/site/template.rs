@@ -65,6 +65,8 @@ spec:
     # UDP address of the link; the one port that a firewall must let in, and only if peers dial this site.
     # Default: 0.0.0.0:4143. Port 0: chosen by the kernel at each start.
     listen: "{listen}"
+    # Serve the link over TCP too, on the same port, for peers whose network lets no UDP pass. Default: true.
+    tcp: true
     # host:port at which peers dial this site; host names are resolved again and again, all addresses are tried. Port 0
     # stands for the bound link port. Default: [] = nobody dials this site, it dials its peers (a site behind NAT).
     advertise: {advertise}

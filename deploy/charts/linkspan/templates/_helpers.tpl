@@ -34,6 +34,7 @@ spec:
   namespace: {{ .Release.Namespace }}
   gateway:
     listen: {{ printf "%s:4143" $bind | quote }}
+    tcp: {{ .Values.gateway.tcp }}
     {{- with .Values.gateway.advertise }}
     advertise:
       {{- toYaml . | nindent 6 }}

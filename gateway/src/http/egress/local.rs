@@ -4,6 +4,7 @@
 use std::pin::pin;
 
 use http::{Request, Response, StatusCode};
+use linkspan_proto::configuration::PortTransport;
 use linkspan_proto::identity::SpiffeId;
 use linkspan_proto::refusal::Refusal;
 use tokio::time::Instant;
@@ -67,7 +68,7 @@ impl Call {
     fn admit(&self) -> Result<Admitted, Miss> {
         let connection = &self.connection;
         let mirror = self.route.mirror();
-        let (port, source) = (self.route.port(), connection.routed.source.clone());
+        let (port, source) = ((PortTransport::Tcp, self.route.port()), connection.routed.source.clone());
         let table = connection.gateway.table.load();
         let admitted = admit_local(&table, &mirror.service, port, mirror.endpoint.as_ref(), source);
         admitted.map_err(Miss::refused)

@@ -311,6 +311,8 @@ impl Pump {
     /// Waits for more of the body.
     async fn more(&mut self) -> Result<Gathered, Cut> {
         let Some(body) = &mut self.body else { return Ok(Gathered::End) };
+        // Nothing is asked of the client that could not be sent on.
+        self.send.room().await.map_err(Cut::Stream)?;
         let chunks = &mut self.chunks;
         poll_fn(|cx| match gather(body, cx, chunks, |_| {}) {
             Ok(Gathered::Pending) if chunks.is_empty() => Poll::Pending,

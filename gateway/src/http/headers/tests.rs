@@ -218,7 +218,7 @@ fn upgrades_are_kept_apart_and_h2c_is_none() {
 }
 
 #[test]
-fn codings_other_than_chunked_are_refused() {
+fn s_19_codings_other_than_chunked_are_refused() {
     for value in ["gzip, chunked", "gzip", "identity", "chunked, chunked", "chunked;q=1", "xchunked", ""] {
         let mut headers = map(&[("transfer-encoding", value)]);
         assert_eq!(take_hop_by_hop(&mut headers), Err(HeaderError::TransferCoding), "{value}");
@@ -228,7 +228,7 @@ fn codings_other_than_chunked_are_refused() {
 }
 
 #[test]
-fn content_length_is_one_number() {
+fn s_19_content_length_is_one_number() {
     let length = |values: &[&str]| {
         let fields: Vec<(&str, &str)> = values.iter().map(|value| ("content-length", *value)).collect();
         let mut headers = map(&fields);

@@ -86,6 +86,8 @@ impl Pump<'_> {
     /// Waits for more of the body, or for the peer to lose interest.
     async fn more(&mut self) -> Result<Gathered, Cut> {
         let Self { send, exchange, body, left, chunks } = self;
+        // Nothing is asked of the backend that could not be sent on.
+        send.room().await.map_err(Cut::Stream)?;
         tokio::select! {
             biased;
             gathered = poll_fn(|cx| match gather_into(body, exchange, left, chunks, cx) {

@@ -50,7 +50,7 @@ fn small(_: Request<Incoming>) -> Bytes {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_trickles_in_is_cut_off() {
+async fn s_27_a_head_that_trickles_in_is_cut_off() {
     let (mut client, serving) = served(small).await;
     client.write_all(b"GET / HTTP/1.1\r\n").await.expect("a write");
     let begun = Instant::now();
@@ -81,7 +81,7 @@ async fn an_idle_connection_lives_longer_than_a_slow_head() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_nothing_is_cut_off() {
+async fn s_27_a_client_that_takes_nothing_is_cut_off() {
     let (mut client, serving) = served(|_| Bytes::from(vec![0; 64 * 1024 * 1024])).await;
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("a write");
     let begun = Instant::now();

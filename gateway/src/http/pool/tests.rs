@@ -52,7 +52,7 @@ fn pool() -> Arc<Pool> {
 }
 
 #[tokio::test]
-async fn a_connection_serves_its_own_key_only() {
+async fn s_16_a_connection_serves_its_own_key_only() {
     let pool = pool();
     let (sender, _server) = http1_connection().await;
     pool.home(web()).lease(sender).recycle();
@@ -73,7 +73,7 @@ async fn a_connection_serves_its_own_key_only() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_backend_closed_is_not_given_out() {
+async fn s_22_a_connection_that_the_backend_closed_is_not_given_out() {
     let pool = pool();
     let (sender, server) = http1_connection().await;
     let lease = pool.home(web()).lease(sender);
@@ -87,7 +87,7 @@ async fn a_connection_that_the_backend_closed_is_not_given_out() {
 }
 
 #[tokio::test]
-async fn a_connection_in_the_middle_of_an_exchange_is_not_idle() {
+async fn s_22_a_connection_in_the_middle_of_an_exchange_is_not_idle() {
     let pool = pool();
     let (near, _far) = tokio::io::duplex(4096);
     let (mut sender, connection) = http1::handshake::<_, RequestBody>(TokioIo::new(near)).await.expect("a handshake");

@@ -22,7 +22,7 @@ fn identity() -> Identity {
 }
 
 #[test]
-fn the_target_keeps_every_byte() {
+fn s_18_the_target_keeps_every_byte() {
     for target in ["/", "/a//b/../c", "/%2f%5C;x=1?y=%20&z", "/?", "/a?b?c", "/\u{e9}"] {
         let prepared = prepared(get(target).header("host", "web"), false).expect(target);
         assert_eq!(prepared.head.path_and_query.as_str(), target);
@@ -41,7 +41,7 @@ fn the_target_keeps_every_byte() {
 }
 
 #[test]
-fn the_host_is_one_and_stays_as_it_was_written() {
+fn s_16_s_17_the_host_is_one_and_stays_as_it_was_written() {
     let host = |request: http::request::Builder| {
         prepared(request, false).map(|prepared| {
             assert!(!prepared.head.headers.contains_key(header::HOST), "it travels as the authority");
@@ -122,7 +122,7 @@ fn schemes_other_than_http_are_refused() {
 }
 
 #[test]
-fn lengths_agree_with_the_body() {
+fn s_19_s_20_lengths_agree_with_the_body() {
     let length = |value: &str, body| {
         prepared(Request::post("/").header("host", "web").header("content-length", value), body)
             .map(|prepared| prepared.length)

@@ -128,7 +128,7 @@ async fn a_body_streams_as_it_comes() {
 }
 
 #[tokio::test]
-async fn an_early_answer_stops_the_upload() {
+async fn s_22_an_early_answer_stops_the_upload() {
     patiently(async {
         let address = backend(|mut wire, number| async move {
             let head = wire.head().await;

@@ -280,7 +280,7 @@ async fn a_backend_that_ignores_expect_gets_the_body_all_the_same() {
 }
 
 #[tokio::test]
-async fn early_hints_pass() {
+async fn s_21_early_hints_pass() {
     patiently(async {
         let address = backend(|mut wire, _| async move {
             for _ in 0..2 {

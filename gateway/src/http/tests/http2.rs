@@ -334,7 +334,7 @@ async fn a_client_that_cancels_cancels_the_backends_work() {
 }
 
 #[tokio::test]
-async fn connect_is_refused() {
+async fn s_21_connect_is_refused() {
     patiently(async {
         let world = World::of(&[]).await;
         let request = Request::connect("web.shop:8080").body(full("")).unwrap();

@@ -165,7 +165,13 @@ fn mirror(listen: SocketAddr, tiers: &[&str]) -> Resource {
         name: NAME.to_owned(),
         service: service(),
         endpoint: None,
-        ports: vec![MirrorPort { listen, port: PORT, name: None, app_protocol: Some("http".to_owned()) }],
+        ports: vec![MirrorPort {
+            listen,
+            port: PORT,
+            transport: Default::default(),
+            name: None,
+            app_protocol: Some("http".to_owned()),
+        }],
         tiers: tiers.iter().map(tier).collect(),
     })
 }
@@ -174,7 +180,13 @@ fn export(endpoints: &[SocketAddr]) -> Resource {
     let endpoints = endpoints.iter().map(|address| Endpoint { address: *address, name: None, ready: true }).collect();
     Resource::Export(Export {
         service: service(),
-        ports: vec![ExportPort { port: PORT, name: None, app_protocol: None, endpoints }],
+        ports: vec![ExportPort {
+            port: PORT,
+            transport: Default::default(),
+            name: None,
+            app_protocol: None,
+            endpoints,
+        }],
         rules: None,
         proxy_protocol: false,
     })
@@ -186,6 +198,8 @@ fn capacity(cluster: &str, ready: usize) -> Resource {
         service: service(),
         ready: BTreeMap::from([(PORT, u32::try_from(ready).unwrap())]),
         total: BTreeMap::new(),
+        ready_udp: Default::default(),
+        total_udp: Default::default(),
         ready_endpoints: Vec::new(),
     })
 }

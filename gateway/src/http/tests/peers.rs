@@ -117,7 +117,7 @@ async fn fields_that_a_peer_forged_do_not_arrive() {
 }
 
 #[tokio::test]
-async fn broken_messages_reach_no_backend() {
+async fn s_20_broken_messages_reach_no_backend() {
     patiently(async {
         let address = backend(|mut wire, _| async move {
             // A connection may be made; no request may come.
@@ -150,7 +150,7 @@ async fn broken_messages_reach_no_backend() {
 }
 
 #[tokio::test]
-async fn a_body_of_another_length_is_cut_off_from_the_backend() {
+async fn s_20_a_body_of_another_length_is_cut_off_from_the_backend() {
     patiently(async {
         let (told, mut wholes) = tokio::sync::mpsc::channel(4);
         let address = backend(move |mut wire, _| {
@@ -230,7 +230,7 @@ async fn an_upgrade_without_an_offer_is_out_of_order() {
 }
 
 #[tokio::test]
-async fn what_is_not_exported_is_not_reached() {
+async fn s_14_what_is_not_exported_is_not_reached() {
     patiently(async {
         let address = backend(|_, _| async { panic!("a connection was made") }).await;
         let world = World::of(&[address]).await;

@@ -9,7 +9,7 @@ use crate::outcome::Outcome;
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
-async fn malformed_requests_reach_no_backend() {
+async fn s_19_malformed_requests_reach_no_backend() {
     patiently(async {
         let address = backend(|mut wire, _| async move {
             let head = wire.head().await;
@@ -58,7 +58,7 @@ async fn malformed_requests_reach_no_backend() {
 }
 
 #[tokio::test]
-async fn both_length_and_coding_become_one_framing() {
+async fn s_19_both_length_and_coding_become_one_framing() {
     patiently(async {
         let address = backend(|mut wire, _| async move {
             let head = wire.head().await;
@@ -90,7 +90,7 @@ async fn both_length_and_coding_become_one_framing() {
 }
 
 #[tokio::test]
-async fn too_large_a_head_is_refused() {
+async fn s_19_s_24_too_large_a_head_is_refused() {
     patiently(async {
         let world = World::of(&[]).await;
         let mut client = world.client().await;
@@ -216,7 +216,7 @@ async fn a_request_that_may_have_been_processed_goes_nowhere_else() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_gone_cannot_be_sent_again() {
+async fn s_34_a_body_that_is_gone_cannot_be_sent_again() {
     patiently(async {
         let address = canned(OK).await;
         let world = World::new(Plan { west: vec![address], east: vec![address], tiers: vec!["west", "east"] }).await;

@@ -72,7 +72,7 @@ async fn bytes_flow_to_a_backend_of_the_same_cluster() {
 }
 
 #[tokio::test]
-async fn a_declined_offer_is_an_ordinary_response() {
+async fn s_21_a_declined_offer_is_an_ordinary_response() {
     patiently(async {
         let address = backend(|mut wire, _| async move {
             for _ in 0..2 {
@@ -95,7 +95,7 @@ async fn a_declined_offer_is_an_ordinary_response() {
 }
 
 #[tokio::test]
-async fn no_byte_of_the_client_reaches_the_backend_before_its_101() {
+async fn s_21_no_byte_of_the_client_reaches_the_backend_before_its_101() {
     patiently(async {
         let address = backend(|mut wire, _| async move {
             let head = wire.head().await;
@@ -120,7 +120,7 @@ async fn no_byte_of_the_client_reaches_the_backend_before_its_101() {
 }
 
 #[tokio::test]
-async fn a_101_that_nobody_asked_for_is_a_failure() {
+async fn s_21_a_101_that_nobody_asked_for_is_a_failure() {
     patiently(async {
         let address = super::kit::canned(ACCEPT).await;
         let world = World::of(&[address]).await;

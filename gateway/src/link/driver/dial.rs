@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use linkspan_proto::configuration::Carrier;
 use linkspan_runtime::task;
 use quinn::ConnectionError;
 use tokio::task::JoinHandle;
@@ -25,13 +26,13 @@ impl Driver {
         }));
     }
 
-    pub(super) fn dial(&mut self, attempt: AttemptId, worker: usize, address: SocketAddr) {
+    pub(super) fn dial(&mut self, attempt: AttemptId, worker: usize, address: SocketAddr, carrier: Carrier) {
         let (shared, trust) = (Arc::clone(&self.shared), Arc::clone(&self.config.trust));
         let inbox = self.link.inbox.clone();
-        tracing::debug!(peer = %self.link.cluster, %address, worker, "dialling");
+        tracing::debug!(peer = %self.link.cluster, %address, worker, transport = carrier.as_str(), "dialling");
         let dial = async move {
-            let message = match dial_once(&shared, trust, address).await {
-                Ok(connection) => Message::Dialled { attempt, connection, worker },
+            let message = match dial_once(&shared, trust, address, carrier).await {
+                Ok(connection) => Message::Dialled { attempt, connection, worker, carrier },
                 Err(trouble) => Message::DialFailed { attempt, trouble },
             };
             drop(inbox.send(message).await);
@@ -40,17 +41,29 @@ impl Driver {
     }
 }
 
-async fn dial_once(shared: &Shared, trust: Arc<PeerTrust>, address: SocketAddr) -> Result<quinn::Connection, Trouble> {
+async fn dial_once(
+    shared: &Shared,
+    trust: Arc<PeerTrust>,
+    address: SocketAddr,
+    carrier: Carrier,
+) -> Result<quinn::Connection, Trouble> {
     let own = &shared.config;
-    let crypto = tls::client_config(&shared.provider, trust, Arc::clone(&own.certificate))
+    let crypto = tls::client_config(&shared.provider, shared.network.clock(), trust, Arc::clone(&own.certificate))
         .map_err(|error| trouble("LocalError", format!("no TLS configuration: {error}")))?;
-    let connecting = endpoint::dial(&*shared.network, address, &own.limits, &own.keys, crypto)
-        .map_err(|error| trouble("LocalError", format!("cannot dial {address}: {error}")))?;
+    let connecting = match carrier {
+        Carrier::Quic => endpoint::dial(&*shared.network, address, &own.limits, &own.keys, crypto),
+        Carrier::Tcp => {
+            let wire = shared.network.connect(address).await.map_err(|error| trouble::of_tcp(&error, address))?;
+            endpoint::dial_over_tcp(wire, &own.limits, &own.keys, crypto, own.certificate.chain_len())
+        }
+    };
+    let connecting =
+        connecting.map_err(|error| trouble("LocalError", format!("cannot dial {address}/{carrier}: {error}")))?;
     connecting.await.map_err(|error| {
-        let unreachable = || Trouble::unreachable(address);
+        let unreachable = || Trouble::unreachable(address, carrier);
         match error {
             ConnectionError::TimedOut => unreachable(),
-            error => trouble::of_connection(&error, address).unwrap_or_else(unreachable),
+            error => trouble::of_connection(&error, address, carrier).unwrap_or_else(unreachable),
         }
     })
 }

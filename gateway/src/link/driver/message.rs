@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_proto::configuration::Peer;
+use linkspan_proto::configuration::{Carrier, Peer};
 use linkspan_proto::control::Hello;
 use quinn::ConnectionError;
 
@@ -41,11 +41,11 @@ pub(in crate::link) enum Message {
     /// The addresses behind the Link's names.
     Resolved(Result<Answer, Trouble>),
     /// A dial succeeded.
-    Dialled { attempt: AttemptId, connection: quinn::Connection, worker: usize },
+    Dialled { attempt: AttemptId, connection: quinn::Connection, worker: usize, carrier: Carrier },
     /// A dial failed.
     DialFailed { attempt: AttemptId, trouble: Trouble },
     /// The peer dialled us.
-    Accepted { connection: quinn::Connection, worker: usize },
+    Accepted { connection: quinn::Connection, worker: usize, carrier: Carrier },
     /// First message on a control stream.
     Hello { id: ConnectionId, hello: Hello },
     /// The peer wants to leave a connection.

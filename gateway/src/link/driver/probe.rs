@@ -6,11 +6,15 @@ use std::time::{Duration, Instant};
 
 use linkspan_proto::stream_header::{StreamHeader, StreamKind};
 use linkspan_runtime::task;
+use quinn::VarInt;
 
 use super::{Driver, Message};
 use crate::link::connection::{Connection, ConnectionId};
-use crate::link::health::{Missed, PROBE_TIMEOUT, Probe, Verdict};
+use crate::link::health::{LOST_AFTER, Missed, PROBE_TIMEOUT, Probe, Verdict};
 use crate::link::serve;
+use crate::link::share::Pool;
+use crate::link::state::Event;
+use crate::link::trouble::{self, CloseCode, trouble};
 
 /// An answer has one byte; a peer that sends more than this does not answer, it floods.
 const MOST: usize = 16;
@@ -34,7 +38,7 @@ impl Driver {
     pub(super) fn probed(&mut self, id: ConnectionId, probe: Probe, result: Result<Duration, Missed>, now: Instant) {
         let Some(standing) = self.standing.get_mut(&id) else { return };
         let Some(health) = &mut standing.health else { return };
-        let before = health.verdict();
+        let (before, said) = (health.verdict(), health.probes());
         match result {
             Ok(took) => {
                 health.answer(probe, now);
@@ -47,7 +51,16 @@ impl Driver {
             let verdict = if health.verdict() == Verdict::Up { "up" } else { "down" };
             tracing::info!(peer = %self.link.cluster, connection = id.0, verdict, "probes changed their verdict");
         }
+        let probes = health.probes();
+        if health.is_lost(now) {
+            let message = format!("the connection carried nothing for {} s", LOST_AFTER.as_secs());
+            standing.trouble = Some(trouble(CloseCode::Silent.word(), message));
+            trouble::close(&standing.connection.quinn, CloseCode::Silent);
+        }
         self.shared.config.observer.probe(&self.link.cluster, result.is_ok());
+        if probes != said {
+            self.state.handle(Event::Probes { connection: id, probes }, now);
+        }
     }
 
     /// Shows the data path what may be used, and everybody how the link stands.
@@ -84,12 +97,29 @@ impl Driver {
 
     /// Gives each connection its share of what one peer may make us hold.
     fn share_window(&mut self, usable: usize) {
-        let ready = self.standing.values().filter(|standing| standing.health.is_some()).count();
-        let window = self.shared.config.limits.window(self.state.target().max(ready).max(usable));
-        for standing in self.standing.values_mut().filter(|standing| standing.health.is_some()) {
-            if standing.window != window.into_inner() {
-                standing.window = window.into_inner();
-                standing.connection.quinn.set_receive_window(window);
+        let own = &self.shared.config;
+        let expected = self.state.target().max(usable);
+        let most = self.state.most_connections();
+        let receive = Pool::new(u64::from(own.limits.peer_window), most);
+        let send = Pool::new(u64::from(own.limits.peer_send_window), most);
+        let mut ready: Vec<_> = self.standing.values_mut().filter(|standing| standing.health.is_some()).collect();
+        let before: Vec<_> = ready.iter().map(|one| (one.receive.window(), one.send.window())).collect();
+        let mut unread: Vec<_> = Vec::with_capacity(ready.len());
+        let mut unacknowledged: Vec<_> = Vec::with_capacity(ready.len());
+        for one in &mut ready {
+            let (read, sent) = one.connection.flow.passed();
+            unread.push((&mut one.receive, read));
+            unacknowledged.push((&mut one.send, sent));
+        }
+        receive.divide(expected, &mut unread);
+        send.divide(expected, &mut unacknowledged);
+        for (one, before) in ready.iter().zip(before) {
+            let quinn = &one.connection.quinn;
+            if one.receive.window() != before.0 {
+                quinn.set_receive_window(VarInt::from_u64(one.receive.window()).unwrap_or(VarInt::MAX));
+            }
+            if one.send.window() != before.1 {
+                quinn.set_send_window(one.send.window());
             }
         }
     }

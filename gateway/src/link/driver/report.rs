@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use linkspan_proto::configuration::{LinkPhase, LinkReport, Peer};
+use linkspan_proto::configuration::{Carrier, LinkPhase, LinkReport, Peer, TransportReason};
 
 use super::Driver;
 use crate::link::connection::ConnectionId;
@@ -18,6 +18,8 @@ const SAMPLES: usize = 60;
 pub(super) struct Figures {
     /// The peer's software, from its last hello.
     pub(super) version: Option<String>,
+    /// How far its clock was ahead of ours then, seconds.
+    pub(super) clock_ahead: Option<i64>,
     /// The last answered probe.
     pub(super) probe: Option<Duration>,
     since: SystemTime,
@@ -27,17 +29,21 @@ pub(super) struct Figures {
     totals: HashMap<usize, (u64, u64)>,
     /// Of connections that ended since the last sample.
     left: (u64, u64),
+    /// What carried new streams last, and why.
+    carrier: Option<(Carrier, TransportReason)>,
 }
 
 impl Default for Figures {
     fn default() -> Self {
         Self {
             version: None,
+            clock_ahead: None,
             probe: None,
             since: SystemTime::now(),
             samples: VecDeque::new(),
             totals: HashMap::new(),
             left: (0, 0),
+            carrier: None,
         }
     }
 }
@@ -51,6 +57,7 @@ impl Figures {
     /// Another peer: nothing that was seen of the one before counts. What connections have sent so far was sampled.
     pub(super) fn begin_anew(&mut self) {
         self.version = None;
+        self.clock_ahead = None;
         self.probe = None;
         self.since = SystemTime::now();
         self.samples.clear();
@@ -109,7 +116,36 @@ pub(in super::super) fn first_report(peer: &Peer) -> LinkReport {
         loss: 0.0,
         since_unix: unix(SystemTime::now()),
         remote: None,
+        transport: None,
+        transport_reason: None,
+        clock_ahead_seconds: None,
+        mtu: None,
+        black_holes: 0,
     }
+}
+
+/// Why a link is carried by what carries it.
+const fn told(why: TransportReason) -> &'static str {
+    match why {
+        TransportReason::Preferred => "QUIC connections stand",
+        TransportReason::Configured => "the Link's transport says so",
+        TransportReason::UdpBlocked => {
+            "UDP to the peer seems blocked, there is no QUIC connection: TCP is in use, and QUIC is tried again every 10 s"
+        }
+        TransportReason::UdpSilent => {
+            "probes over QUIC go unanswered, UDP to the peer seems blocked: TCP is in use, and QUIC is tried again every 10 s"
+        }
+        TransportReason::UdpRestored => "QUIC works again",
+        TransportReason::PeerDialled => "the peer has dialled like this, and nothing better stands",
+    }
+}
+
+/// The least that one of several paths carries, and how often one of them stopped carrying what it did before.
+fn sizes(paths: impl Iterator<Item = quinn::PathStats>) -> (Option<u16>, u64) {
+    paths.fold((None, 0), |(mtu, black_holes), path| {
+        let least = mtu.map_or(path.current_mtu, |mtu: u16| mtu.min(path.current_mtu));
+        (Some(least), black_holes + path.black_holes_detected)
+    })
 }
 
 fn unix(time: SystemTime) -> u64 {
@@ -122,10 +158,20 @@ fn micros(duration: Duration) -> u64 {
 
 impl Driver {
     /// Stores the report; counts a change where an operator would see one.
-    pub(super) fn report(&self, usable: &[ConnectionId]) {
+    pub(super) fn report(&mut self, usable: &[ConnectionId]) {
         let alive = self.health.verdict() == Verdict::Up;
-        let (state, reason, message) = self.phase(usable, alive);
-        let quinn = usable.iter().filter_map(|id| self.standing.get(id)).map(|standing| &standing.connection.quinn);
+        let (state, reason, mut message) = self.phase(usable, alive);
+        let transport = self.transport(usable);
+        if let Some((Carrier::Tcp, why @ (TransportReason::UdpBlocked | TransportReason::UdpSilent))) = transport
+            && message.is_empty()
+        {
+            message = told(why).to_owned();
+        }
+        let standing = usable.iter().filter_map(|id| self.standing.get(id));
+        let quinn = standing.clone().map(|standing| &standing.connection.quinn);
+        // TCP finds out by itself what a path carries.
+        let over_udp = standing.filter(|standing| standing.carrier == Carrier::Quic);
+        let (mtu, black_holes) = sizes(over_udp.map(|standing| standing.connection.quinn.stats().path));
         let connected = !usable.is_empty();
         let report = LinkReport {
             cluster: self.link.cluster.clone(),
@@ -140,6 +186,11 @@ impl Driver {
             loss: self.figures.loss(),
             since_unix: unix(self.figures.since),
             remote: quinn.map(quinn::Connection::remote_address).next(),
+            transport: transport.map(|(carrier, _)| carrier),
+            transport_reason: transport.map(|(_, why)| why),
+            clock_ahead_seconds: self.figures.clock_ahead,
+            mtu,
+            black_holes,
         };
         let old = self.link.report.load();
         let noticed = old.alive != report.alive
@@ -148,12 +199,26 @@ impl Driver {
             || old.message != report.message
             || old.connections != report.connections
             || old.version != report.version
-            || old.remote != report.remote;
+            || old.remote != report.remote
+            || (old.transport, old.transport_reason) != (report.transport, report.transport_reason);
         drop(old);
         self.link.report.store(Arc::new(report));
         if noticed {
             self.shared.changed.send_modify(|changes| *changes += 1);
         }
+    }
+
+    /// What carries new streams, and why; changes are told.
+    fn transport(&mut self, usable: &[ConnectionId]) -> Option<(Carrier, TransportReason)> {
+        // Of several gateways of the peer, one may be reached over the better carrier only.
+        let carrier = usable.iter().filter_map(|id| self.state.carrier(*id)).min()?;
+        let now = (carrier, self.state.why(carrier));
+        let before = self.figures.carrier.replace(now);
+        if before.map(|(carrier, _)| carrier) != Some(carrier) {
+            let (transport, reason) = (carrier.as_str(), now.1.as_str());
+            tracing::info!(peer = %self.link.cluster, transport, reason, "link transport changed: {}", told(now.1));
+        }
+        Some(now)
     }
 
     fn phase(&self, usable: &[ConnectionId], alive: bool) -> (LinkPhase, String, String) {

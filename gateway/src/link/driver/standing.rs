@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use linkspan_proto::configuration::Carrier;
 use linkspan_proto::control::{ControlMessage, GoAway, Hello, VERSION};
 use linkspan_runtime::{build_info, task};
 use quinn::ConnectionError;
@@ -12,10 +13,11 @@ use tokio::sync::mpsc;
 use super::{Driver, now};
 use crate::link::connection::{Connection, ConnectionId};
 use crate::link::health::Health;
+use crate::link::share::Share;
 use crate::link::state::{Event, HelloFacts, Leave, Trouble};
 use crate::link::tls::{PeerTrust, Role, TrustFailure};
 use crate::link::trouble::{self, CloseCode, trouble};
-use crate::link::{PeerInfo, accept, serve};
+use crate::link::{PeerInfo, accept, congestion, serve};
 
 /// Goaways that wait to be sent on a connection: there are three kinds.
 const GOAWAYS: usize = 4;
@@ -24,6 +26,7 @@ const GOAWAYS: usize = 4;
 pub(super) struct Standing {
     pub(super) connection: Arc<Connection>,
     pub(super) role: Role,
+    pub(super) carrier: Carrier,
     pub(super) chain: Vec<CertificateDer<'static>>,
     /// The earlier end of the two certificates.
     pub(super) expires: SystemTime,
@@ -32,13 +35,23 @@ pub(super) struct Standing {
     pub(super) health: Option<Health>,
     /// Why we closed it, where that is something to tell.
     pub(super) trouble: Option<Trouble>,
-    pub(super) window: u64,
+    /// Of what the peer may leave unread here.
+    pub(super) receive: Share,
+    /// Of what it may leave unacknowledged.
+    pub(super) send: Share,
 }
 
 impl Driver {
     /// Takes a fresh connection in and serves it. One that is not believed (any more) is closed, and comes back as
     /// [`Message::Closed`] like any other.
-    pub(super) fn stand(&mut self, id: ConnectionId, quinn: quinn::Connection, worker: usize, role: Role) {
+    pub(super) fn stand(
+        &mut self,
+        id: ConnectionId,
+        quinn: quinn::Connection,
+        worker: usize,
+        role: Role,
+        carrier: Carrier,
+    ) {
         let chain = accept::certificates(&quinn);
         let peer = &self.config.peer;
         let info = Arc::new(PeerInfo {
@@ -48,20 +61,24 @@ impl Driver {
             remote: quinn.remote_address(),
             default_policy: peer.default_policy,
         });
-        let connection = Arc::new(Connection::new(id, quinn, worker, info));
+        congestion::configure(&quinn, peer.congestion);
+        let permitted = self.shared.config.limits.streams;
+        let connection = Arc::new(Connection::new(id, quinn, worker, info, permitted));
         let (goaways, sending) = mpsc::channel(GOAWAYS);
         let mut standing = Standing {
             connection: Arc::clone(&connection),
             role,
+            carrier,
             chain,
             expires: SystemTime::UNIX_EPOCH,
             goaways,
             health: None,
             trouble: None,
-            window: 0,
+            receive: Share::new(),
+            send: Share::new(),
         };
         // The handshake has verified it, but the bundle may have changed since.
-        match standing.verify(&self.config.trust) {
+        match standing.verify(&self.config.trust, self.shared.wall()) {
             Ok(peer_end) => {
                 let own_end = self.shared.config.certificate.not_after().unwrap_or(SystemTime::UNIX_EPOCH);
                 standing.expires = own_end.min(peer_end);
@@ -90,6 +107,7 @@ impl Driver {
             software_version: build_info::VERSION.to_owned(),
             worker: u32::try_from(worker).unwrap_or(u32::MAX),
             workers: u32::try_from(own.workers.len()).unwrap_or(u32::MAX),
+            unix_seconds: self.shared.wall().as_secs(),
         }
     }
 
@@ -119,8 +137,13 @@ impl Driver {
         }
         standing.health = Some(Health::new(self.health.verdict(), now));
         self.figures.version = Some(hello.software_version.clone());
+        self.figures.clock_ahead = (hello.unix_seconds > 0).then(|| ahead(hello.unix_seconds, own.unix_seconds));
         let remote = standing.connection.quinn.remote_address();
-        tracing::info!(peer = %self.link.cluster, %remote, connection = id.0, version = hello.software_version, "link connected");
+        let transport = standing.carrier.as_str();
+        tracing::info!(
+            peer = %self.link.cluster, %remote, connection = id.0, transport, version = hello.software_version,
+            "link connected"
+        );
         let facts = HelloFacts {
             gateway_id: hello.gateway_id.clone(),
             boot_id: hello.boot_id.clone(),
@@ -134,7 +157,7 @@ impl Driver {
         let Some(standing) = self.standing.remove(&id) else { return };
         self.figures.leave(&standing.connection.quinn);
         let remote = standing.connection.quinn.remote_address();
-        let trouble = standing.trouble.or_else(|| trouble::of_connection(error, remote));
+        let trouble = standing.trouble.or_else(|| trouble::of_connection(error, remote, standing.carrier));
         let reason = trouble.as_ref().map_or("Closed", |trouble| trouble.reason);
         if standing.health.is_some() {
             tracing::info!(peer = %self.link.cluster, %remote, connection = id.0, reason, %error, "link connection ended");
@@ -175,6 +198,7 @@ impl Driver {
                 }
             };
             tokio::select! {
+                biased;
                 () = finished => trouble::close(&connection.quinn, CloseCode::Drained),
                 _ = connection.quinn.closed() => {}
             }
@@ -182,10 +206,16 @@ impl Driver {
     }
 }
 
+/// How far a clock is ahead of another.
+fn ahead(theirs: u64, ours: u64) -> i64 {
+    let apart = i64::try_from(theirs.abs_diff(ours)).unwrap_or(i64::MAX);
+    if theirs < ours { -apart } else { apart }
+}
+
 impl Standing {
     /// The end of the peer's certificate, if the bundle vouches for it.
-    pub(super) fn verify(&self, trust: &PeerTrust) -> Result<SystemTime, TrustFailure> {
+    pub(super) fn verify(&self, trust: &PeerTrust, now: UnixTime) -> Result<SystemTime, TrustFailure> {
         let (leaf, above) = self.chain.split_first().ok_or(TrustFailure::InvalidCertificate)?;
-        trust.verify(self.role, leaf, above, UnixTime::now()).map(|svid| svid.not_after)
+        trust.verify(self.role, leaf, above, now).map(|svid| svid.not_after)
     }
 }

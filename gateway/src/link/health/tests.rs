@@ -81,6 +81,19 @@ impl Path {
 }
 
 #[test]
+fn a_connection_that_is_down_is_given_up_ten_seconds_after_it_carried_something() {
+    let forever = (5000 * MS, 3_600_000 * MS);
+    let mut path = Path::new(20 * MS, forever);
+    path.run(14_000 * MS);
+    assert!(path.health.verdict() == Verdict::Down && !path.health.is_lost(path.now));
+    path.run(17_000 * MS);
+    assert!(path.health.is_lost(path.now));
+    let mut deaf = Path { is_deaf: true, ..Path::new(20 * MS, forever) };
+    deaf.run(60_000 * MS);
+    assert!(deaf.health.verdict() == Verdict::Down && !deaf.health.is_lost(deaf.now), "it may be used for streams");
+}
+
+#[test]
 fn a_silent_death_is_withdrawn_within_four_seconds_at_any_moment() {
     for offset in (0..1000).step_by(7) {
         let died = 5000 * MS + offset * MS;

@@ -50,7 +50,8 @@ async fn packets_of_another_worker_are_handed_over_one_by_one() {
     let steering = Steering::new(2);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
-    let socket = LinkSocket::new(register(socket).unwrap(), Some((0, Arc::clone(&steering))), 1500);
+    let socket =
+        LinkSocket::new(register(socket).unwrap(), Some((0, Arc::clone(&steering))), 1500, LargestSent::new(1500));
 
     // One buffer of three segments, the middle one of worker 1; one wholly of worker 1; one long header.
     let mixed = [short(0, 1, 20), short(1, 2, 20), short(0, 3, 15)].concat();
@@ -81,8 +82,8 @@ async fn batches_stay_below_the_largest_datagram() {
         socket.set_nonblocking(true).unwrap();
         socket
     };
-    let jumbo = LinkSocket::new(register(socket()).unwrap(), None, 8900);
+    let jumbo = LinkSocket::new(register(socket()).unwrap(), None, 8900, LargestSent::new(8900));
     assert!(jumbo.max_transmit_segments() <= 7);
-    let usual = LinkSocket::new(register(socket()).unwrap(), None, 1452);
+    let usual = LinkSocket::new(register(socket()).unwrap(), None, 8900, LargestSent::new(1452));
     assert!(usual.max_transmit_segments() <= 45);
 }

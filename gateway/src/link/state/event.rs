@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 
+use linkspan_proto::configuration::{Carrier, Transport};
+
 use super::DIAL_TIMEOUT;
 use crate::link::connection::ConnectionId;
+use crate::link::health::Probes;
 
 /// Names a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,10 +23,14 @@ impl Trouble {
     /// The least that can be said; anything else says more.
     pub(in crate::link) const UNREACHABLE: &'static str = "Unreachable";
 
-    pub(in crate::link) fn unreachable(address: SocketAddr) -> Self {
+    pub(in crate::link) fn unreachable(address: SocketAddr, carrier: Carrier) -> Self {
+        let (port, protocol) = match carrier {
+            Carrier::Quic => ("udp", "UDP"),
+            Carrier::Tcp => ("tcp", "TCP"),
+        };
         let message = format!(
-            "no answer from {address}/udp within {} s; is the peer's gateway running, and does every firewall between \
-             let UDP to that port pass?",
+            "no answer from {address}/{port} within {} s; is the peer's gateway running, and does every firewall between \
+             let {protocol} to that port pass?",
             DIAL_TIMEOUT.as_secs()
         );
         Self { reason: Self::UNREACHABLE, message }
@@ -118,6 +125,8 @@ pub(in crate::link) enum CloseWhy {
 pub(in crate::link) enum Event {
     /// The Link object: whether it has addresses.
     Configured { dialable: bool },
+    /// The Link object: what to dial over.
+    Transport(Transport),
     /// The addresses behind the Link's host names.
     Resolved(Result<Answer, Trouble>),
     /// A handshake has ended well on our side.
@@ -125,7 +134,9 @@ pub(in crate::link) enum Event {
     /// A handshake has failed.
     DialFailed { attempt: AttemptId, trouble: Trouble },
     /// The peer dialled us and is authenticated.
-    Accepted { connection: ConnectionId },
+    Accepted { connection: ConnectionId, carrier: Carrier },
+    /// What the probes of a connection say has changed.
+    Probes { connection: ConnectionId, probes: Probes },
     /// The peer's hello: the connection is good on both sides.
     Hello { connection: ConnectionId, facts: HelloFacts },
     /// The peer wants to leave a connection.
@@ -150,7 +161,7 @@ pub(in crate::link) enum Action {
     /// Look the Link's addresses up, then say [`Event::Resolved`].
     Resolve,
     /// Dial from this worker.
-    Dial { attempt: AttemptId, worker: usize, address: SocketAddr },
+    Dial { attempt: AttemptId, worker: usize, address: SocketAddr, carrier: Carrier },
     /// Forget a dial.
     Abandon { attempt: AttemptId },
     /// Tell the peer that we want to leave.

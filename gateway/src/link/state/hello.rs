@@ -18,6 +18,7 @@ impl LinkState {
         let dialled = known.dialled;
         self.peer_workers = facts.workers.clamp(1, 1024) as usize;
         self.trouble = None;
+        self.trouble_of_tcp = None;
         self.close_restarted(connection, &facts);
         if self.ending {
             self.farewell();
@@ -67,7 +68,8 @@ impl LinkState {
         let place = |id: ConnectionId| {
             self.known.get(&id).and_then(|known| known.hello.as_ref()).map(|hello| (&hello.boot_id, hello.worker))
         };
-        let others = self.slots.iter().enumerate().filter(|(other, _)| *other != index);
+        let carrier = self.slots[index].carrier;
+        let others = self.slots.iter().enumerate().filter(|(other, slot)| *other != index && slot.carrier == carrier);
         place(connection).is_some()
             && others.filter_map(|(_, slot)| slot.current).any(|other| place(other) == place(connection))
     }

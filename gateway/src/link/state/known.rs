@@ -3,13 +3,18 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use linkspan_proto::configuration::Carrier;
+
 use super::{HelloFacts, Leave};
+use crate::link::health::Probes;
 
 /// What is known of a connection.
 #[derive(Debug)]
 pub(super) struct Known {
     /// The slot and address, for those that we dialled.
     pub(super) dialled: Option<(usize, SocketAddr)>,
+    pub(super) carrier: Carrier,
+    pub(super) probes: Probes,
     /// Which of our certificates it was made with.
     pub(super) certificate: u32,
     /// Since when; a connection counts from its hello on.
@@ -25,8 +30,19 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(dialled: Option<(usize, SocketAddr)>, certificate: u32, now: Instant) -> Self {
-        Self { dialled, certificate, since: now, hello: None, leaving: None, left: None, finishing: false, missing: 0 }
+    pub(super) fn new(dialled: Option<(usize, SocketAddr)>, carrier: Carrier, certificate: u32, now: Instant) -> Self {
+        Self {
+            dialled,
+            carrier,
+            probes: Probes::default(),
+            certificate,
+            since: now,
+            hello: None,
+            leaving: None,
+            left: None,
+            finishing: false,
+            missing: 0,
+        }
     }
 
     /// New streams on it are still welcome on both sides: it is about to be replaced, at most, or we are about to end and
@@ -45,6 +61,11 @@ impl Known {
 
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving.is_some() || self.left.is_some()
+    }
+
+    /// Whether the peer dialled it, over this carrier.
+    pub(super) fn is_accepted_over(&self, carrier: Carrier) -> bool {
+        self.dialled.is_none() && self.carrier == carrier
     }
 
     /// Good on both sides and here to stay.

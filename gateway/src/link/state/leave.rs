@@ -9,6 +9,9 @@
 
 use std::time::{Duration, Instant};
 
+use linkspan_proto::configuration::Carrier;
+
+use super::known::Known;
 use super::slot::Replace;
 use super::{Action, Leave, LinkState};
 use crate::link::connection::ConnectionId;
@@ -32,9 +35,9 @@ impl LinkState {
             // Its place is free; another replica of the peer may take it.
             Leave::Shutdown | Leave::Replaced | Leave::Duplicate => {
                 slot.current = None;
-                slot.retry(now, now);
-                if stood {
-                    slot.hurry(now);
+                self.retry(index, now, now);
+                if stood && !self.is_served_otherwise(index) {
+                    self.slots[index].hurry(now);
                 }
             }
         }
@@ -143,18 +146,22 @@ impl LinkState {
     /// On the side whose dials are not kept: when the other's stand, begin no more, and let those of our own run dry that lead
     /// to a gateway which dialled us.
     pub(super) fn settle_direction(&mut self, now: Instant) {
-        if !self.has_kept_accepted() {
-            return;
+        for carrier in Carrier::ALL {
+            if !self.has_kept_accepted(carrier) {
+                continue;
+            }
+            let is_accepted = |known: &&Known| known.is_accepted_over(carrier) && known.is_settled();
+            let accepted = || self.known.values().filter(is_accepted);
+            let is_doubled = |id: &mut ConnectionId| {
+                self.known.get(id).is_some_and(|known| accepted().any(|other| other.same_gateway(known)))
+            };
+            let slots = self.slots.iter_mut().filter(|slot| slot.carrier == carrier);
+            let doubled: Vec<_> = slots.filter_map(|slot| slot.current.take_if(is_doubled)).collect();
+            for connection in doubled {
+                self.leave(connection, Leave::Duplicate);
+            }
+            self.abandon_dials(now, |slot| slot.carrier == carrier && slot.current.is_none());
         }
-        let accepted = || self.known.values().filter(|known| known.dialled.is_none() && known.is_settled());
-        let is_doubled = |id: &mut ConnectionId| {
-            self.known.get(id).is_some_and(|known| accepted().any(|other| other.same_gateway(known)))
-        };
-        let doubled: Vec<_> = self.slots.iter_mut().filter_map(|slot| slot.current.take_if(is_doubled)).collect();
-        for connection in doubled {
-            self.leave(connection, Leave::Duplicate);
-        }
-        self.abandon_dials(now, |slot| slot.current.is_none());
     }
 
     /// Accepted connections that we asked the peer to replace: leave them when it has.

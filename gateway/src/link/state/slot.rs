@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use linkspan_proto::configuration::Carrier;
 use linkspan_runtime::backoff::Backoff;
 
+use super::carrier::AGAIN;
 use super::{Action, AttemptId, BACKOFF, CloseWhy, DIAL_TIMEOUT, Known, LinkState, STAGGER, Trouble};
 use crate::link::connection::ConnectionId;
 
@@ -21,6 +23,8 @@ pub(super) enum Replace {
 /// One connection to keep up.
 #[derive(Debug)]
 pub(super) struct Slot {
+    /// What it is dialled over.
+    pub(super) carrier: Carrier,
     /// Stands: the hello has come.
     pub(super) current: Option<ConnectionId>,
     /// Its handshake is done, its hello is awaited.
@@ -30,6 +34,8 @@ pub(super) struct Slot {
     round: Option<Round>,
     not_before: Option<Instant>,
     backoff: Backoff,
+    /// Pauses while another carrier serves.
+    rarely: Backoff,
 }
 
 /// One try of all addresses.
@@ -64,9 +70,10 @@ struct Try {
 }
 
 impl Slot {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(carrier: Carrier, seed: u64) -> Self {
         let backoff = Backoff::seeded(BACKOFF.0, BACKOFF.1, seed);
-        Self { current: None, pending: None, replace: None, round: None, not_before: None, backoff }
+        let rarely = Backoff::seeded(AGAIN.0, AGAIN.1, seed);
+        Self { carrier, current: None, pending: None, replace: None, round: None, not_before: None, backoff, rarely }
     }
 
     /// Whether there is something to dial for.
@@ -77,6 +84,11 @@ impl Slot {
     /// Dial again after the back-off, counted from the start of the try that failed.
     pub(super) fn retry(&mut self, started: Instant, now: Instant) {
         self.not_before = Some((started + self.backoff.next()).max(now));
+    }
+
+    /// Dial again when it is time to see whether this carrier works again.
+    pub(super) fn retry_rarely(&mut self, started: Instant, now: Instant) {
+        self.not_before = Some((started + self.rarely.next()).max(now));
     }
 
     /// Dial as soon as there is a reason to.
@@ -112,13 +124,13 @@ impl LinkState {
     pub(super) fn advance_slots(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             self.expire_tries(index, now);
-            let may_dial = self.may_dial_for(index);
+            let (may_dial, worker) = (self.may_dial_for(index), self.worker_of(index));
             let slot = &mut self.slots[index];
             let due = slot.not_before.is_none_or(|at| at <= now);
             if may_dial && due && slot.wants_dial() && !self.addresses.is_empty() {
                 // Each slot begins with another address: several replicas of a peer are all used.
                 let mut left: VecDeque<_> = self.addresses.iter().copied().collect();
-                left.rotate_left(index % self.addresses.len());
+                left.rotate_left(worker % self.addresses.len());
                 slot.round = Some(Round { started: now, left, tries: Vec::new(), next_at: now, trouble: None });
             }
             self.begin_tries(index, now);
@@ -137,7 +149,8 @@ impl LinkState {
         let (certificate, expires) = (self.certificate, now + DIAL_TIMEOUT);
         round.tries.push(Try { id: attempt, address, certificate, expires });
         round.next_at = now + STAGGER;
-        self.actions.push_back(Action::Dial { attempt, worker: index % self.workers, address });
+        let (worker, carrier) = (self.worker_of(index), self.slots[index].carrier);
+        self.actions.push_back(Action::Dial { attempt, worker, address, carrier });
     }
 
     fn expire_tries(&mut self, index: usize, now: Instant) {
@@ -145,7 +158,8 @@ impl LinkState {
             let Some(late) = round.tries.iter().find(|one| one.expires <= now) else { return };
             let (id, address) = (late.id, late.address);
             self.actions.push_back(Action::Abandon { attempt: id });
-            self.try_failed(index, id, Trouble::unreachable(address), now);
+            let trouble = Trouble::unreachable(address, self.slots[index].carrier);
+            self.try_failed(index, id, trouble, now);
         }
     }
 
@@ -173,8 +187,20 @@ impl LinkState {
             if slot.replace == Some(Replace::Spread) {
                 slot.replace = None;
             }
-            slot.retry(started, now);
-            self.trouble = trouble;
+            match slot.carrier {
+                Carrier::Quic => self.trouble = trouble,
+                Carrier::Tcp => self.trouble_of_tcp = trouble,
+            }
+            self.retry(index, started, now);
+        }
+    }
+
+    /// Lets a slot dial again after its pause, counted from the start of what failed.
+    pub(super) fn retry(&mut self, index: usize, started: Instant, now: Instant) {
+        if self.is_served_otherwise(index) {
+            self.slots[index].retry_rarely(started, now);
+        } else {
+            self.slots[index].retry(started, now);
         }
     }
 
@@ -194,7 +220,8 @@ impl LinkState {
             }
         }
         slot.pending = Some(connection);
-        self.known.insert(connection, Known::new(Some((index, address)), certificate, now));
+        let known = Known::new(Some((index, address)), slot.carrier, certificate, now);
+        self.known.insert(connection, known);
     }
 
     fn slot_of(&self, attempt: AttemptId) -> Option<usize> {

@@ -64,6 +64,7 @@ impl World {
                 ClusterName::parse(name).unwrap(),
                 ClusterName::parse(peer).unwrap(),
                 workers as usize,
+                Transport::Quic,
                 seed,
             ),
             name,
@@ -138,7 +139,7 @@ impl World {
                         Event::Resolved(Ok(Answer { addresses, is_complete, silent: Silent::default() })),
                     );
                 }
-                Action::Dial { attempt, worker, address } => {
+                Action::Dial { attempt, worker, address, carrier: _ } => {
                     let when = self.now - self.start;
                     self.sides[side].dials.push((when, address));
                     let life = self.sides[side].life;
@@ -217,7 +218,7 @@ impl World {
         let (hello_from, hello_to) =
             (facts(&self.sides[from], u32::try_from(worker).unwrap()), facts(&self.sides[to], drawn));
         self.later(5 * MS, from, Event::Dialled { attempt, connection: ours });
-        self.later(6 * MS, to, Event::Accepted { connection: theirs });
+        self.later(6 * MS, to, Event::Accepted { connection: theirs, carrier: Carrier::Quic });
         self.later(11 * MS, to, Event::Hello { connection: theirs, facts: hello_from });
         self.later(11 * MS, from, Event::Hello { connection: ours, facts: hello_to });
     }
@@ -309,7 +310,7 @@ impl World {
         old.life += 1;
         old.up = true;
         let (own, peer) = (old.state.own.clone(), old.state.peer.clone());
-        old.state = LinkState::new(own, peer, old.workers as usize, u64::from(old.life) + 77);
+        old.state = LinkState::new(own, peer, old.workers as usize, Transport::Quic, u64::from(old.life) + 77);
         old.busy.clear();
         old.finishing.clear();
         let dialable = !old.addresses.is_empty();
@@ -476,7 +477,8 @@ fn a_partial_answer_of_dns_moves_nothing() {
 
 #[test]
 fn a_silent_family_keeps_its_addresses_and_holds_nothing_else_up() {
-    let mut state = LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, 1);
+    let mut state =
+        LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, Transport::Quic, 1);
     let now = Instant::now();
     state.handle(Event::Configured { dialable: true }, now);
     let (old, new, six) = (address("192.0.2.2:1"), address("192.0.2.3:1"), address("[2001:db8::1]:1"));
@@ -582,7 +584,8 @@ fn facts(gateway: &str) -> HelloFacts {
 /// West, who keeps what east dials, with a connection that it dialled itself to east's gateway `one`.
 fn west_that_dialled() -> (LinkState, ConnectionId, Instant) {
     let now = Instant::now();
-    let mut west = LinkState::new(ClusterName::parse("west").unwrap(), ClusterName::parse("east").unwrap(), 1, 7);
+    let mut west =
+        LinkState::new(ClusterName::parse("west").unwrap(), ClusterName::parse("east").unwrap(), 1, Transport::Quic, 7);
     west.handle(Event::Configured { dialable: true }, now);
     let answer = Answer { addresses: vec![address("192.0.2.1:4143")], is_complete: true, silent: Silent::default() };
     west.handle(Event::Resolved(Ok(answer)), now);
@@ -612,11 +615,11 @@ fn leaves(state: &mut LinkState, connection: ConnectionId) -> bool {
 fn a_connection_to_another_gateway_of_the_peer_is_no_duplicate() {
     let (mut west, own, now) = west_that_dialled();
     let [other, same] = [ConnectionId(2), ConnectionId(3)];
-    west.handle(Event::Accepted { connection: other }, now);
+    west.handle(Event::Accepted { connection: other, carrier: Carrier::Quic }, now);
     west.handle(Event::Hello { connection: other, facts: facts("two") }, now);
     assert!(!leaves(&mut west, own), "gateway one has no other link to this one");
     assert_eq!(west.usable(), [own, other]);
-    west.handle(Event::Accepted { connection: same }, now);
+    west.handle(Event::Accepted { connection: same, carrier: Carrier::Quic }, now);
     west.handle(Event::Hello { connection: same, facts: facts("one") }, now);
     assert!(leaves(&mut west, own), "gateway one has dialled");
     assert_eq!(west.usable(), [other, same]);
@@ -626,7 +629,7 @@ fn a_connection_to_another_gateway_of_the_peer_is_no_duplicate() {
 fn a_connection_that_stays_beside_an_accepted_one_is_still_replaced_when_its_certificate_was() {
     let (mut west, own, now) = west_that_dialled();
     let [other, fresh] = [ConnectionId(2), ConnectionId(3)];
-    west.handle(Event::Accepted { connection: other }, now);
+    west.handle(Event::Accepted { connection: other, carrier: Carrier::Quic }, now);
     west.handle(Event::Hello { connection: other, facts: facts("two") }, now);
     west.handle(Event::Rotated, now);
     let attempt = dialled(&mut west).expect("a dial for the new certificate");
@@ -671,9 +674,10 @@ fn a_connection_that_the_peer_leaves_at_its_end_is_replaced_at_once() {
 
 #[test]
 fn without_a_hello_a_connection_is_none() {
-    let mut state = LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, 1);
+    let mut state =
+        LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, Transport::Quic, 1);
     let start = Instant::now();
-    state.handle(Event::Accepted { connection: ConnectionId(1) }, start);
+    state.handle(Event::Accepted { connection: ConnectionId(1), carrier: Carrier::Quic }, start);
     assert!(state.usable().is_empty());
     assert_eq!(state.deadline(), Some(start + HELLO_TIMEOUT));
     state.advance(start + HELLO_TIMEOUT);
@@ -684,20 +688,22 @@ fn without_a_hello_a_connection_is_none() {
 
 #[test]
 fn a_peer_gets_only_so_many_connections() {
-    let mut state = LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 2, 1);
+    let mut state =
+        LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 2, Transport::Quic, 1);
     let now = Instant::now();
     for id in 0..100 {
-        state.handle(Event::Accepted { connection: ConnectionId(id) }, now);
+        state.handle(Event::Accepted { connection: ConnectionId(id), carrier: Carrier::Quic }, now);
     }
     let refused = std::iter::from_fn(|| state.next_action())
         .filter(|action| matches!(action, Action::Close { why: CloseWhy::TooMany, .. }))
         .count();
-    assert_eq!(refused, 100 - 12);
+    assert_eq!(refused, 100 - 20);
 }
 
 #[test]
 fn the_more_telling_trouble_is_kept() {
-    let mut state = LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, 1);
+    let mut state =
+        LinkState::new(ClusterName::parse("east").unwrap(), ClusterName::parse("west").unwrap(), 1, Transport::Quic, 1);
     let now = Instant::now();
     state.handle(Event::Configured { dialable: true }, now);
     let addresses = vec![address("192.0.2.2:1"), address("192.0.2.3:1")];
@@ -705,7 +711,10 @@ fn the_more_telling_trouble_is_kept() {
     let trust = Trouble { reason: "TrustBundleMismatch", message: String::new() };
     state.handle(Event::DialFailed { attempt: AttemptId(1), trouble: trust.clone() }, now);
     state.handle(
-        Event::DialFailed { attempt: AttemptId(2), trouble: Trouble::unreachable(address("192.0.2.3:1")) },
+        Event::DialFailed {
+            attempt: AttemptId(2),
+            trouble: Trouble::unreachable(address("192.0.2.3:1"), Carrier::Quic),
+        },
         now,
     );
     assert_eq!(state.trouble(), Some(&trust));

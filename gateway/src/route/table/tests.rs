@@ -1,6 +1,6 @@
 use std::time::Instant as Clock;
 
-use linkspan_proto::configuration::{Capacity, Endpoint, MirrorPort, Workload};
+use linkspan_proto::configuration::{Capacity, Endpoint, MirrorPort, PortTransport, Workload};
 
 use super::*;
 use crate::route::tests::{capacity, cluster, down, export, mirror, own, service, snapshot, tier};
@@ -54,11 +54,13 @@ fn an_address_is_owned_by_the_clusters_that_export_its_port() {
             service: service("web"),
             ready: ports.iter().map(|port| (*port, 1)).collect(),
             total: BTreeMap::new(),
+            ready_udp: Default::default(),
+            total_udp: Default::default(),
             ready_endpoints: Vec::new(),
         })
     };
     let owners = |table: &RouteTable, listen: &str| -> Vec<String> {
-        table.bindings().owners[&at(listen)].iter().map(ToString::to_string).collect()
+        table.bindings().owners[&Place::tcp(at(listen))].iter().map(ToString::to_string).collect()
     };
     let both = |north: &[u16]| snapshot([Resource::Mirror(web.clone()), offers("west", &[80]), offers("north", north)]);
     let first = RouteTable::build(&both(&[80, 81]), &own());
@@ -99,7 +101,7 @@ fn removed_mirrors_are_gone_and_addresses_may_be_handed_on() {
     let third = second.then(&snapshot([simple("db.a", "127.80.0.1:80")]));
     assert!(third.by_listen(at("127.80.0.2:80")).is_none());
     assert!(third.current(&route).is_none());
-    assert_eq!(third.bindings().addresses.len(), 1);
+    assert_eq!(third.bindings().places.len(), 1);
     assert!(third.by_server_name("web.a").is_none());
 }
 
@@ -109,8 +111,8 @@ fn a_disputed_address_goes_to_the_first_name_and_comes_free_again() {
     let alone = RouteTable::build(&snapshot([web.clone()]), &own());
     let both = alone.then(&snapshot([web.clone(), db.clone()]));
     assert_eq!(&**both.by_listen(at("127.80.0.1:80")).expect("db").name(), "db.a");
-    assert_eq!(both.bindings().addresses[&at("127.80.0.1:80")].as_ref(), "db.a");
-    assert_eq!(both.bindings().conflicts[&at("127.80.0.1:80")].as_ref(), "web.a");
+    assert_eq!(both.bindings().places[&Place::tcp(at("127.80.0.1:80"))].as_ref(), "db.a");
+    assert_eq!(both.bindings().conflicts[&Place::tcp(at("127.80.0.1:80"))].as_ref(), "web.a");
     let again = both.then(&snapshot([web]));
     assert_eq!(&**again.by_listen(at("127.80.0.1:80")).expect("web").name(), "web.a");
     assert!(again.bindings().conflicts.is_empty());
@@ -124,6 +126,7 @@ fn server_names_find_the_port() {
     mirror.ports.push(MirrorPort {
         listen: at("127.80.0.1:9090"),
         port: 9090,
+        transport: Default::default(),
         name: Some("metrics".parse().expect("port name")),
         app_protocol: None,
     });
@@ -147,7 +150,7 @@ fn the_load_of_an_endpoint_outlives_changes_of_its_export() {
     );
     let load = |table: &RouteTable, address: &str| {
         let export = table.export(&service("api")).expect("export");
-        let port = export.port(80).expect("port");
+        let port = export.port(PortTransport::Tcp, 80).expect("port");
         let backend = port.backends().iter().find(|backend| backend.address == at(address)).expect("backend");
         (Arc::clone(&backend.load), backend.ready)
     };
@@ -158,7 +161,8 @@ fn the_load_of_an_endpoint_outlives_changes_of_its_export() {
     assert!(Arc::ptr_eq(&before, &after));
     assert!(!ready);
     let export = second.export(&service("api")).expect("export");
-    let ready: Vec<_> = export.port(80).expect("port").all_ready().iter().map(|backend| backend.address).collect();
+    let ready: Vec<_> =
+        export.port(PortTransport::Tcp, 80).expect("port").all_ready().iter().map(|backend| backend.address).collect();
     assert_eq!(ready, [at("10.0.0.3:80")]);
     assert!(second.then(&snapshot([])).export(&service("api")).is_none());
 }
@@ -173,6 +177,8 @@ fn an_endpoint_mirror_follows_its_one_endpoint() {
             service: service("db"),
             ready: BTreeMap::from([(80, 2)]),
             total: BTreeMap::new(),
+            ready_udp: Default::default(),
+            total_udp: Default::default(),
             ready_endpoints: ready_endpoints.iter().map(|name| name.parse().expect("endpoint")).collect(),
         })
     };
@@ -219,7 +225,7 @@ fn ten_thousand_services_change_in_milliseconds() {
         })
         .collect();
     let first = RouteTable::build(&snapshot(resources.clone()), &own());
-    assert_eq!(first.bindings().addresses.len(), 10_000);
+    assert_eq!(first.bindings().places.len(), 10_000);
     // All other resources are the same `Arc`s, as discovery hands them out.
     resources.truncate(2);
     let mut next = Snapshot { generation: 2, resources: first.snapshot.resources.clone() };
@@ -257,11 +263,8 @@ mod properties {
 
     /// All that a reader can tell of a table, but for the phase of its sequences.
     fn shape(table: &RouteTable) -> String {
-        let mut by_listen: Vec<_> = table
-            .by_listen
-            .iter()
-            .map(|(listen, route)| format!("{listen} {} {:?}", route.name, route.tiers))
-            .collect();
+        let mut by_listen: Vec<_> =
+            table.by_place.iter().map(|(listen, route)| format!("{listen} {} {:?}", route.name, route.tiers)).collect();
         by_listen.sort();
         let mut names: Vec<_> = table.by_name.keys().cloned().collect();
         names.sort();
@@ -301,6 +304,6 @@ fn duplicate_endpoints_share_their_load_only_by_address() {
     api.ports[0].endpoints.push(Endpoint { address: at("10.0.0.1:81"), name: None, ready: true });
     let table = RouteTable::build(&snapshot([Resource::Export(api)]), &own());
     let export = table.export(&service("api")).expect("export");
-    let backends = export.port(80).expect("port").backends();
+    let backends = export.port(PortTransport::Tcp, 80).expect("port").backends();
     assert!(!Arc::ptr_eq(&backends[0].load, &backends[1].load));
 }

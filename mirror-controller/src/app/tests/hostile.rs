@@ -46,9 +46,9 @@ impl Exchange for Script {
     }
 }
 
-/// Plays a script to a site as its peer `west`; returns when the site hangs up or after a second.
-async fn play(site: &Site, script: Vec<wire::CatalogueMessage>) {
-    let pipe = site.pipe("west", Role::Subscriber).await.unwrap();
+/// Plays a script to a site as its peer `peer`; returns when the site hangs up or after a second.
+async fn play(site: &Site, peer: &str, script: Vec<wire::CatalogueMessage>) {
+    let pipe = site.pipe(peer, Role::Subscriber).await.unwrap();
     let service = ExchangeServer::new(Script(Mutex::new(Some(script)))).max_encoding_message_size(usize::MAX);
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(pipe), TowerToHyperService::new(service));
@@ -73,13 +73,15 @@ fn body(body: wire::catalogue_message::Body) -> wire::CatalogueMessage {
     wire::CatalogueMessage { body: Some(body) }
 }
 
+/// S-37 and S-41.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_catalogue_is_refused_and_the_last_good_one_stays() {
     use wire::catalogue_message::Body;
 
-    let (east, _west) = Site::pair().await;
+    let mut sites = Site::linked(&["east", "west", "north"]).await;
+    let east = sites.remove(0);
     let mut gateway = Gateway::connect(&east, "boot-1").await;
-    play(&east, snapshot(&["web", "api"], 5)).await;
+    play(&east, "west", snapshot(&["web", "api"], 5)).await;
     gateway.until("the good catalogue", |all| all.contains_key("capacity west/shop/api")).await;
     gateway.drain_updates().await;
     let before = gateway.resources.clone();
@@ -114,7 +116,7 @@ async fn a_hostile_catalogue_is_refused_and_the_last_good_one_stays() {
         ("nothing", vec![wire::CatalogueMessage { body: None }], "InvalidCatalogue"),
         ("an older version", older, "OlderVersion"),
     ] {
-        play(&east, script).await;
+        play(&east, "west", script).await;
         eventually(what, async || east.admin("/peers?cluster=west").await["reason"] == reason).await;
         gateway.watch(Duration::from_millis(100), |all| assert_eq!(*all, before, "{what}")).await;
         eventually("the status", async || {
@@ -123,7 +125,11 @@ async fn a_hostile_catalogue_is_refused_and_the_last_good_one_stays() {
         .await;
         assert!(!east.state("status/links/west.yaml").unwrap().contains('\u{1b}'));
     }
-    play(&east, snapshot(&["web"], 6)).await;
+    // All that cost west alone.
+    play(&east, "north", snapshot(&["mail"], 1)).await;
+    gateway.until("another peer's catalogue", |all| all.contains_key("capacity north/shop/mail")).await;
+    assert_eq!(east.admin("/peers?cluster=west").await["reason"], "OlderVersion");
+    play(&east, "west", snapshot(&["web"], 6)).await;
     gateway.until("a good catalogue to count again", |all| !all.contains_key("capacity west/shop/api")).await;
 }
 

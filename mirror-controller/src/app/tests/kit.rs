@@ -348,6 +348,11 @@ impl Gateway {
             loss: 0.0,
             since_unix: 0,
             remote: None,
+            transport: None,
+            transport_reason: None,
+            clock_ahead_seconds: None,
+            mtu: None,
+            black_holes: 0,
         };
         self.report(Report::Links { links: vec![link] }).await;
     }

@@ -10,6 +10,8 @@ fn resource(name: u8, ready: u32) -> Resource {
         service: ServiceKey::parse(&format!("shop/s{name}")).unwrap(),
         ready: BTreeMap::from([(80, ready)]),
         total: BTreeMap::new(),
+        ready_udp: Default::default(),
+        total_udp: Default::default(),
         ready_endpoints: Vec::new(),
     })
 }

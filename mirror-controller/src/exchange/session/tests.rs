@@ -12,6 +12,8 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 
+mod simulation;
+
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -55,6 +57,7 @@ struct World {
     to_publisher: Vec<(Instant, SubscriberMessage)>,
     random: SmallRng,
     loss: f64,
+    twice: f64,
     delay: Duration,
     jitter: Duration,
     /// When to connect again after a session ended.
@@ -78,6 +81,7 @@ impl World {
             to_publisher: Vec::new(),
             random: SmallRng::seed_from_u64(seed),
             loss: 0.0,
+            twice: 0.0,
             delay: 5 * MS,
             jitter: Duration::ZERO,
             reconnect_at: Some(now),
@@ -118,11 +122,14 @@ impl World {
         self.reconnect_at = Some(self.now + 200 * MS);
     }
 
-    fn arrival(&mut self) -> Option<Instant> {
-        if self.random.random_bool(self.loss) {
-            return None;
-        }
-        Some(self.now + self.delay + self.jitter.mul_f64(self.random.random()))
+    /// When a message arrives: never, once or twice.
+    fn arrivals(&mut self) -> Vec<Instant> {
+        let copies = match () {
+            () if self.random.random_bool(self.loss) => 0,
+            () if self.random.random_bool(self.twice) => 2,
+            () => 1,
+        };
+        (0..copies).map(|_| self.now + self.delay + self.jitter.mul_f64(self.random.random())).collect()
     }
 
     /// Everything that is due now.
@@ -158,14 +165,12 @@ impl World {
         }
         while let Some(message) = self.publisher.as_mut().and_then(|publisher| publisher.poll(now)) {
             self.sent += 1;
-            if let Some(at) = self.arrival() {
-                self.to_subscriber.push((at, message));
-            }
+            let arrivals = self.arrivals();
+            self.to_subscriber.extend(arrivals.into_iter().map(|at| (at, message.clone())));
         }
         while let Some(message) = self.subscriber.poll() {
-            if let Some(at) = self.arrival() {
-                self.to_publisher.push((at, message));
-            }
+            let arrivals = self.arrivals();
+            self.to_publisher.extend(arrivals.into_iter().map(|at| (at, message.clone())));
         }
         Ok(())
     }
@@ -498,6 +503,7 @@ fn what_a_new_leader_finds_gone_at_once_waits_as_for_the_old_one() {
     }
 }
 
+/// S-41.
 #[test]
 fn nothing_is_removed_without_a_complete_newer_snapshot() {
     let half = entries(0..5);

@@ -68,11 +68,14 @@ fn a_peers_service_gets_a_name_and_an_address_here() {
     let listeners = faces::listeners(&wanted);
     let Shape::Single { front: Front::Address(address), .. } = wanted.shape else { panic!() };
     let ports: Vec<_> = listeners[0].ports.iter().map(|port| port.listen.to_string()).collect();
-    assert_eq!(ports, [format!("{address}:80"), format!("{address}:443")], "UDP is not listened for");
+    assert_eq!(ports, [format!("{address}:80"), format!("{address}:443"), format!("{address}:53")]);
+    let udp: Vec<_> = listeners[0].ports.iter().map(|port| !port.transport.is_tcp()).collect();
+    assert_eq!(udp, [false, false, true]);
     assert_eq!(listeners[0].service, key("shop/web"));
-    assert_eq!(faces::dns(&wanted).ports.len(), 2);
+    assert_eq!(faces::dns(&wanted).ports.len(), 3);
 }
 
+/// S-35.
 #[test]
 fn names_that_are_not_for_peers_are_refused() {
     for (service, local, expected) in [
@@ -91,7 +94,8 @@ fn names_that_are_not_for_peers_are_refused() {
         assert!(reason(&refused.verdicts, "Conflict").starts_with("True:"), "{service}");
         assert!(!refused.wants_front);
     }
-    let refused = mirror("west", &entry("shop/dns", &["53/UDP"], 1), &[]).unwrap_err();
+    assert!(mirror("west", &entry("shop/dns", &["53/UDP"], 1), &[]).is_ok());
+    let refused = mirror("west", &entry("shop/calls", &["2905/SCTP"], 1), &[]).unwrap_err();
     assert_eq!(reason(&refused.verdicts, "Accepted"), "False:UnsupportedProtocol");
     assert_eq!(reason(&refused.verdicts, "Conflict"), "False:NoConflicts");
     assert!(mirror("west", &entry("shop/web", &["80"], 1), &["shop/web", "bank/web-west"]).is_ok());

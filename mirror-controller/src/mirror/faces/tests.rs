@@ -15,9 +15,9 @@ fn fronts() -> Fronts {
     Addresses::new("127.80.0.0/12".parse().expect("a range")).into()
 }
 
-/// A mirror of west with two TCP ports and one that nobody listens for.
+/// A mirror of west with two ports and one that nobody listens for.
 fn mirror() -> Wanted {
-    let entry = entry("shop/web", &["http:80", "443", "dns:53/UDP"], 1);
+    let entry = entry("shop/web", &["http:80", "443/UDP", "calls:2905/SCTP"], 1);
     let taken = Taken { locally: &|_| false, by_peer: &|_| false };
     cluster(&ground(), Member { cluster: &name("west"), entry: &entry }, taken, &mut fronts()).expect("wanted")
 }
@@ -51,7 +51,7 @@ fn the_mirror_of_one_peer_is_withheld_for_any_port() {
 fn ports_that_the_gateway_left_out_by_itself_withhold_nothing_until_it_is_all() {
     let mirror = mirror();
     assert!(answered(&mirror, &[80], true));
-    assert!(!answered(&mirror, &[80, 443], true), "no port is left; UDP is no port of a gateway");
+    assert!(!answered(&mirror, &[80, 443], true), "no port is left; SCTP is no port of a gateway");
 }
 
 #[test]
@@ -84,4 +84,17 @@ fn what_two_gateways_both_do_not_listen_at_is_silent() {
         let any = silent.both(&silence(other));
         assert_eq!(any.then_some(silent), both.map(silence), "{one:?} and {other:?}");
     }
+}
+
+#[test]
+fn dns_has_its_two_transports_on_one_number() {
+    let entry = entry("shop/dns", &["dns:53/UDP", "dns-tcp:53"], 3);
+    let taken = Taken { locally: &|_| false, by_peer: &|_| false };
+    let west = name("west");
+    let wanted = cluster(&ground(), Member { cluster: &west, entry: &entry }, taken, &mut fronts()).expect("wanted");
+    let ports = &listeners(&wanted)[0].ports;
+    assert_eq!(ports.iter().map(|port| port.transport.as_str()).collect::<Vec<_>>(), ["udp", "tcp"]);
+    assert_eq!(ports[0].listen, ports[1].listen);
+    let capacity = capacity(&west, &entry);
+    assert_eq!((capacity.ready.len(), capacity.ready_udp.len()), (1, 1));
 }

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::{Timestamp, Unit};
-use linkspan_proto::exchange::Protocol;
 use linkspan_proto::names::ClusterName;
 use serde_json::{Value, json};
 
@@ -164,8 +163,10 @@ pub fn ready(wanted: &Wanted, ips: &[IpAddr]) -> Verdict {
     if matches!(wanted.shape, Shape::Single { .. }) && ips.is_empty() {
         return Verdict::new("Ready", false, "Pending", "the API server has given it no address yet");
     }
-    let others = wanted.ports.iter().filter(|port| port.protocol != Protocol::Tcp).count();
-    let message =
-        if others > 0 { "the import can be used; only its TCP ports are carried" } else { "the import can be used" };
+    let message = if wanted.ports.iter().all(|port| port.protocol.transport().is_some()) {
+        "the import can be used"
+    } else {
+        "the import can be used; only its TCP and UDP ports are carried"
+    };
     Verdict::new("Ready", true, "Ready", message)
 }

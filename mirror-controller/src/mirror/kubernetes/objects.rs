@@ -19,7 +19,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use linkspan_proto::exchange::Protocol;
 use linkspan_proto::names::{ServiceKey, mirror_name};
 use serde_json::{Map, Value, json};
 
@@ -349,16 +348,17 @@ fn slice(
     rendered(Resource::EndpointSlice, &wanted.object, &name, labels, value)
 }
 
-/// Only TCP is carried.
+/// SCTP is not carried.
 fn slice_ports(wanted: &Wanted, number: impl Fn(&Port) -> Option<u16>) -> Vec<Value> {
-    let tcp = wanted.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-    tcp.filter_map(|port| {
-        let mut object = port_base(port);
-        object.insert("name".to_owned(), json!(port_name(port)));
-        object.insert("port".to_owned(), json!(number(port)?));
-        Some(Value::Object(object))
-    })
-    .collect()
+    let carried = wanted.ports.iter().filter(|port| port.protocol.transport().is_some());
+    carried
+        .filter_map(|port| {
+            let mut object = port_base(port);
+            object.insert("name".to_owned(), json!(port_name(port)));
+            object.insert("port".to_owned(), json!(number(port)?));
+            Some(Value::Object(object))
+        })
+        .collect()
 }
 
 fn port_name(port: &Port) -> &str {

@@ -35,6 +35,8 @@ fn link(address: &str) -> Document {
         trust_bundle: String::new(),
         addresses: vec![address.parse().unwrap()],
         default_policy: linkspan_proto::configuration::DefaultPolicy::Allow,
+        transport: linkspan_proto::configuration::Transport::Auto,
+        congestion: Default::default(),
     };
     Document { object: Object::Link(linkspan_proto::resources::Link::new("west", spec)), line: 1 }
 }

@@ -24,7 +24,7 @@ const GROUP: Group = Group::Programs;
 /// A clock that is further off is worth a look: a header says whole seconds, and the answer was under way for some time.
 const SKEW_NOTICE: f64 = 5.0;
 
-/// A clock that is further off breaks things. Certificates are valid from five minutes before they are issued: a clock that is
+/// A clock that is further off breaks things. Certificates are valid from fifteen minutes before they are issued: a clock that is
 /// a minute behind has used a part of that, and drifts on.
 const SKEW_MAX: f64 = 60.0;
 
@@ -369,7 +369,10 @@ async fn address(checks: &mut Checks<'_>, cluster: &Cluster, settings: &Settings
             GROUP,
             name,
             format!("the gateways have no address: the load balancer has given the Service {service} none"),
-            format!("see why: {see}; where nothing hands out addresses: --service-type NodePort; or {otherwise}"),
+            format!(
+                "see why: {see}; where nothing hands out addresses: --service-type NodePort; where UDP and TCP cannot share a \
+                 port: --no-link-tcp; or {otherwise}"
+            ),
         ),
         Ok(Some(Reach::NoNode)) => checks.fail(
             GROUP,

@@ -552,14 +552,17 @@ async fn an_export_without_a_tcp_port_is_no_fault_of_the_importer() {
             "hostname": "dns-west.shop.svc.cluster.local",
             "service": "shop/dns",
             "conditions": [{
-                "type": "Accepted", "status": "False", "reason": "UnsupportedProtocol", "message": "it has no TCP port",
+                "type": "Accepted", "status": "False", "reason": "UnsupportedProtocol", "message": "it has no TCP or UDP port",
             }],
         },
     }]);
     recorded.set(&proxy("controller-a", "/refused"), refused);
     let (failures, warnings, page) = round(recorded).await;
     assert!(failures.is_empty() && warnings.len() == 1, "{page}");
-    says(&warnings[0], &["it has no TCP port", "give the Service a TCP port", "nothing here is in its way"]);
+    says(
+        &warnings[0],
+        &["it has no TCP or UDP port", "give the Service a TCP or UDP port", "nothing here is in its way"],
+    );
 }
 
 #[tokio::test]

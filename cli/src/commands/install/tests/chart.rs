@@ -11,7 +11,8 @@ const EXAMPLES: [(&str, Option<&str>, &str); 2] =
     [("default.yaml", None, ""), ("ha.yaml", Some("values-ha.yaml"), "--replicas 3 --external-traffic-policy Local")];
 
 /// Values with the arguments of the same meaning.
-const COMBINATIONS: [(&str, &str); 8] = [
+const COMBINATIONS: [(&str, &str); 9] = [
+    ("gateway.tcp=false", "--no-link-tcp"),
     ("stage=cluster,namespace.create=true", "--stage cluster"),
     ("stage=namespaced", "--stage namespaced"),
     ("imports.namespaces={shop}", "--import-namespace shop"),

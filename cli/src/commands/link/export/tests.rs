@@ -1,4 +1,4 @@
-use linkspan_proto::configuration::DefaultPolicy;
+use linkspan_proto::configuration::{Congestion, DefaultPolicy, Transport};
 use linkspan_proto::identity::TrustDomain;
 use linkspan_proto::names::ClusterName;
 use linkspan_proto::resources::HostPort;
@@ -9,9 +9,11 @@ use super::{Manifest, each_once, resolve, yaml};
 #[test]
 fn what_is_written_reads_back() {
     let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    for (addresses, policy) in
-        [(vec!["east.example.com:4143", "[2001:db8::1]:4143"], DefaultPolicy::Allow), (vec![], DefaultPolicy::Deny)]
-    {
+    for (addresses, policy, transport, congestion) in [
+        (vec!["east.example.com:4143", "[2001:db8::1]:4143"], DefaultPolicy::Allow, Transport::Auto, Congestion::Wan),
+        (vec![], DefaultPolicy::Deny, Transport::Tcp, Congestion::Auto),
+        (vec![], DefaultPolicy::Allow, Transport::Quic, Congestion::Lan),
+    ] {
         let addresses: Vec<HostPort> = addresses.into_iter().map(|text| HostPort::parse(text).unwrap()).collect();
         let text = yaml(&Manifest {
             cluster: &ClusterName::parse("east").unwrap(),
@@ -19,6 +21,8 @@ fn what_is_written_reads_back() {
             trust_bundle: pem,
             addresses: &addresses,
             default_policy: policy,
+            transport,
+            congestion,
         });
         assert_eq!(text.contains("waits to be dialled"), addresses.is_empty());
         let (cluster, link) = one_link(&text, "test").unwrap();
@@ -27,6 +31,7 @@ fn what_is_written_reads_back() {
         assert_eq!(link.spec.trust_bundle, pem);
         assert_eq!(link.spec.addresses, addresses);
         assert_eq!(link.spec.default_policy, policy);
+        assert_eq!((link.spec.transport, link.spec.congestion), (transport, congestion));
     }
 }
 

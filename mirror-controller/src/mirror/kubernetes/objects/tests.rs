@@ -44,10 +44,12 @@ fn a_mirror_is_a_service_and_slices_of_ready_gateways() {
         slice["endpoints"].as_array().unwrap().iter().map(|it| it["addresses"][0].clone()).collect();
     assert_eq!(addresses, ["10.244.0.9", "10.244.1.7"]);
     let ports = slice["ports"].as_array().unwrap();
-    assert_eq!(ports.len(), 2, "UDP is not carried");
+    assert_eq!(ports.len(), 3);
     let Shape::Single { front: Front::Ports(given), .. } = &wanted.shape else { panic!() };
     assert_eq!(ports[0]["port"], given[&80]);
     assert_eq!(ports[0]["name"], "http");
+    let udp = ports.iter().find(|port| port["protocol"] == "UDP").unwrap();
+    assert_eq!((&udp["name"], &udp["port"]), (&json!("dns"), &json!(given[&53])));
     assert_eq!(all[2].value["addressType"], "IPv6");
 }
 
