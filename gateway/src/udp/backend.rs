@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use linkspan_proto::refusal::Refusal;
 
-use super::socket::Socket;
+use super::socket::{Socket, TOO_LARGE};
 use crate::backend::{self, DialError, EndpointGuard};
 use crate::remote::Admitted;
 
@@ -46,8 +46,8 @@ impl Backend {
                     self.endpoint.failed();
                     return Refusal::ConnectRefused;
                 }
-                // EMSGSIZE: of a datagram sent before, that a hop could not pass on; the next one may be smaller.
-                Err(error) if error.raw_os_error() == Some(90) => {}
+                // Of a datagram sent before, that a hop could not pass on; the next one may be smaller.
+                Err(error) if error.raw_os_error() == Some(TOO_LARGE) => {}
                 Err(error) => {
                     tracing::debug!(backend = %self.endpoint.address(), %error, "socket of a flow failed");
                     return Refusal::BackendReset;

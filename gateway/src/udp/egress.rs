@@ -141,7 +141,7 @@ impl Egress {
         drop(task::spawn("udp_flow", async move {
             let (flow, drain) = (Arc::clone(&carrier.flow), carrier.gateway.drain.clone());
             let (client, number) = (flow.client, flow.number);
-            if carrier.run().await.is_err() {
+            if is_refused(carrier.run().await) {
                 tokio::select! {
                     () = tokio::time::sleep(REFUSED) => {}
                     () = flow.ended.cancelled() => {}
@@ -166,9 +166,14 @@ impl Egress {
     }
 }
 
+/// Whether nobody would take the flow. One whose link broke goes elsewhere with the client's next datagram.
+fn is_refused(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::NoTarget | Outcome::Refused(_))
+}
+
 impl Carrier {
-    /// Until its end; an error where it was not carried.
-    async fn run(self) -> Result<(), Outcome> {
+    /// Until its end, and how that was.
+    async fn run(self) -> Outcome {
         let _unfinished = self.gateway.drain.guard();
         let route = &self.routed.route;
         let mut entry = Entry::new(Direction::Outbound, Protocol::Udp);
@@ -200,7 +205,7 @@ impl Carrier {
         self.flow.give_up();
         self.flow.moved.tell(&mut record);
         record.finish(outcome);
-        if matches!(outcome, Outcome::Ok | Outcome::Idle) { Ok(()) } else { Err(outcome) }
+        outcome
     }
 
     /// Tries targets until one takes the flow, then waits for its end.

@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
 
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
@@ -19,6 +20,12 @@ const BUFFER: usize = 64 * 1024;
 
 /// That nobody is at the other end makes a socket no more readable: the kernel tells it as an error alone.
 const HEARD: Interest = Interest::READABLE.add(Interest::ERROR);
+
+/// EMSGSIZE: more than the way to the other end carries in one packet.
+pub(super) const TOO_LARGE: i32 = Errno::MSGSIZE.raw_os_error();
+
+/// ENOBUFS: the device's queue is full.
+const NO_BUFFERS: i32 = Errno::NOBUFS.raw_os_error();
 
 thread_local! {
     /// One for all sockets of a worker: whoever receives is done with it before it waits. Only what was filled once takes memory.
@@ -105,9 +112,8 @@ impl Socket {
                 self.refused.notify_one();
             }
             match error.raw_os_error() {
-                // EMSGSIZE; ENOBUFS.
-                Some(90) => Loss::Oversize,
-                Some(105) => Loss::QueueFull,
+                Some(TOO_LARGE) => Loss::Oversize,
+                Some(NO_BUFFERS) => Loss::QueueFull,
                 _ if error.kind() == io::ErrorKind::WouldBlock => Loss::QueueFull,
                 _ => Loss::SendFailed,
             }
